@@ -1,0 +1,1 @@
+"""segsweep: sweep, compare, register and ensemble 3D CT segmentation methods on Ray."""

@@ -1,0 +1,39 @@
+"""What segsweep says when something is wrong: one sentence that names what was found, what was expected, what to do.
+
+The command line prints the sentence and exits with code 2; Python users catch `SegsweepError`.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SegsweepError(Exception):
+    """Base of every error that segsweep raises on purpose. `str(error)` is meant to be read by a person."""
+
+
+class InputError(SegsweepError):
+    """A scan, label map, table or folder that cannot be used as it is. The message names the file or case and the field."""
+
+
+class StoreError(SegsweepError):
+    """A store that is absent, damaged, of another format, or lacks what was asked of it."""
+
+
+class RecipeError(SegsweepError):
+    """An unknown recipe, or parameters that a recipe does not accept."""
+
+
+class ResourceError(SegsweepError):
+    """A request that this machine or cluster can never meet (memory, workers, disk)."""
+
+
+class ModelError(SegsweepError):
+    """A checkpoint or registered model that is absent, damaged, or does not fit the data."""
+
+
+def unknown(name: str, *, kind: str, known: Iterable[str]) -> str:
+    """Sentence for a name that does not exist, with the nearest ones first."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+    return f"no {name!r} among {kind} (there are: {', '.join(names) or 'none'}){hint}"

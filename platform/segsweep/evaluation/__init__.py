@@ -1,0 +1,1 @@
+"""Metrics by the organisers' own rules, intervals and reports."""

@@ -1,0 +1,42 @@
+"""Training parameters that every trainable shares; a recipe's `Params` adds its architecture's own."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from segsweep.data.geometry import Size
+from segsweep.learning.task import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingParams:
+    """The recommended run is the default: nnU-Net's recipe (METHODS.md 1.1 to 1.4).
+
+    `patch_size` (voxels z, y, x) and `batch_size` (patches per worker) come from the store's plan unless given.
+    `foreground` is the share of patches that are forced to hold foreground; `mirror` names the axes along which patches are flipped.
+    """
+
+    epochs: int = 1000
+    iterations: int = 250
+    patch_size: Size | None = None
+    batch_size: int | None = None
+    head: Head = "softmax"
+    loss: Literal["dice_ce", "dice_focal"] = "dice_ce"
+    oversampling: Literal["deterministic", "probabilistic"] = "deterministic"
+    foreground: float = 0.33
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 1e-2
+    weight_decay: float = 3e-5
+    augmentation: Literal["nnunet", "light", "none"] = "nnunet"
+    mirror: Literal["zyx", "zy", "x", "none"] = "zyx"
+    validation_iterations: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected at least 1")
+        if not 0.0 <= self.foreground <= 1.0:
+            raise ValueError(f"foreground={self.foreground} cannot be used: expected a share from 0 to 1")
+        if self.patch_size is not None and min(self.patch_size) < 8:
+            raise ValueError(f"patch_size={self.patch_size} cannot be used: expected at least 8 voxels an axis (z, y, x)")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} cannot be used: expected at least 1")

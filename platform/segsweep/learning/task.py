@@ -1,0 +1,87 @@
+"""What a trainable is built for: channels, label table, head, patch and normalisation, as one frozen JSON-able value."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsweep.data.geometry import Size, Spacing
+from segsweep.data.structures import LabelSet, LabelTable
+
+Head = Literal["softmax", "sigmoid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """One channel: clip to [low, high], subtract mean, divide by deviation (nnU-Net's CT rule, METHODS.md 1.5).
+
+    `scheme` "z-score" ignores the numbers and uses each scan's own mean and deviation.
+    """
+
+    scheme: Literal["ct", "z-score"]
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """All that a model needs to know of its data; saved beside its weights, so it predicts without the store."""
+
+    channels: tuple[str, ...]
+    table: LabelTable
+    head: Head
+    patch_size: Size
+    spacing: Spacing
+    normalisation: tuple[Normalisation, ...]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the logits: one an atom (softmax) or one a structure (sigmoid)."""
+        return len(self.table.atoms) if self.head == "softmax" else len(self.table.labels.structures)
+
+    @property
+    def mirrored_outputs(self) -> tuple[int, ...] | None:
+        """Output that stands at each output's place after a left/right flip; None when the flip cannot be expressed."""
+        return self.table.mirrored_atoms if self.head == "softmax" else self.table.labels.mirrored
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able dictionary; `task_from_json` takes it back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def task_from_json(values: Mapping[str, Any]) -> Task:
+    """The Task that `to_json` wrote."""
+    table = values["table"]
+    labels = LabelSet(
+        structures=tuple(table["labels"]["structures"]),
+        pairs=tuple((left, right) for left, right in table["labels"]["pairs"]),
+    )
+    patch, spacing = values["patch_size"], values["spacing"]
+    return Task(
+        channels=tuple(values["channels"]),
+        table=LabelTable(labels=labels, atoms=tuple(tuple(atom) for atom in table["atoms"])),
+        head=values["head"],
+        patch_size=(patch[0], patch[1], patch[2]),
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        normalisation=tuple(Normalisation(**channel) for channel in values["normalisation"]),
+    )
+
+
+def normalise(image: NDArray, *, normalisation: tuple[Normalisation, ...]) -> NDArray[np.float32]:
+    """A whole scan or a patch (c, z, y, x) as float32. The "z-score" scheme needs the whole scan."""
+    result = image.astype(np.float32)
+    for channel, rule in zip(result, normalisation, strict=True):
+        if rule.scheme == "ct":
+            np.clip(channel, rule.low, rule.high, out=channel)
+            channel -= rule.mean
+            channel /= max(rule.deviation, 1e-8)
+        else:
+            channel -= channel.mean()
+            channel /= max(float(channel.std()), 1e-8)
+    return result

@@ -1,0 +1,1 @@
+"""MLflow: tracking, the model registry, its flavour, and ensembles of registered models."""

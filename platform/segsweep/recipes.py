@@ -1,0 +1,92 @@
+"""Recipes are plain files found by name: a trainable, a search space or a dataset is there as soon as its file is.
+
+Looked up in the user's own project (`SEGSWEEP_PROJECT`), then this checkout, then the installed package. Every recipe has a
+real import name (`segsweep.trainables.unet`), so it pickles and reaches Ray workers.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from segsweep.errors import RecipeError, unknown
+
+Kind = Literal["trainables", "search_spaces", "datasets"]
+
+
+def search_path(kind: Kind, *, packaged: Iterable[str]) -> list[str]:
+    """Folders that hold recipes of one kind, first match wins."""
+    folders = list(packaged)
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "platform" / "segsweep").is_dir():
+        folders.insert(0, str(checkout / kind))
+    project = os.environ.get("SEGSWEEP_PROJECT")
+    if project:
+        folders.insert(0, str(Path(project).expanduser().resolve() / kind))
+    return folders
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of all recipes of one kind, sorted."""
+    package = importlib.import_module(f"segsweep.{kind}")
+    found = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
+    return sorted(found)
+
+
+def load(kind: Kind, *, name: str) -> ModuleType:
+    """The recipe's module. Raises RecipeError with the nearest names when there is none."""
+    if name not in names(kind):
+        raise RecipeError(unknown(name, kind=f"{kind}/", known=names(kind)))
+    return importlib.import_module(f"segsweep.{kind}.{name}")
+
+
+def build_params(recipe: ModuleType, *, values: Mapping[str, Any]) -> Any:
+    """The recipe's frozen `Params`, from values given as text or as Python values.
+
+    `preset=NAME` first takes the recipe's own preset; the other values override it. Raises RecipeError that names the
+    parameter, what was found and what was expected.
+    """
+    name = recipe.__name__.rpartition(".")[2]
+    given = dict(values)
+    preset = given.pop("preset", None)
+    presets: Mapping[str, Mapping[str, Any]] = getattr(recipe, "PRESETS", {})
+    if preset is not None and preset not in presets:
+        raise RecipeError(unknown(str(preset), kind=f"presets of {name}", known=presets))
+    merged = {**(presets[preset] if preset is not None else {}), **given}
+    fields = {field.name for field in dataclasses.fields(recipe.Params)}
+    for key in merged:
+        if key not in fields:
+            raise RecipeError(unknown(key, kind=f"parameters of {name}", known=fields))
+    try:
+        return TypeAdapter(recipe.Params).validate_python({key: parse_value(value) for key, value in merged.items()})
+    except ValidationError as error:
+        raise RecipeError(f"{name}: {_first_complaint(error)}") from None
+
+
+def params_json(params: Any) -> dict[str, Any]:
+    """A Params value as JSON-able dictionary; `build_params` takes it back."""
+    return json.loads(json.dumps(dataclasses.asdict(params)))
+
+
+def parse_value(value: Any) -> Any:
+    """Text from the command line as a Python value: JSON where it is JSON, `a,b,c` as a list, otherwise the text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return [parse_value(part.strip()) for part in value.split(",")] if "," in value else value
+
+
+def _first_complaint(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    field = ".".join(str(part) for part in detail["loc"]) or "parameters"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{field}={detail['input']!r} cannot be used: {message}" if detail["loc"] else message

@@ -1,0 +1,1 @@
+"""Ray: training runs, sweeps and clusters."""

@@ -1,0 +1,48 @@
+"""Where results go: one folder with the MLflow database and artifacts, the Optuna studies, runs and sweeps.
+
+`SEGSWEEP_WORKSPACE` names it (default `./workspace`). `MLFLOW_TRACKING_URI` and `SEGSWEEP_STUDIES` point the tracking
+server and the study storage elsewhere; nothing else changes.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """Addresses derived from one folder."""
+
+    root: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking and registry address."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow artifacts of the embedded default."""
+        return self.root / "artifacts"
+
+    @property
+    def studies_uri(self) -> str:
+        """Optuna storage address."""
+        return os.environ.get("SEGSWEEP_STUDIES") or f"sqlite:///{self.root / 'studies.db'}"
+
+    @property
+    def runs(self) -> Path:
+        """Single training runs, one folder each."""
+        return self.root / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        """Sweeps, one folder each, with one folder a trial."""
+        return self.root / "sweeps"
+
+
+def current_workspace() -> Workspace:
+    """The workspace that the environment names, made if it is not there yet."""
+    root = Path(os.environ.get("SEGSWEEP_WORKSPACE", "workspace")).expanduser().resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    return Workspace(root=root)
