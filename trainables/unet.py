@@ -1,0 +1,169 @@
+"""nnU-Net's plain 3D U-Net with deep supervision (Isensee et al., Nature Methods 2021; METHODS.md 1).
+
+Parameter names and shapes equal nnU-Net v2's PlainConvUNet, so its weights fit. `preset=small` is a network for a machine without a
+GPU: its first level works at half resolution, which costs an eighth of the arithmetic. Written from the description; Apache-2.0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from segsweep.data.geometry import Size
+from segsweep.data.topology import topology
+from segsweep.learning.params import TrainingParams
+from segsweep.learning.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(TrainingParams):
+    """`features` at the first level double at each level up to `most_features`; the first level works at 1/`stem_stride` resolution."""
+
+    features: int = 32
+    most_features: int = 320
+    convolutions: int = 2
+    stem_stride: int = 1
+    levels: int = 7
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "small": {
+        "features": 16,
+        "most_features": 128,
+        "stem_stride": 2,
+        "levels": 5,
+        "batch_size": 2,
+        "epochs": 40,
+        "iterations": 50,
+        "validation_iterations": 8,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "oversampling": "probabilistic",
+        "foreground": 0.67,
+        "augmentation": "light",
+    },
+}
+
+
+def build(params: Params, task: Task) -> nn.Module:
+    """The network for a task; its depth and kernels follow from the patch size and the spacing (METHODS.md 1.6)."""
+    stem = params.stem_stride
+    patch = tuple(size // stem for size in task.patch_size)
+    spacing = tuple(mm * stem for mm in task.spacing)
+    shape = topology((patch[0], patch[1], patch[2]), spacing=(spacing[0], spacing[1], spacing[2]), deepest=params.levels)
+    features = [min(params.features * 2**level, params.most_features) for level in range(len(shape.strides))]
+    return UNet(
+        channels=len(task.channels),
+        outputs=task.outputs,
+        features=features,
+        strides=[(stem, stem, stem), *shape.strides[1:]],
+        kernels=shape.kernels,
+        convolutions=params.convolutions,
+    )
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, instance norm, leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: Size, stride: Size) -> None:
+        super().__init__()
+        padding = tuple(k // 2 for k in kernel)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding)
+        self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
+        self.nonlin = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        return self.nonlin(self.norm(self.conv(x_BCZYX)))
+
+
+class Block(nn.Module):
+    """Several convolutions; the first one may be strided."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: Size, stride: Size, convolutions: int) -> None:
+        super().__init__()
+        first = ConvNormAct(inputs, outputs, kernel=kernel, stride=stride)
+        others = [ConvNormAct(outputs, outputs, kernel=kernel, stride=(1, 1, 1)) for _ in range(convolutions - 1)]
+        self.convs = nn.Sequential(first, *others)
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        return self.convs(x_BCZYX)
+
+
+class Encoder(nn.Module):
+    """One block a level, each level at its stride."""
+
+    def __init__(self, channels: int, *, features: Sequence[int], strides: Sequence[Size], kernels: Sequence[Size], convolutions: int):
+        super().__init__()
+        inputs = [channels, *features[:-1]]
+        self.stages = nn.ModuleList(
+            nn.Sequential(Block(i, o, kernel=k, stride=s, convolutions=convolutions))
+            for i, o, k, s in zip(inputs, features, kernels, strides, strict=True)
+        )
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        skips = []
+        for stage in self.stages:
+            x_BCZYX = stage(x_BCZYX)
+            skips.append(x_BCZYX)
+        return skips
+
+
+class Decoder(nn.Module):
+    """Transposed convolution, concatenation with the skip, block and a segmentation head at every resolution, deepest first."""
+
+    def __init__(self, outputs: int, *, features: Sequence[int], strides: Sequence[Size], kernels: Sequence[Size], convolutions: int):
+        super().__init__()
+        ups, blocks, heads = [], [], []
+        for level in range(len(features) - 1, 0, -1):
+            below, above = features[level], features[level - 1]
+            ups.append(nn.ConvTranspose3d(below, above, strides[level], stride=strides[level]))
+            blocks.append(Block(2 * above, above, kernel=kernels[level - 1], stride=(1, 1, 1), convolutions=convolutions))
+            heads.append(nn.Conv3d(above, outputs, 1))
+        self.transpconvs, self.stages, self.seg_layers = nn.ModuleList(ups), nn.ModuleList(blocks), nn.ModuleList(heads)
+
+    def forward(self, skips: list[Tensor]) -> list[Tensor]:
+        x_BCZYX = skips[-1]
+        logits = []
+        for level, (up, block, head) in enumerate(zip(self.transpconvs, self.stages, self.seg_layers, strict=True)):
+            x_BCZYX = block(torch.cat((up(x_BCZYX), skips[-(level + 2)]), dim=1))
+            if self.training or level == len(self.stages) - 1:
+                logits.append(head(x_BCZYX))
+        return logits[::-1]
+
+
+class UNet(nn.Module):
+    """Returns logits (B, outputs, z, y, x), full resolution first; in training also those of every lower level of the decoder."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        outputs: int,
+        features: Sequence[int],
+        strides: Sequence[Size],
+        kernels: Sequence[Size],
+        convolutions: int,
+    ) -> None:
+        super().__init__()
+        self.stem_stride = strides[0]
+        self.encoder = Encoder(channels, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
+        self.decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
+        self.apply(_initialise)
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        logits = self.decoder(self.encoder(x_BCZYX))
+        if max(self.stem_stride) == 1:
+            return logits
+        size = x_BCZYX.shape[2:]
+        return [interpolate(logits[0], size=size, mode="trilinear", align_corners=False), *logits[1:]]
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation for the leaky ReLU, zero biases."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=1e-2)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
