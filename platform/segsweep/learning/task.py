@@ -10,23 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Size, Spacing
+from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
 
 Head = Literal["softmax", "sigmoid"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normalisation:
-    """One channel: clip to [low, high], subtract mean, divide by deviation (nnU-Net's CT rule, METHODS.md 1.5).
-
-    `scheme` "z-score" ignores the numbers and uses each scan's own mean and deviation.
-    """
-
-    scheme: Literal["ct", "z-score"]
-    low: float = 0.0
-    high: float = 0.0
-    mean: float = 0.0
-    deviation: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
