@@ -1,0 +1,190 @@
+"""What a sweep writes down: MLflow runs with parameters, metrics, tables and files, found again when a sweep resumes.
+
+Only the driver logs (the SQLite default wants one writer). Every call names its tracking server; MLflow's global state
+stays untouched.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+# MLflow reads these when it is imported, so they stand before it; what the user has set stays.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from segsweep.errors import ModelError
+from segsweep.workspace import Workspace
+
+# The first use of a database runs about 100 migrations, each with its own line.
+for _name in ("alembic", "mlflow"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+PARENT_TAG = "mlflow.parentRunId"
+TABLES_TAG = "mlflow.loggedArtifacts"
+NON_FINITE_TAG = "segsweep.non_finite"
+# Limits of MLflow's stores (mlflow/utils/validation.py).
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+
+
+class Tracker:
+    """Runs of one experiment (one a dataset) on the workspace's tracking server.
+
+    The experiment and, with the SQLite default, the database are made on first use (some seconds).
+    """
+
+    def __init__(self, workspace: Workspace, *, experiment: str) -> None:
+        self.workspace = workspace
+        self.experiment = experiment
+        self.client = connect(workspace)
+        self.experiment_id = self._experiment_id()
+
+    def start(
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Begin a run and return its id. `parent` is the id of the run that it is shown under.
+
+        Values beyond MLflow's limits (6000 characters a parameter, 8000 a tag) are cut, with a note at the cut.
+        """
+        texts = {key: _cut(_text(value), limit=TAG_LENGTH) for key, value in (tags or {}).items()}
+        if parent is not None:
+            texts[PARENT_TAG] = parent
+        run_id = self.client.create_run(self.experiment_id, tags=texts, run_name=name).info.run_id
+        values = [Param(_key(key), _cut(_text(value), limit=PARAM_LENGTH)) for key, value in (params or {}).items()]
+        for first in range(0, len(values), PARAMS_AT_ONCE):
+            self.client.log_batch(run_id, params=values[first : first + PARAMS_AT_ONCE])
+        return run_id
+
+    def find(self, experiment: str | None = None, *, tags: Mapping[str, Any]) -> str | None:
+        """Id of the newest run that carries all these tags, or None; in the tracker's experiment unless another is named."""
+        experiment_id = self.experiment_id
+        if experiment is not None and experiment != self.experiment:
+            other = self.client.get_experiment_by_name(experiment)
+            if other is None:
+                return None
+            experiment_id = other.experiment_id
+        wanted = {key: _cut(_text(value), limit=TAG_LENGTH) for key, value in tags.items()}
+        query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in wanted.items())
+        order = ["attributes.start_time DESC"]
+        found = self.client.search_runs([experiment_id], filter_string=query, max_results=1, order_by=order)
+        return found[0].info.run_id if found else None
+
+    def resume(self, run_id: str) -> None:
+        """Mark a run that was found again as running."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def tag(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Set tags; a tag that is there is replaced."""
+        texts = [RunTag(key, _cut(_text(value), limit=TAG_LENGTH)) for key, value in values.items()]
+        self.client.log_batch(run_id, tags=texts)
+
+    def metrics(self, run_id: str, values: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
+        """Log one step. Sending the same step with the same timestamp twice stores it once.
+
+        Non-finite values are left out of the curves and named in the tag `segsweep.non_finite`.
+        """
+        moment = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
+        finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+        points = [Metric(_key(key), value, moment, step) for key, value in finite.items()]
+        left_out = [key for key in values if key not in finite]
+        for first in range(0, len(points), METRICS_AT_ONCE):
+            self.client.log_batch(run_id, metrics=points[first : first + METRICS_AT_ONCE])
+        if left_out:
+            self.tag(run_id, {NON_FINITE_TAG: f"step {step}: {', '.join(left_out)}"})
+
+    def table(self, run_id: str, rows: Sequence[Mapping[str, Any]], *, path: str) -> None:
+        """Store rows as the JSON table `path` (ends in .json), which MLflow compares across runs; replaces an older one."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        data = [[_cell(row.get(column)) for column in columns] for row in rows]
+        self.client.log_dict(run_id, {"columns": columns, "data": data}, path)
+        listed = json.loads(self.client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in listed:
+            self.client.set_tag(run_id, TABLES_TAG, json.dumps([*listed, entry]))
+
+    def artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
+        """Copy a file, or a folder's content, into the run's artifacts (under `folder`)."""
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), folder)
+        else:
+            self.client.log_artifact(run_id, str(path), folder)
+
+    def finish(self, run_id: str, *, status: Status = "FINISHED") -> None:
+        """End a run."""
+        self.client.set_terminated(run_id, status=status)
+
+    def _experiment_id(self) -> str:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            return self.client.create_experiment(self.experiment, artifact_location=_artifact_location(self.workspace))
+        if found.lifecycle_stage != "active":
+            raise ModelError(
+                f"experiment {self.experiment!r} was deleted in MLflow; restore it there "
+                f"(mlflow experiments restore --experiment-id {found.experiment_id}) or use another name"
+            )
+        return found.experiment_id
+
+
+def connect(workspace: Workspace) -> mlflow.MlflowClient:
+    """A client for the workspace's tracking server and registry. Raises ModelError when the address cannot be used."""
+    try:
+        return mlflow.MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
+    except MlflowException as error:
+        raise ModelError(
+            f"tracking server {workspace.tracking_uri!r} cannot be used ({error.message}); "
+            "expected sqlite:///FILE, http(s)://HOST or another MLflow address in MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _artifact_location(workspace: Workspace) -> str | None:
+    """Where artifacts go: beside an embedded database; a server decides for itself."""
+    embedded = urlparse(workspace.tracking_uri).scheme.startswith("sqlite")
+    return workspace.artifacts.absolute().as_uri() if embedded else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _cut(text: str, *, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    note = f"… (cut; {len(text)} characters)"
+    return text[: limit - len(note)] + note
+
+
+def _key(name: str) -> str:
+    """A name that MLflow accepts: other characters than letters, digits and `_/-. :` become `_`."""
+    return re.sub(r"[^/\w.\- :]", "_", name)
+
+
+def _cell(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _quoted(value: str) -> str:
+    if "'" in value and '"' in value:
+        raise ModelError(
+            f"tag value {value!r} cannot be searched for: it holds both kinds of quotes; expected at most one"
+        )
+    return f'"{value}"' if "'" in value else f"'{value}'"
