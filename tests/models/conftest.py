@@ -1,13 +1,57 @@
-"""One workspace with a real SQLite MLflow for all tests of the room: making its database takes seconds."""
+"""One workspace with a real SQLite MLflow for all tests of the room, as making it takes seconds, and tiny checkpoints."""
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+import segsweep.trainables
+from segsweep import recipes
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.learning import checkpoint
+from segsweep.learning.task import Normalisation, Task
 from segsweep.models.tracking import Tracker
+from segsweep.run import Run
 from segsweep.workspace import Workspace
+
+MakeCheckpoint = Callable[..., Path]
+
+# One convolution of size 1: label 1 where the intensity lies above the bias.
+RECIPE = '''
+    """A threshold as a network, for tests."""
+    from dataclasses import dataclass
+
+    from torch import nn
+
+    from segsweep.learning.params import TrainingParams
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Params(TrainingParams):
+        """Nothing of its own."""
+
+
+    class Threshold(nn.Module):
+        """One convolution of size 1."""
+
+        def __init__(self, channels, outputs):
+            super().__init__()
+            self.conv = nn.Conv3d(channels, outputs, 1)
+
+        def forward(self, x_BCZYX):
+            return [self.conv(x_BCZYX)]
+
+
+    def build(params, task):
+        """The network."""
+        return Threshold(len(task.channels), task.outputs)
+'''
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory):
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """An empty workspace that the environment names, as for a user."""
     root = tmp_path_factory.mktemp("workspace")
     with pytest.MonkeyPatch.context() as patch:
@@ -20,3 +64,45 @@ def workspace(tmp_path_factory: pytest.TempPathFactory):
 def tracker(workspace: Workspace) -> Tracker:
     """A tracker on the workspace's own database."""
     return Tracker(workspace, experiment="phantom")
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Name of a tiny recipe in a project of its own."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "trainables").mkdir()
+    (project / "trainables" / "threshold_net.py").write_text(textwrap.dedent(RECIPE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSWEEP_PROJECT", str(project))
+        patch.setattr(segsweep.trainables, "__path__", recipes.search_path("trainables", packaged=[]))
+        yield "threshold_net"
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, recipe: str) -> MakeCheckpoint:
+    """Writes a checkpoint that paints structure "organ" above an intensity."""
+
+    def make(name: str, *, threshold: float = 0.0, structures: tuple[str, ...] = ("organ",), channels=("CT",)) -> Path:
+        labels = LabelSet(structures=structures)
+        atoms = ((), *((index,) for index in range(len(structures))))
+        task = Task(
+            channels=tuple(channels),
+            table=LabelTable(labels=labels, atoms=atoms),
+            head="softmax",
+            patch_size=(8, 8, 8),
+            spacing=(2.0, 1.0, 1.0),
+            normalisation=tuple(Normalisation(scheme="ct", low=-10.0, high=10.0) for _ in channels),
+        )
+        weight = torch.zeros(len(atoms), len(channels), 1, 1, 1)
+        weight[1, 0] = 1.0
+        bias = torch.full((len(atoms),), -100.0)
+        bias[0], bias[1] = 0.0, -threshold
+        snapshot = checkpoint.Snapshot(
+            weights={"conv.weight": weight, "conv.bias": bias}, metrics={"val/dice": 0.875, "loss": 0.5}, epoch=3
+        )
+        run = Run(trainable=recipe, store="phantom.zarr")
+        document = {"run": run.to_json(), "task": task.to_json(), "params": {"patch_size": [8, 8, 8]}}
+        checkpoint.save(tmp_path / name, snapshot=snapshot, run=document)
+        return tmp_path / name
+
+    return make

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.telemetry import get_telemetry_client
 
 from segsweep.errors import ModelError
 from segsweep.models.tracking import PARENT_TAG, Tracker, connect
@@ -90,7 +91,7 @@ def test_mlflow_is_quiet_and_its_global_state_untouched(tracker: Tracker) -> Non
     assert mlflow.active_run() is None
     assert "MLFLOW_TRACKING_URI" not in os.environ
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
-    assert mlflow.telemetry.get_telemetry_client() is None
+    assert get_telemetry_client() is None
     assert not logging.getLogger("alembic").isEnabledFor(logging.INFO)
     assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.INFO)
 

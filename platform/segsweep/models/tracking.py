@@ -76,7 +76,7 @@ class Tracker:
         return run_id
 
     def find(self, experiment: str | None = None, *, tags: Mapping[str, Any]) -> str | None:
-        """Id of the newest run that carries all these tags, or None; in the tracker's experiment unless another is named."""
+        """Id of the newest run that carries all these tags, or None, in the tracker's experiment or the named one."""
         experiment_id = self.experiment_id
         if experiment is not None and experiment != self.experiment:
             other = self.client.get_experiment_by_name(experiment)
@@ -113,7 +113,7 @@ class Tracker:
             self.tag(run_id, {NON_FINITE_TAG: f"step {step}: {', '.join(left_out)}"})
 
     def table(self, run_id: str, rows: Sequence[Mapping[str, Any]], *, path: str) -> None:
-        """Store rows as the JSON table `path` (ends in .json), which MLflow compares across runs; replaces an older one."""
+        """Store rows as the JSON table `path` (ends in .json), which MLflow shows; replaces an older one."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         data = [[_cell(row.get(column)) for column in columns] for row in rows]
         self.client.log_dict(run_id, {"columns": columns, "data": data}, path)

@@ -1,0 +1,276 @@
+"""Checkpoints as versions of named models in MLflow's registry: put in once, found by version or alias, always checked.
+
+A version holds the checkpoint folder (safetensors, JSON, manifest) behind `segsweep.models.flavour`; nothing is a pickle.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from segsweep.errors import ModelError, unknown
+from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, verify
+from segsweep.models.tracking import Tracker, connect
+from segsweep.workspace import Workspace
+
+# isort: split
+# After tracking, which sets the switches that MLflow reads when it is imported.
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+FLAVOUR = "segsweep.models.flavour"
+DIGEST_TAG = "segsweep.digest"
+ENSEMBLE = "ensemble.json"
+# Where pyfunc.save_model puts a data folder of this name.
+DATA = Path("data") / "checkpoint"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")
+ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+|latest)|@(?P<alias>[\w-]+))?/?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A version of a registered model. `digest` is the sha256 of its manifest: equal content, equal digest."""
+
+    name: str
+    version: int
+    digest: str
+
+    @property
+    def uri(self) -> str:
+        """Address that `fetch` and MLflow take."""
+        return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Registered):
+    """A registered version as `segsweep list models` shows it."""
+
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+
+
+def register(
+    folder: Path, *, name: str, tracker: Tracker, run_id: str, tags: Mapping[str, str] | None = None
+) -> Registered:
+    """Put a checkpoint or ensemble folder into the registry as the next version of `name`, linked to its run.
+
+    A folder whose digest is already a version of that name is not stored again. Raises ModelError when it is damaged.
+    """
+    if not NAME.fullmatch(name):
+        raise ModelError(f"model name {name!r} cannot be used; expected letters, digits, '.', '_', '-' and spaces")
+    digest = verify(folder)
+    client = tracker.client
+    _ensure_name(client, name=name)
+    for known in _versions(client, name=name):
+        if known.tags.get(DIGEST_TAG) == digest:
+            return Registered(name=name, version=int(known.version), digest=digest)
+    every_tag = {**(tags or {}), DIGEST_TAG: digest}
+    experiment_id = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment_id, name=_logged_name(name), source_run_id=run_id, tags=every_tag)
+    try:
+        _upload(folder, client=client, model_id=logged.model_id, run_id=run_id)
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    created = client.create_model_version(
+        name,
+        source=logged.artifact_location,
+        run_id=run_id,
+        tags=every_tag,
+        description=describe(folder),
+        model_id=logged.model_id,
+    )
+    return Registered(name=name, version=int(created.version), digest=digest)
+
+
+def fetch(uri: str | Path, *, workspace: Workspace) -> Path:
+    """The local folder that holds the manifest of a model, every file checked.
+
+    `uri` is `models:/NAME/3`, `models:/NAME@alias`, `models:/NAME` (the latest version) or a folder. A version on a
+    server is downloaded once into the workspace. Raises ModelError with the nearest names when there is none.
+    """
+    if not str(uri).startswith("models:"):
+        folder = Path(uri).expanduser()
+        folder = folder / DATA if (folder / DATA / MANIFEST).is_file() else folder
+        verify(folder)
+        return folder
+    found = resolve(str(uri), workspace=workspace)
+    folder = _download(found, workspace=workspace)
+    digest = verify(folder)
+    if digest != found.digest:
+        raise ModelError(
+            f"{found.uri}: its manifest has digest {digest[:12]}, expected {found.digest[:12] or 'one'} "
+            "from the registry; the artifacts changed after registration: register the original checkpoint again"
+        )
+    return folder
+
+
+def resolve(uri: str, *, workspace: Workspace) -> Registered:
+    """The version that an address (as in `fetch`) means now. Raises ModelError with the nearest names."""
+    address = ADDRESS.fullmatch(uri)
+    if address is None:
+        raise ModelError(f"{uri!r} is no model address; expected models:/NAME/3, models:/NAME@alias or models:/NAME")
+    listed = models(workspace)
+    name = address["name"]
+    versions = {item.version: item for item in listed if item.name == name}
+    if not versions:
+        raise ModelError(unknown(name, kind="registered models", known={item.name for item in listed}))
+    if address["alias"]:
+        by_alias = {alias: item for item in versions.values() for alias in item.aliases}
+        if address["alias"] not in by_alias:
+            raise ModelError(unknown(address["alias"], kind=f"aliases of {name}", known=by_alias))
+        return _registered(by_alias[address["alias"]])
+    wanted = max(versions) if address["version"] in (None, "latest") else int(address["version"])
+    if wanted not in versions:
+        raise ModelError(unknown(str(wanted), kind=f"versions of {name}", known=map(str, versions)))
+    return _registered(versions[wanted])
+
+
+def set_alias(name: str, *, alias: str, version: int, workspace: Workspace) -> Registered:
+    """Let `models:/NAME@alias` mean this version from now on. Raises ModelError when there is none."""
+    found = resolve(f"models:/{name}/{version}", workspace=workspace)
+    try:
+        connect(workspace).set_registered_model_alias(name, alias, str(version))
+    except MlflowException as error:
+        raise ModelError(f"alias {alias!r} of {name} cannot be set: {error.message}") from error
+    return found
+
+
+def models(workspace: Workspace) -> list[Listed]:
+    """Every registered version, by name and version; empty when nothing was ever registered."""
+    database = workspace.tracking_uri.removeprefix("sqlite:///")
+    if database != workspace.tracking_uri and not Path(database).exists():
+        return []
+    client = connect(workspace)
+    listed: list[Listed] = []
+    token = None
+    while token != "":
+        page = client.search_registered_models(page_token=token)
+        for model in page:
+            aliases = {str(alias): int(version) for alias, version in model.aliases.items()}
+            listed += [_listed(version, aliases=aliases) for version in _versions(client, name=model.name)]
+        token = page.token or ""
+    return sorted(listed, key=lambda item: (item.name, item.version))
+
+
+def describe(folder: Path) -> str:
+    """What a checkpoint or ensemble folder holds, as Markdown with its metrics as a table."""
+    lines: list[str] = []
+    if (folder / RUN).is_file():
+        run = _read_json(folder / RUN)["run"]
+        facts = [f"{key} `{run[key]}`" for key in ("trainable", "store", "fold", "seed") if key in run]
+        lines.append(f"Checkpoint: {', '.join(facts)}.")
+    if (folder / ENSEMBLE).is_file():
+        ensemble = _read_json(folder / ENSEMBLE)
+        lines.append(f"Ensemble ({ensemble['rule']}) of {len(ensemble['members'])} members:\n")
+        lines += [f"* `{member['uri']}`, weight {member['weight']:g}" for member in ensemble["members"]]
+    metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
+    rows = [f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, int | float)]
+    if rows:
+        lines += ["", "| metric | value |", "|---|---|", *rows]
+    return "\n".join(lines)
+
+
+def _upload(folder: Path, *, client: MlflowClient, model_id: str, run_id: str) -> None:
+    """Store exactly the files of the manifest, as an MLflow model that our flavour loads."""
+    with tempfile.TemporaryDirectory(prefix="segsweep-") as scratch:
+        staged = Path(scratch) / DATA.name
+        staged.mkdir()
+        for name in (MANIFEST, *_read_json(folder / MANIFEST)["files"]):
+            shutil.copyfile(folder / name, staged / name)
+        verify(staged)
+        mlflow.pyfunc.save_model(
+            path=str(Path(scratch) / "model"),
+            loader_module=FLAVOUR,
+            data_path=str(staged),
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            pip_requirements=[f"segsweep=={installed_version('segsweep')}"],
+        )
+        client.log_model_artifacts(model_id, str(Path(scratch) / "model"))
+
+
+def _download(found: Registered, *, workspace: Workspace) -> Path:
+    client = connect(workspace)
+    source = client.get_model_version_download_uri(found.name, str(found.version))
+    embedded = urlparse(source).scheme in ("", "file")
+    cache = workspace.root / "fetched" / found.digest
+    if not embedded and (cache / DATA / MANIFEST).is_file():
+        return cache / DATA
+    scratch = None if embedded else Path(tempfile.mkdtemp(dir=_made(cache.parent), prefix=".partial-"))
+    try:
+        model = download_artifacts(
+            artifact_uri=source,
+            dst_path=None if scratch is None else str(scratch),
+            tracking_uri=workspace.tracking_uri,
+            registry_uri=workspace.tracking_uri,
+        )
+    except (MlflowException, OSError) as error:
+        raise ModelError(
+            f"{found.uri}: its files cannot be read from {source} ({error}); "
+            "expected them where they were registered: restore that folder or register the checkpoint again"
+        ) from error
+    if scratch is None:
+        return Path(model) / DATA
+    Path(model).rename(cache)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return cache / DATA
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _ensure_name(client: MlflowClient, *, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _versions(client: MlflowClient, *, name: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    while token != "":
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        found += page
+        token = page.token or ""
+    return found
+
+
+def _listed(version: ModelVersion, *, aliases: Mapping[str, int]) -> Listed:
+    number = int(version.version)
+    return Listed(
+        name=version.name,
+        version=number,
+        digest=version.tags.get(DIGEST_TAG, ""),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+        tags=dict(version.tags),
+    )
+
+
+def _registered(listed: Listed) -> Registered:
+    return Registered(name=listed.name, version=listed.version, digest=listed.digest)
+
+
+def _logged_name(name: str) -> str:
+    """MLflow's logged models allow no '.' in a name."""
+    return name.replace(".", "-")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
