@@ -1,4 +1,4 @@
-"""One workspace with a real SQLite MLflow for all tests of the room, as making it takes seconds, and tiny checkpoints."""
+"""One workspace with a real SQLite MLflow for all tests of the room (making it takes seconds), tiny checkpoints."""
 
 import textwrap
 from collections.abc import Callable, Iterator

@@ -1,10 +1,18 @@
 """A checkpoint goes in once, comes out by version and alias, and never comes out damaged."""
 
 import json
+import os
 import pickle
 import shutil
-from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -151,6 +159,52 @@ def test_artifacts_that_went_away_are_named(tracker, workspace, run_id, make_che
 def test_listing_makes_no_database(tmp_path: Path) -> None:
     assert registry.models(Workspace(root=tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_model_on_a_server_is_downloaded_once(server: str, tmp_path: Path, monkeypatch, make_checkpoint) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    workspace = Workspace(root=tmp_path / "workspace")
+    tracker = Tracker(workspace, experiment="phantom")
+    found = put(tracker, tracker.start("remote"), make_checkpoint("one"), "remote")
+    folder = registry.fetch(found.uri, workspace=workspace)
+    assert folder.is_relative_to(workspace.root)
+    assert checkpoint.verify(folder) == found.digest
+    changed = (folder / "run.json").stat().st_mtime_ns
+    assert registry.fetch("models:/remote", workspace=workspace) == folder
+    assert (folder / "run.json").stat().st_mtime_ns == changed
+    (folder / "run.json").write_text("{}")
+    assert checkpoint.verify(registry.fetch(found.uri, workspace=workspace)) == found.digest
+    assert [path.name for path in (workspace.root / "fetched").iterdir()] == [found.digest]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a real MLflow server with a database and artifacts of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    places = ["--backend-store-uri", store, "--artifacts-destination", str(tmp_path / "server")]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *places]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while not answers(f"{address}/health"):
+            assert process.poll() is None, "the MLflow server ended before it answered"
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=5) as reply:
+            return reply.status == 200
+    except (URLError, OSError):
+        return False
 
 
 def is_pickle(path: Path) -> bool:

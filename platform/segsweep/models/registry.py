@@ -1,6 +1,6 @@
 """Checkpoints as versions of named models in MLflow's registry: put in once, found by version or alias, always checked.
 
-A version holds the checkpoint folder (safetensors, JSON, manifest) behind `segsweep.models.flavour`; nothing is a pickle.
+A version holds the checkpoint folder (safetensors, JSON, manifest) behind `segsweep.models.flavour`; no pickle.
 """
 
 import json
@@ -207,7 +207,7 @@ def _download(found: Registered, *, workspace: Workspace) -> Path:
     source = client.get_model_version_download_uri(found.name, str(found.version))
     embedded = urlparse(source).scheme in ("", "file")
     cache = workspace.root / "fetched" / found.digest
-    if not embedded and (cache / DATA / MANIFEST).is_file():
+    if not embedded and _intact(cache / DATA):
         return cache / DATA
     scratch = None if embedded else Path(tempfile.mkdtemp(dir=_made(cache.parent), prefix=".partial-"))
     try:
@@ -224,9 +224,18 @@ def _download(found: Registered, *, workspace: Workspace) -> Path:
         ) from error
     if scratch is None:
         return Path(model) / DATA
+    shutil.rmtree(cache, ignore_errors=True)
     Path(model).rename(cache)
     shutil.rmtree(scratch, ignore_errors=True)
     return cache / DATA
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except ModelError:
+        return False
+    return True
 
 
 def _made(folder: Path) -> Path:
