@@ -1,0 +1,125 @@
+"""Which patch to draw: the case, whether it must hold foreground, and where its lower corner lies (METHODS.md 1.3)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsweep.data.geometry import Size
+from segsweep.learning.task import Normalisation, Task
+
+Region = tuple[slice, slice, slice]
+Oversampling = Literal["deterministic", "probabilistic"]
+
+
+class Grid(Protocol):
+    """One case's voxels. `foreground` maps atom values to sampled voxel indices (n, 3) in order z, y, x."""
+
+    @property
+    def shape(self) -> Size: ...
+    @property
+    def foreground(self) -> Mapping[int, NDArray]: ...
+    def read_image(self, region: Region, /) -> NDArray: ...
+    def read_label(self, region: Region, /) -> NDArray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCase:
+    """A case to train on: `annotated` per structure of the task's table, `grid` in the task's atom values."""
+
+    case_id: str
+    grid: Grid
+    annotated: tuple[bool, ...]
+
+    @cached_property
+    def _own_rules(self) -> tuple[Normalisation, ...]:
+        image = self.grid.read_image(_whole(self.grid.shape))
+        return tuple(_own_rule(channel) for channel in image)
+
+    def rules(self, normalisation: tuple[Normalisation, ...]) -> tuple[Normalisation, ...]:
+        """Rules that patches may use: "z-score" becomes this scan's own mean and deviation, read once."""
+        if all(rule.scheme == "ct" for rule in normalisation):
+            return normalisation
+        pairs = zip(normalisation, self._own_rules, strict=True)
+        return tuple(rule if rule.scheme == "ct" else own for rule, own in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A patch to read: `corner` is its lowest voxel (z, y, x); the patch may reach beyond the scan on either side."""
+
+    case: TrainingCase
+    corner: Size
+    forced: bool
+
+
+def forced_flags(
+    batch_size: int, *, foreground: float, rule: Oversampling, generator: np.random.Generator
+) -> tuple[bool, ...]:
+    """Which samples of a batch must hold foreground: the last ones, or each by chance."""
+    if rule == "deterministic":
+        return tuple(index >= round(batch_size * (1 - foreground)) for index in range(batch_size))
+    return tuple(bool(value < foreground) for value in generator.random(batch_size))
+
+
+def place(cases: Sequence[TrainingCase], *, task: Task, forced: bool, generator: np.random.Generator) -> Placement:
+    """A patch of a case drawn uniformly, with replacement. Without foreground a forced patch lies anywhere."""
+    case = cases[int(generator.integers(len(cases)))]
+    lowest, highest = corner_bounds(case.grid.shape, patch_size=task.patch_size)
+    voxel = _foreground_voxel(case, task=task, generator=generator) if forced else None
+    if voxel is None:
+        corner = [int(generator.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
+    else:
+        centred = (int(at) - size // 2 for at, size in zip(voxel, task.patch_size, strict=True))
+        corner = [max(low, at) for low, at in zip(lowest, centred, strict=True)]
+    return Placement(case=case, corner=(corner[0], corner[1], corner[2]), forced=forced)
+
+
+def corner_bounds(shape: Size, *, patch_size: Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lowest and highest corner (both allowed) of a random patch; negative where the scan is smaller than the patch."""
+    lacking = [max(0, patch - size) for patch, size in zip(patch_size, shape, strict=True)]
+    lowest = tuple(-lack // 2 for lack in lacking)
+    ends = zip(shape, lacking, patch_size, strict=True)
+    return lowest, tuple(size + lack // 2 + lack % 2 - patch for size, lack, patch in ends)
+
+
+def foreground_classes(case: TrainingCase, *, task: Task) -> dict[int, list[NDArray]]:
+    """Classes that a forced patch may aim at, with their sampled voxels: atoms (softmax) or structures (sigmoid)."""
+    known = {index for index, annotated in enumerate(case.annotated) if annotated}
+    classes: dict[int, list[NDArray]] = {}
+    for value, voxels in sorted(case.grid.foreground.items()):
+        annotated = known.intersection(task.table.atoms[value])
+        if len(voxels) and annotated:
+            for name in (value,) if task.head == "softmax" else sorted(annotated):
+                classes.setdefault(name, []).append(voxels)
+    return classes
+
+
+def _foreground_voxel(case: TrainingCase, *, task: Task, generator: np.random.Generator) -> NDArray | None:
+    classes = list(foreground_classes(case, task=task).values())
+    if not classes:
+        return None
+    pieces = classes[int(generator.integers(len(classes)))]
+    index = int(generator.integers(sum(len(piece) for piece in pieces)))
+    for piece in pieces:
+        if index < len(piece):
+            return piece[index]
+        index -= len(piece)
+    return None
+
+
+def _whole(shape: Size) -> Region:
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
+
+
+def _own_rule(channel: NDArray) -> Normalisation:
+    return Normalisation(
+        scheme="ct",
+        low=-np.inf,
+        high=np.inf,
+        mean=float(channel.mean(dtype=np.float64)),
+        deviation=float(channel.std(dtype=np.float64)),
+    )
