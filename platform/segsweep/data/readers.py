@@ -1,0 +1,189 @@
+"""Reads images and label maps from NIfTI, NRRD and MetaImage files as arrays with their exact geometry."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from segsweep.data.geometry import Geometry
+from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM, check_nifti
+from segsweep.errors import InputError
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+MAX_LABEL = 65535
+
+_FORMATS = {".nii.gz": "NiftiImageIO", ".nii": "NiftiImageIO", ".nrrd": "NrrdImageIO"}
+_HEADER_BYTES = 65536
+
+# ITK would print its warnings to the terminal; what matters is checked here and said as an InputError.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Voxels (z, y, x) in the file's own axis order, the file's geometry, and the sha256 of the file's bytes.
+
+    For a header with its voxels in another file (.mhd, detached .nrrd) the digest covers both files.
+    """
+
+    voxels: NDArray
+    geometry: Geometry
+    digest: str
+
+
+def is_scan(path: Path) -> bool:
+    """Whether the name ends like a file that can be read."""
+    return path.name.endswith(SUFFIXES)
+
+
+def stem(path: Path) -> str:
+    """The file's name without its suffix (`case_0000` for `case_0000.nii.gz`)."""
+    return path.name.removesuffix(_suffix(path))
+
+
+def read_scan(path: Path) -> Scan:
+    """An image as int16 where that is lossless, else float32, in the file's own units (HU for CT); padding is kept.
+
+    Raises InputError for a damaged file, NaN or infinite voxels, and an image of one single value.
+    """
+    scan = _read(path)
+    low, high = scan.voxels.min(), scan.voxels.max()
+    if low == high:
+        raise InputError(f"{path.name}: all voxels are {low}; expected an image with contrast; export the scan again")
+    if low >= -32768 and high <= 32767 and _whole(scan.voxels):
+        return Scan(voxels=scan.voxels.astype(np.int16), geometry=scan.geometry, digest=scan.digest)
+    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
+        raise InputError(f"{path.name}: voxels reach {high:g}; expected values that fit 32 bits; rescale the scan")
+    return Scan(voxels=scan.voxels.astype(np.float32), geometry=scan.geometry, digest=scan.digest)
+
+
+def read_labels(path: Path) -> Scan:
+    """A label map as uint8, or uint16 where values exceed 255.
+
+    Raises InputError for a damaged file, fractions, negative values and values above 65535.
+    """
+    scan = _read(path)
+    if not _whole(scan.voxels):
+        raise InputError(
+            f"{path.name}: the label map holds fractions; expected whole numbers; resample it with nearest neighbour"
+        )
+    low, high = int(scan.voxels.min()), int(scan.voxels.max())
+    if low < 0 or high > MAX_LABEL:
+        raise InputError(
+            f"{path.name}: label values from {low} to {high}; expected 0 to {MAX_LABEL}; is this the label map?"
+        )
+    voxels = scan.voxels.astype(np.uint8 if high <= 255 else np.uint16)
+    return Scan(voxels=voxels, geometry=scan.geometry, digest=scan.digest)
+
+
+def _whole(voxels: NDArray) -> bool:
+    return voxels.dtype.kind in "iu" or all(bool(np.all(plane == np.rint(plane))) for plane in voxels)
+
+
+def _suffix(path: Path) -> str:
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return suffix
+    raise InputError(f"{path.name} is no scan that can be read; expected a name that ends with {', '.join(SUFFIXES)}")
+
+
+def _read(path: Path) -> Scan:
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise InputError(f"{path.name} is not there (in {path.parent}); expected a {suffix} file; check the path")
+    if suffix in (".nii", ".nii.gz"):
+        check_nifti(path)
+    try:
+        files = [path, *_detached(path)]
+        reader = _opened(path, suffix=suffix)
+        voxels = sitk.GetArrayFromImage(reader.Execute())
+        digest = _digest(files)
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{path.name} cannot be read ({_reason(error)}); expected an intact {suffix} file; copy or export it again"
+        ) from None
+    if not np.isfinite(voxels).all():
+        raise InputError(
+            f"{path.name}: some voxels are NaN or infinite; expected finite numbers; export the scan again"
+        )
+    voxels = voxels.reshape(voxels.shape[-3:])
+    return Scan(voxels=voxels, geometry=_geometry(reader, name=path.name), digest=digest)
+
+
+def _opened(path: Path, *, suffix: str) -> sitk.ImageFileReader:
+    """The reader with the header read and judged, so that no memory is taken for a header's absurd claim."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_FORMATS.get(suffix, "MetaImageIO"))
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size = reader.GetSize()
+    if len(size) < 3 or any(count != 1 for count in size[3:]) or reader.GetNumberOfComponents() != 1:
+        raise InputError(
+            f"{path.name}: size is {size} with {reader.GetNumberOfComponents()} numbers a voxel; "
+            "expected one 3D scan with one; split or convert the file"
+        )
+    if not all(1 <= count <= MAX_VOXELS_AN_AXIS for count in size) or 8 * np.prod(size, dtype=object) > 4 * MAX_BYTES:
+        raise InputError(
+            f"{path.name}: size is {size}; expected 1 to {MAX_VOXELS_AN_AXIS} voxels an axis; crop or export it again"
+        )
+    return reader
+
+
+def _geometry(reader: sitk.ImageFileReader, *, name: str) -> Geometry:
+    """The grid of the file in array order. A fourth axis of length 1 is dropped."""
+    rank = reader.GetDimension()
+    size, spacing, origin = reader.GetSize()[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3]
+    direction = np.asarray(reader.GetDirection(), dtype=float).reshape(rank, rank)[:3, :3]
+    low, high = SPACING_MM
+    if not all(low <= value <= high for value in spacing):
+        raise InputError(f"{name}: spacing is {spacing} mm; expected {low} to {high}; correct the spacing")
+    if (
+        not np.allclose(direction.T @ direction, np.eye(3), atol=2 * ORTHONORMAL_WITHIN)
+        or not np.isfinite(origin).all()
+    ):
+        raise InputError(f"{name}: the axes are not at right angles or the origin is not finite; resample the scan")
+    return Geometry(
+        shape=(size[2], size[1], size[0]),
+        spacing=(spacing[2], spacing[1], spacing[0]),
+        origin=(origin[0], origin[1], origin[2]),
+        direction=tuple(direction.ravel().tolist()),
+    )
+
+
+def _detached(path: Path) -> list[Path]:
+    """The file that holds the voxels of a detached header; it must lie beside the header."""
+    if not path.name.endswith((".mhd", ".mha", ".nrrd")):
+        return []
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES).split(b"\n\n")[0].decode("latin-1")
+    for line in header.splitlines():
+        key, sign, value = line.replace(":", "=", 1).partition("=")
+        if not sign or key.strip().lower() not in ("elementdatafile", "data file", "datafile"):
+            continue
+        name = value.strip()
+        if name == "LOCAL":
+            return []
+        if name != Path(name).name or not (path.parent / name).is_file():
+            raise InputError(
+                f"{path.name}: its voxels are in {name!r}; expected a file beside it; put both in one folder"
+            )
+        return [path.parent / name]
+    return []
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an ITK message, without the source file that raised it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rpartition("): ")[2][:160] if lines else type(error).__name__
