@@ -44,6 +44,13 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(_suffix(path))
 
 
+def file_digest(path: Path) -> str:
+    """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
+    if not path.is_file():
+        raise InputError(f"{path.name} is not there (in {path.parent}); check the path")
+    return _digest([path, *_detached(path)])
+
+
 def read_scan(path: Path) -> Scan:
     """An image as int16 where that is lossless, else float32, in the file's own units (HU for CT); padding is kept.
 
@@ -79,6 +86,16 @@ def read_labels(path: Path) -> Scan:
     return Scan(voxels=voxels, geometry=scan.geometry, digest=scan.digest)
 
 
+def file_digest(path: Path) -> str:
+    """The digest of a Scan without reading its voxels."""
+    digest = hashlib.sha256()
+    for part in (path, *_detached(path)):
+        with part.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
 def _whole(voxels: NDArray) -> bool:
     return voxels.dtype.kind in "iu" or all(bool(np.all(plane == np.rint(plane))) for plane in voxels)
 
@@ -97,10 +114,10 @@ def _read(path: Path) -> Scan:
     if suffix in (".nii", ".nii.gz"):
         check_nifti(path)
     try:
-        files = [path, *_detached(path)]
+        _detached(path)
         reader = _opened(path, suffix=suffix)
         voxels = sitk.GetArrayFromImage(reader.Execute())
-        digest = _digest(files)
+        digest = file_digest(path)
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"{path.name} cannot be read ({_reason(error)}); expected an intact {suffix} file; copy or export it again"
@@ -172,15 +189,6 @@ def _detached(path: Path) -> list[Path]:
             )
         return [path.parent / name]
     return []
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:
