@@ -24,7 +24,7 @@ SMOOTH = 1e-5
 
 
 class Loss(Protocol):
-    """`levels` (B, outputs, z, y, x) logits, full resolution first; `atoms` (B, z, y, x); `annotated` (B, structures)."""
+    """`levels` (B, outputs, z, y, x) logits, finest first; `atoms` (B, z, y, x); `annotated` (B, structures)."""
 
     def __call__(self, levels: list[Tensor], atoms: Tensor, annotated: Tensor) -> Tensor: ...
 

@@ -1,0 +1,187 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.learning.augment import Cut, Level, Source, Warp, cut, draw_warp, resampled, swap_sides
+from segsweep.learning.task import Normalisation, Task
+
+SIDES = LabelSet(structures=("left eye", "right eye", "brain"), pairs=(("left eye", "right eye"),))
+TASK = Task(
+    channels=("CT",),
+    table=LabelTable(labels=SIDES, atoms=((), (0,), (1,), (2,))),
+    head="softmax",
+    patch_size=(16, 16, 16),
+    spacing=(1.0, 1.0, 1.0),
+    normalisation=(Normalisation(scheme="ct"),),
+)
+ONE_SIDED = replace(TASK, table=LabelTable(labels=SIDES, atoms=((), (0,), (2,))))
+FLAT = replace(TASK, patch_size=(8, 32, 32))
+
+
+def source_of(image, atoms, *, reads=None):
+    def read(region):
+        if reads is not None:
+            reads.append(tuple(span.stop - span.start for span in region))
+        return Cut(image=image[(slice(None), *region)].clone(), atoms=atoms[region].clone())
+
+    return Source(shape=tuple(atoms.shape), read=read)
+
+
+def volume(shape=(24, 26, 28), *, seed=0, reads=None):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn((2, *shape), generator=generator)
+    return source_of(image, torch.randint(1, 300, shape, generator=generator), reads=reads)
+
+
+def ball(*, offset):
+    """A smooth ball off the centre of a 32^3 scan: the image is its signed distance, the label where that is positive."""
+    axes = torch.meshgrid(*(torch.arange(32.0),) * 3, indexing="ij")
+    distance = sum((axis - 15.5 - shift) ** 2 for axis, shift in zip(axes, offset, strict=True))
+    image = 6 - torch.as_tensor(distance).sqrt()
+    return source_of(image[None], (image > 0).long())
+
+
+def draws(number, *, task=TASK, level: Level = "nnunet", mirror="zyx"):
+    generator = np.random.default_rng(5)
+    return [draw_warp(level=level, task=task, mirror=mirror, generator=generator) for _ in range(number)]
+
+
+def test_without_a_warp_the_patch_is_the_scan_itself():
+    source = volume()
+    whole = source.read((slice(2, 18), slice(0, 16), slice(12, 28)))
+    patch = cut(source, corner=(2, 0, 12), patch_size=(16, 16, 16), warp=Warp())
+    assert torch.equal(patch.image, whole.image)
+    assert torch.equal(patch.atoms, whole.atoms)
+
+
+@pytest.mark.parametrize("corner", [(2, 3, 4), (-3, 10, 20), (-3, -2, -4)])
+@pytest.mark.parametrize("flips", [(False, False, False), (True, False, True)])
+def test_the_resample_of_a_flip_equals_the_flip_even_beyond_the_borders(corner, flips):
+    source = volume()
+    plain = cut(source, corner=corner, patch_size=(16, 16, 16), warp=Warp(flips=flips))
+    sampled = resampled(source, corner=corner, patch_size=(16, 16, 16), warp=Warp(flips=flips))
+    torch.testing.assert_close(sampled.image, plain.image, atol=1e-4, rtol=0)
+    assert torch.equal(sampled.atoms, plain.atoms)
+
+
+def test_beyond_the_scan_image_and_label_are_zero():
+    patch = cut(volume(), corner=(-4, 0, 20), patch_size=(16, 16, 16), warp=Warp())
+    assert not patch.image[:, :4].any()
+    assert not patch.atoms[:, :, 8:].any()
+    assert patch.atoms[4:, :, :8].all()
+
+
+def test_a_half_turn_in_the_slice_flips_y_and_x():
+    source = volume()
+    turned = cut(source, corner=(2, 3, 4), patch_size=(16, 16, 16), warp=Warp(angles=(math.pi, 0.0, 0.0)))
+    flipped = cut(source, corner=(2, 3, 4), patch_size=(16, 16, 16), warp=Warp(flips=(False, True, True)))
+    torch.testing.assert_close(turned.image, flipped.image, atol=1e-4, rtol=0)
+    assert torch.equal(turned.atoms, flipped.atoms)
+
+
+def test_flips_are_applied_after_the_turn():
+    warp = Warp(angles=(0.3, -0.2, 0.4), scale=(1.2, 1.2, 1.2))
+    turned = cut(volume(), corner=(3, 4, 5), patch_size=(16, 16, 16), warp=warp)
+    both = cut(volume(), corner=(3, 4, 5), patch_size=(16, 16, 16), warp=replace(warp, flips=(True, False, True)))
+    torch.testing.assert_close(both.image, turned.image.flip(-3, -1), atol=1e-4, rtol=0)
+    assert torch.equal(both.atoms, turned.atoms.flip(-3, -1))
+
+
+@pytest.mark.parametrize("angles", [(0.5, 0.0, 0.0), (0.3, -0.4, 0.2)])
+@pytest.mark.parametrize("scale", [0.7, 1.0, 1.4])
+def test_image_and_label_turn_together(angles, scale):
+    warp = Warp(angles=angles, scale=(scale, scale, scale), flips=(False, True, False))
+    patch = cut(ball(offset=(2, -2, 1)), corner=(2, 2, 2), patch_size=(28, 28, 28), warp=warp)
+    # Nearest and linear sampling may differ only within a voxel of the surface.
+    clear = patch.image[0].abs() > 1
+    assert clear.float().mean() > 0.5
+    assert torch.equal((patch.image[0] > 0)[clear], (patch.atoms > 0)[clear])
+    assert int(patch.atoms.sum()) == pytest.approx(4 / 3 * math.pi * (6 / scale) ** 3, rel=0.05)
+
+
+def test_the_ball_lies_where_the_matrix_says():
+    warp = Warp(angles=(0.3, -0.4, 0.2), scale=(1.1, 1.1, 1.1))
+    patch = cut(ball(offset=(3, -4, 2)), corner=(4, 4, 4), patch_size=(24, 24, 24), warp=warp)
+    centre = torch.nonzero(patch.atoms).double().mean(0).numpy() - 11.5
+    np.testing.assert_allclose(warp.matrix @ centre, (3, -4, 2), atol=0.1)
+
+
+def test_only_the_box_of_the_turned_patch_is_read():
+    reads = []
+    source = volume((80, 80, 80), reads=reads)
+    cut(source, corner=(30, 30, 30), patch_size=(16, 16, 16), warp=Warp(flips=(True, True, True)))
+    cut(source, corner=(30, 30, 30), patch_size=(16, 16, 16), warp=Warp(angles=(math.pi / 4, 0.0, 0.0)))
+    cut(source, corner=(30, 30, 30), patch_size=(16, 16, 16), warp=Warp(scale=(0.5, 0.5, 0.5)))
+    assert reads[0] == (16, 16, 16)
+    assert reads[1] == (16, 24, 24)
+    assert reads[2] == (10, 10, 10)
+
+
+def test_a_left_right_flip_keeps_left_structures_on_the_left():
+    # x grows to the left of the patient, so the left eye (atom 1, image 10) has the higher x.
+    atoms = torch.zeros(16, 16, 16, dtype=torch.int64)
+    atoms[8, 2, 12], atoms[8, 2, 3], atoms[3:6, 9:12, 6:9] = 1, 2, 3
+    image = atoms[None] * 10.0
+    flipped = cut(
+        source_of(image, atoms), corner=(0, 0, 0), patch_size=(16, 16, 16), warp=Warp(flips=(False, False, True))
+    )
+    swapped = swap_sides(flipped, task=TASK)
+    assert swapped.atoms[8, 2, 12] == 1
+    assert swapped.atoms[8, 2, 3] == 2
+    assert flipped.image[0, 8, 2, 12] == 20
+    assert int((swapped.atoms == 3).sum()) == 27
+
+
+def test_turns_and_scales_come_at_their_printed_rates():
+    warps = draws(5000)
+    turned = [warp for warp in warps if any(warp.angles)]
+    scaled = [warp.scale[0] for warp in warps if warp.scale[0] != 1]
+    assert len(turned) / 5000 == pytest.approx(0.2, abs=0.02)
+    assert len(scaled) / 5000 == pytest.approx(0.2, abs=0.02)
+    assert np.mean([warp.resamples for warp in warps]) == pytest.approx(0.36, abs=0.02)
+    angles = np.degrees([warp.angles for warp in turned])
+    assert 29 < np.abs(angles).max() <= 30
+    assert 0.7 <= min(scaled) < 0.71
+    assert 1.39 < max(scaled) <= 1.4
+    assert all(len(set(warp.scale)) == 1 for warp in warps)
+    np.testing.assert_allclose(np.mean([warp.flips for warp in warps], axis=0), 0.5, atol=0.025)
+
+
+def test_flat_patches_turn_all_the_way_and_only_in_their_slices():
+    warps = draws(3000, task=FLAT)
+    angles = np.degrees([warp.angles for warp in warps if any(warp.angles)])
+    assert not angles[:, 1:].any()
+    assert 170 < np.abs(angles[:, 0]).max() <= 180
+    assert {warp.scale[0] for warp in warps} == {1.0}
+    assert len({warp.scale[1] for warp in warps}) > 400
+
+
+def test_light_turns_and_scales_less():
+    warps = draws(3000, level="light")
+    assert 9 < max(math.degrees(abs(angle)) for warp in warps for angle in warp.angles) <= 10
+    assert {True, False} == {flip for warp in warps for flip in warp.flips}
+    assert all(0.9 <= warp.scale[0] <= 1.1 for warp in warps)
+
+
+def test_none_draws_nothing():
+    assert set(draws(50, level="none")) == {Warp()}
+
+
+@pytest.mark.parametrize(
+    ("mirror", "task", "axes"),
+    [
+        ("zyx", TASK, {0, 1, 2}),
+        ("zy", TASK, {0, 1}),
+        ("x", TASK, {2}),
+        ("none", TASK, set()),
+        ("zyx", ONE_SIDED, {0, 1}),
+        ("x", ONE_SIDED, set()),
+    ],
+)
+def test_flips_keep_to_the_axes_that_labels_and_parameters_allow(mirror, task, axes):
+    warps = draws(100, task=task, mirror=mirror)
+    assert {axis for warp in warps for axis in range(3) if warp.flips[axis]} == axes

@@ -1,0 +1,160 @@
+import itertools
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.errors import InputError
+from segsweep.learning.batches import draw, prefetch
+from segsweep.learning.params import TrainingParams
+from segsweep.learning.patches import TrainingCase
+from segsweep.learning.task import Normalisation, Task, normalise
+
+SIDES = LabelSet(structures=("left", "right"), pairs=(("left", "right"),))
+TASK = Task(
+    channels=("CT",),
+    table=LabelTable(labels=SIDES, atoms=((), (0,), (1,))),
+    head="softmax",
+    patch_size=(8, 8, 8),
+    spacing=(1.0, 1.0, 1.0),
+    normalisation=(Normalisation(scheme="ct", low=-100, high=300, mean=50, deviation=80),),
+)
+PARAMS = TrainingParams(batch_size=2, patch_size=(8, 8, 8))
+PLAIN = replace(PARAMS, augmentation="none", mirror="none")
+
+
+class ArrayGrid:
+    def __init__(self, image, label):
+        self.image, self.label = image, label
+        self.shape = label.shape
+        self.foreground = {int(v): np.argwhere(label == v) for v in np.unique(label) if v}
+        self.image_reads, self.label_reads = [], []
+
+    def read_image(self, region):
+        self.image_reads.append(region)
+        return self.image[(slice(None), *region)]
+
+    def read_label(self, region):
+        self.label_reads.append(region)
+        return self.label[region]
+
+
+def grid_of(scan):
+    assert isinstance(scan.grid, ArrayGrid)
+    return scan.grid
+
+
+def case(*, shape=(12, 14, 16), annotated=(True, True)):
+    label = np.zeros(shape, dtype=np.uint8)
+    label[2:5, 2:5, 1:4], label[2:5, 2:5, -4:-1] = 2, 1
+    image = np.random.default_rng(0).integers(-300, 500, (1, *shape)).astype(np.int16)
+    return TrainingCase(case_id="a", grid=ArrayGrid(image, label), annotated=annotated)
+
+
+def test_a_batch_has_the_agreed_shapes_and_types():
+    batch = draw([case()], task=TASK, params=PARAMS, key=(0, 0, 0, 0))
+    assert (batch.image.shape, batch.image.dtype) == ((2, 1, 8, 8, 8), torch.float32)
+    assert (batch.atoms.shape, batch.atoms.dtype) == ((2, 8, 8, 8), torch.int64)
+    assert batch.annotated.tolist() == [[True, True], [True, True]]
+
+
+def test_equal_keys_give_equal_batches_and_other_keys_others():
+    drawn = [draw([case()], task=TASK, params=PARAMS, key=(1, 0, 3, step)) for step in (7, 7, 8)]
+    assert torch.equal(drawn[0].image, drawn[1].image)
+    assert torch.equal(drawn[0].atoms, drawn[1].atoms)
+    assert not torch.equal(drawn[0].image, drawn[2].image)
+
+
+def test_without_augmentation_a_batch_holds_the_normalised_scan():
+    scan = case(shape=(8, 8, 8))
+    batch = draw([scan], task=TASK, params=replace(PLAIN, foreground=0.0), key=(0,))
+    expected = normalise(grid_of(scan).image, normalisation=TASK.normalisation)
+    np.testing.assert_array_equal(batch.image[0].numpy(), expected)
+    np.testing.assert_array_equal(batch.atoms[0].numpy(), grid_of(scan).label)
+
+
+def test_forced_samples_hold_foreground():
+    for step in range(30):
+        batch = draw([case(shape=(40, 40, 40))], task=TASK, params=replace(PLAIN, batch_size=3), key=(0, step))
+        assert batch.atoms[2].any()
+
+
+def test_z_score_uses_the_whole_scan_and_reads_it_once():
+    scan = case(shape=(20, 20, 20))
+    scores = replace(TASK, normalisation=(Normalisation(scheme="z-score"),))
+    batches = [draw([scan], task=scores, params=replace(PLAIN, foreground=0.0), key=(step,)) for step in range(5)]
+    whole = (slice(0, 20),) * 3
+    expected = normalise(grid_of(scan).image, normalisation=scores.normalisation)
+    windows = np.lib.stride_tricks.sliding_window_view(expected[0], (8, 8, 8))
+    assert grid_of(scan).image_reads.count(whole) == 1
+    assert np.isclose(windows, batches[-1].image[0, 0].numpy(), atol=1e-5).all((3, 4, 5)).any()
+
+
+def test_a_flipped_patch_names_the_other_side_and_its_annotation():
+    scan = case(shape=(8, 8, 16), annotated=(True, False))
+    wide = replace(TASK, patch_size=(8, 8, 16))
+    params = replace(PARAMS, batch_size=1, augmentation="light", mirror="x", foreground=0.0)
+    batches = [draw([scan], task=wide, params=params, key=(step,)) for step in range(40)]
+    annotations = {tuple(batch.annotated[0].tolist()) for batch in batches}
+    assert annotations == {(True, False), (False, True)}
+    for batch in batches:
+        # The left structure (atom 1) stays at high x whether flipped or not.
+        assert torch.nonzero(batch.atoms == 1)[:, 3].float().mean() > 8
+        assert torch.nonzero(batch.atoms == 2)[:, 3].float().mean() < 7
+
+
+def test_labels_of_an_unlabelled_case_are_not_read():
+    scan = case(annotated=(False, False))
+    batch = draw([scan], task=TASK, params=PARAMS, key=(0,))
+    assert grid_of(scan).label_reads == []
+    assert not batch.atoms.any()
+    assert not batch.annotated.any()
+
+
+def test_no_cases_and_no_batch_size_are_refused():
+    with pytest.raises(InputError, match="0 cases"):
+        draw([], task=TASK, params=PARAMS, key=(0,))
+    with pytest.raises(InputError, match="batch_size=None"):
+        draw([case()], task=TASK, params=TrainingParams(), key=(0,))
+
+
+def alive():
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_prefetch_keeps_the_order_and_ends():
+    assert list(prefetch(iter(range(50)), depth=3)) == list(range(50))
+    assert alive() == []
+
+
+def test_prefetch_calls_a_function_for_ever():
+    counter = itertools.count()
+    items = prefetch(lambda: next(counter), depth=1)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    items.close()
+    assert alive() == []
+
+
+def test_prefetch_raises_the_error_of_its_source_after_the_items_before_it():
+    def source():
+        yield 1
+        raise InputError("case_7: damaged")
+
+    items = prefetch(source())
+    assert next(items) == 1
+    with pytest.raises(InputError, match="case_7"):
+        next(items)
+    assert alive() == []
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_closing_early_ends_the_thread_and_reads_no_further(depth):
+    made = []
+    items = prefetch((made.append(i) or i for i in itertools.count()), depth=depth)
+    assert next(items) == 0
+    items.close()
+    assert alive() == []
+    assert len(made) <= depth + 3
