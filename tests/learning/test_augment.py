@@ -83,6 +83,17 @@ def test_a_half_turn_in_the_slice_flips_y_and_x():
     assert torch.equal(turned.atoms, flipped.atoms)
 
 
+@pytest.mark.parametrize(("axis", "plane"), [(0, (1, 2)), (1, (0, 2)), (2, (0, 1))])
+def test_a_quarter_turn_of_the_patch_turns_its_content_back(axis, plane):
+    angles = tuple(math.pi / 2 if other == axis else 0.0 for other in range(3))
+    plain = cut(volume(), corner=(3, 4, 5), patch_size=(16, 16, 16), warp=Warp())
+    turned = cut(
+        volume(), corner=(3, 4, 5), patch_size=(16, 16, 16), warp=Warp(angles=(angles[0], angles[1], angles[2]))
+    )
+    assert torch.equal(turned.atoms, plain.atoms.rot90(-1, plane))
+    torch.testing.assert_close(turned.image, plain.image.rot90(-1, [at - 3 for at in plane]), atol=1e-4, rtol=0)
+
+
 def test_flips_are_applied_after_the_turn():
     warp = Warp(angles=(0.3, -0.2, 0.4), scale=(1.2, 1.2, 1.2))
     turned = cut(volume(), corner=(3, 4, 5), patch_size=(16, 16, 16), warp=warp)
