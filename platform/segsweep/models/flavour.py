@@ -1,0 +1,71 @@
+"""What `mlflow.pyfunc.load_model("models:/NAME/1")` gives for our models: scans in, label maps written, their paths back."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segsweep.data.readers import is_scan, stem
+from segsweep.errors import InputError
+from segsweep.inference.prediction import Predictor, predict
+from segsweep.inference.scans import ScanCase
+from segsweep.inference.writers import write_label_map
+from segsweep.models.ensemble import load_predictor
+from segsweep.workspace import current_workspace
+
+REQUIRED = ("image", "output")
+
+
+class Segmenter:
+    """A single model or an ensemble behind MLflow's pyfunc interface."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:  # noqa: ARG002
+        """Segment each row's scan and return the paths of the written label maps, in the same order.
+
+        `model_input` is a table (pandas) or a list of dictionaries with "image" (path of a scan, or a list of paths, one a
+        channel) and "output": the label map's path, such as OUT/liver.nii.gz, or a folder, which then holds CASE.nii.gz and
+        labels.json. MLflow's interface asks for `params`; there are none. Raises InputError that names the row or file.
+        """
+        return [str(self._segment(row)) for row in _rows(model_input)]
+
+    def _segment(self, row: Mapping[str, Any]) -> Path:
+        output = Path(row["output"])
+        scan = _case(row["image"])
+        if is_scan(output):
+            loaded = scan.load()
+            label = self.predictor.segment(loaded.image, geometry=loaded.geometry)
+            write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=output)
+            return output
+        failures = predict([scan], predictor=self.predictor, out=output).failures
+        if failures:
+            raise InputError(failures[scan.case_id])
+        return output / f"{scan.case_id}.nii.gz"
+
+
+def _load_pyfunc(data_path: str) -> Segmenter:
+    """Called by MLflow with the stored folder; members of an ensemble come from the workspace's registry."""
+    return Segmenter(load_predictor(Path(data_path), workspace=current_workspace()))
+
+
+def _case(image: Any) -> ScanCase:
+    paths = (image,) if isinstance(image, str | Path) else tuple(image)
+    if not paths:
+        raise InputError("a row names no image; expected a path, or one path a channel")
+    images = tuple(Path(path) for path in paths)
+    name = stem(images[0])
+    return ScanCase(case_id=name if len(images) == 1 else name.removesuffix("_0000"), images=images)
+
+
+def _rows(model_input: Any) -> Sequence[Mapping[str, Any]]:
+    if hasattr(model_input, "to_dict"):
+        model_input = model_input.to_dict(orient="records")
+    rows = [model_input] if isinstance(model_input, Mapping) else list(model_input)
+    for number, row in enumerate(rows):
+        missing = [name for name in REQUIRED if name not in row]
+        if missing:
+            raise InputError(
+                f"row {number} lacks {missing[0]!r} (it has: {', '.join(row)}); expected 'image' and 'output'"
+            )
+    return rows

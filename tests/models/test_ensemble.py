@@ -1,0 +1,117 @@
+"""An ensemble is a model of its own, pinned to the exact members that it was built from."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from segsweep.errors import ModelError
+from segsweep.inference.prediction import Predictor
+from segsweep.learning import checkpoint
+from segsweep.models import registry
+from segsweep.models.ensemble import Ensemble, EnsembleMember, build, ensemble_from_json, load_predictor, write
+
+
+@pytest.fixture
+def put(tracker, make_checkpoint):
+    """Registers a tiny checkpoint and returns its address."""
+    run_id = tracker.start("members")
+
+    def register(name: str, **checkpoint) -> str:
+        folder = make_checkpoint(name, **checkpoint)
+        return registry.register(folder, name=name, tracker=tracker, run_id=run_id).uri
+
+    return register
+
+
+def member(uri: str, weight: float = 1.0) -> EnsembleMember:
+    return EnsembleMember(uri=uri, digest="0" * 64, weight=weight)
+
+
+def test_ensemble_survives_json() -> None:
+    ensemble = Ensemble(members=(member("models:/a/1"), member("models:/b/2", 0.5)))
+    assert ensemble_from_json(json.loads(json.dumps(ensemble.to_json()))) == ensemble
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan])
+def test_weight_must_be_positive(weight: float) -> None:
+    with pytest.raises(ModelError, match=r"models:/b/2: weight .* cannot be used"):
+        Ensemble(members=(member("models:/a/1"), member("models:/b/2", weight)))
+
+
+def test_one_member_is_too_few(tracker, put) -> None:
+    with pytest.raises(ModelError, match="ensemble of 1 cannot be built; expected at least 2"):
+        build([put("alone")], name="too-small", tracker=tracker)
+
+
+def test_built_twice_is_one_version_with_aliases_pinned(tracker, workspace, put) -> None:
+    first, second = put("pin-a"), put("pin-b", threshold=1.0)
+    registry.set_alias("pin-b", alias="champion", version=1, workspace=workspace)
+    found = [build([first, "models:/pin-b@champion"], name="pinned", tracker=tracker) for _ in range(2)]
+    assert found[0] == found[1]
+    folder = registry.fetch(found[0].uri, workspace=workspace)
+    stored = ensemble_from_json(json.loads((folder / "ensemble.json").read_text()))
+    assert [entry.uri for entry in stored.members] == [first, second]
+    version = tracker.client.get_model_version("pinned", "1")
+    assert "* `models:/pin-b/1`, weight 1" in version.description
+    assert version.tags["segsweep.kind"] == "ensemble"
+
+
+def test_same_model_twice_is_refused(tracker, put) -> None:
+    uri = put("double")
+    with pytest.raises(ModelError, match="models:/double/1 is in the ensemble twice"):
+        build([uri, "models:/double"], name="doubled", tracker=tracker)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"), [("channels", {"channels": ("CT", "PET")}), ("structures", {"structures": ("kidney",)})]
+)
+def test_members_must_segment_the_same_thing(field: str, values, tracker, put) -> None:
+    first, other = put(f"{field}-a"), put(f"{field}-b", **values)
+    with pytest.raises(ModelError, match=rf"{other} has {field} .*, expected .* as in {first}"):
+        build([first, other], name="mixed", tracker=tracker)
+
+
+def test_ensemble_of_ensembles_is_refused(tracker, put) -> None:
+    inner = build([put("nest-a"), put("nest-b", threshold=1.0)], name="inner", tracker=tracker)
+    with pytest.raises(ModelError, match=r"models:/inner/1 cannot be a member: it holds no run\.json"):
+        build([inner.uri, put("nest-c", threshold=2.0)], name="outer", tracker=tracker)
+
+
+def test_predictor_of_an_ensemble_has_every_member(tracker, workspace, put) -> None:
+    uris = [put("load-a", threshold=3.0), put("load-b", threshold=1.0)]
+    found = build(uris, name="loaded", tracker=tracker)
+    assert thresholds(load_predictor(found.uri, workspace=workspace)) == [3.0, 1.0]
+    assert thresholds(load_predictor(uris[0], workspace=workspace)) == [3.0]
+
+
+def test_weights_reach_the_predictor(workspace, put, tmp_path: Path) -> None:
+    uris = [put("weight-a"), put("weight-b", threshold=1.0)]
+    digests = [registry.resolve(uri, workspace=workspace).digest for uri in uris]
+    shares = zip(uris, digests, (0.25, 4.0), strict=True)
+    ensemble = Ensemble(members=tuple(EnsembleMember(uri=u, digest=d, weight=w) for u, d, w in shares))
+    write(ensemble, folder=tmp_path / "weighted")
+    predictor = load_predictor(tmp_path / "weighted", workspace=workspace)
+    assert [member.weight for member in predictor.members] == [0.25, 4.0]
+
+
+def thresholds(predictor: Predictor) -> list[float]:
+    """The intensities above which the members paint."""
+    return [-float(member.model.state_dict()["conv.bias"][1]) for member in predictor.members]
+
+
+def test_changed_member_is_refused(workspace, put, tmp_path: Path) -> None:
+    uri = put("changed")
+    real = checkpoint.verify(registry.fetch(uri, workspace=workspace))
+    ensemble = Ensemble(members=(EnsembleMember(uri=uri, digest=real), member(uri)))
+    write(ensemble, folder=tmp_path / "ensemble")
+    with pytest.raises(ModelError, match=rf"member {uri} has digest {real[:12]}, expected 000000000000"):
+        load_predictor(tmp_path / "ensemble", workspace=workspace)
+
+
+def test_damaged_ensemble_is_refused(workspace, tmp_path: Path) -> None:
+    write(Ensemble(members=(member("models:/a/1"), member("models:/b/1"))), folder=tmp_path / "e")
+    (tmp_path / "e" / "ensemble.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"ensemble\.json.*damaged"):
+        load_predictor(tmp_path / "e", workspace=workspace)

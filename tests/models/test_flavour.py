@@ -1,0 +1,104 @@
+"""MLflow alone loads a registered model or ensemble, and its label maps lie on the scans' own grids."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from segsweep.data.geometry import Geometry
+from segsweep.data.readers import read_labels
+from segsweep.errors import InputError, ModelError
+from segsweep.inference.writers import write_image
+from segsweep.models import registry
+from segsweep.models.ensemble import build
+
+# Feet first and with an origin of its own; spacing as in the tiny checkpoint's task, so that nothing is resampled.
+GEOMETRY = Geometry(
+    shape=(6, 10, 9), spacing=(2.0, 1.0, 1.0), origin=(5.0, -3.0, 40.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, -1)
+)
+
+
+@pytest.fixture
+def voxels() -> np.ndarray:
+    return np.random.default_rng(0).integers(-8, 9, size=GEOMETRY.shape).astype(np.int16)
+
+
+@pytest.fixture
+def scan(tmp_path: Path, voxels: np.ndarray) -> Path:
+    write_image(voxels, geometry=GEOMETRY, path=tmp_path / "chest.nii.gz")
+    return tmp_path / "chest.nii.gz"
+
+
+@pytest.fixture
+def mlflow_here(workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user of plain MLflow sets."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracking_uri)
+
+
+@pytest.fixture
+def put(tracker, make_checkpoint):
+    """Registers a tiny checkpoint and returns its address."""
+    run_id = tracker.start("flavour")
+
+    def register(name: str, **checkpoint) -> str:
+        return registry.register(make_checkpoint(name, **checkpoint), name=name, tracker=tracker, run_id=run_id).uri
+
+    return register
+
+
+@pytest.mark.usefixtures("mlflow_here")
+def test_model_segments_to_a_file_and_a_folder(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
+    model = mlflow.pyfunc.load_model(put("flavour-single", threshold=0.5))
+    table = pd.DataFrame(
+        {"image": [str(scan)] * 2, "output": [str(tmp_path / "a" / "b.nii.gz"), str(tmp_path / "out")]}
+    )
+    written = model.predict(table)
+    assert written == [str(tmp_path / "a" / "b.nii.gz"), str(tmp_path / "out" / "chest.nii.gz")]
+    assert (tmp_path / "out" / "labels.json").is_file()
+    for path in written:
+        label = read_labels(Path(path))
+        assert label.geometry.same_grid(GEOMETRY)
+        np.testing.assert_array_equal(label.voxels, voxels > 0.5)
+
+
+@pytest.mark.usefixtures("mlflow_here")
+def test_ensemble_loads_its_members(tracker, put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
+    members = [put("flavour-low", threshold=-2.5), put("flavour-high", threshold=2.5)]
+    ensemble = build(members, name="flavour-ensemble", tracker=tracker)
+    model = mlflow.pyfunc.load_model(ensemble.uri)
+    (written,) = model.predict([{"image": str(scan), "output": str(tmp_path / "mean.nii.gz")}])
+    clear = voxels != 0  # at 0 both probabilities weigh the same
+    np.testing.assert_array_equal(read_labels(Path(written)).voxels[clear], (voxels > 0)[clear])
+
+
+@pytest.mark.usefixtures("mlflow_here")
+def test_one_path_a_channel(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
+    write_image(voxels[::-1], geometry=GEOMETRY, path=tmp_path / "other.nii.gz")
+    model = mlflow.pyfunc.load_model(put("flavour-channels", threshold=0.5, channels=("CT", "PET")))
+    images = [str(scan), str(tmp_path / "other.nii.gz")]
+    (written,) = model.predict([{"image": images, "output": str(tmp_path / "two")}])
+    np.testing.assert_array_equal(read_labels(Path(written)).voxels, voxels > 0.5)
+    with pytest.raises(InputError, match="the image has 1 channels"):
+        model.predict([{"image": images[0], "output": str(tmp_path / "two")}])
+
+
+@pytest.mark.usefixtures("mlflow_here")
+def test_rows_that_cannot_be_used_are_named(put, tmp_path: Path) -> None:
+    model = mlflow.pyfunc.load_model(put("flavour-rows"))
+    with pytest.raises(InputError, match=r"row 1 lacks 'output' \(it has: image\)"):
+        model.predict([{"image": "a", "output": "b"}, {"image": "a"}])
+    with pytest.raises(InputError, match=r"absent\.nii\.gz is not there"):
+        model.predict([{"image": str(tmp_path / "absent.nii.gz"), "output": str(tmp_path / "out")}])
+    with pytest.raises(InputError, match="a row names no image"):
+        model.predict([{"image": [], "output": str(tmp_path / "out")}])
+
+
+@pytest.mark.usefixtures("mlflow_here")
+def test_damaged_model_is_not_loaded(put, workspace) -> None:
+    uri = put("flavour-damaged")
+    weights = registry.fetch(uri, workspace=workspace) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"weights\.safetensors.*damaged"):
+        mlflow.pyfunc.load_model(uri)
