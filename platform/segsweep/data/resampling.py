@@ -38,7 +38,7 @@ def resample_scores(values: NDArray, *, source: Geometry, target: Geometry) -> N
     """Scores or probabilities (k, z, y, x) on `target`: linear along every axis, so each value is a mean of its neighbours."""
     _check(values.shape[1:], source=source, target=target)
     if source.shape == target.shape:
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
     result = np.empty((len(values), *target.shape), dtype=np.float32)
     for channel, out in zip(values, result, strict=True):
         out[...] = _separable(

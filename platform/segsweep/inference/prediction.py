@@ -1,0 +1,174 @@
+"""Segments scans with a model or an ensemble; every label map lies on its scan's own grid, in the file's own axis order."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from segsweep.data.geometry import Geometry
+from segsweep.data.resampling import resample_image, resample_scores
+from segsweep.data.structures import LabelTable
+from segsweep.errors import InputError, ModelError, SegsweepError
+from segsweep.inference.export import Output, combine, label_on_grid
+from segsweep.inference.scans import Segmentable
+from segsweep.inference.sliding import flip_sets, predict_logits
+from segsweep.inference.writers import write_label_map
+from segsweep.learning.checkpoint import load_model
+from segsweep.learning.task import Task, normalise
+
+# Values below are padding outside the scanner's field of view, not tissue (HU); stores are resampled by the same rule.
+AIR_HU = -1024
+LABELS = "labels.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A model in evaluation mode with the task it was built for; `weight` counts in an ensemble's mean (any positive unit)."""
+
+    model: nn.Module
+    task: Task
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """One member, or several whose probabilities are averaged on the first one's grid, in the first one's atoms."""
+
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ModelError("a predictor without members was asked for; expected at least one")
+        for member in self.members[1:]:
+            if member.task.channels != self.table_task.channels:
+                raise ModelError(
+                    f"members expect the channels {member.task.channels} and {self.table_task.channels}; expected equal channels"
+                )
+
+    @property
+    def table_task(self) -> Task:
+        """The task whose atom table the labels are in: the first member's."""
+        return self.members[0].task
+
+    def segment(self, image: NDArray, *, geometry: Geometry, mirror: str = "none") -> NDArray:
+        """Atom values (z, y, x) on `geometry`, for a canonical image (c, z, y, x) in HU.
+
+        `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none").
+        """
+        if len(image) != len(self.table_task.channels):
+            raise InputError(f"the image has {len(image)} channels; the model expects {self.table_task.channels}")
+        common = geometry.resampled(self.table_task.spacing)
+        air = np.maximum(image, AIR_HU)
+        outputs = [
+            Output(
+                logits=partial(_logits, member, image=air, geometry=geometry, common=common, mirror=mirror),
+                task=member.task,
+                weight=member.weight,
+            )
+            for member in self.members
+        ]
+        scores = combine(outputs)
+        return label_on_grid(scores.values, geometry_from=common, geometry_to=geometry, membership=scores.membership)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """Case ids with a label map now, and why the others have none."""
+
+    written: tuple[str, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_member(folder: Path, *, weight: float = 1.0) -> Member:
+    """The model of a checkpoint folder. Raises ModelError when it is absent or damaged."""
+    loaded = load_model(folder)
+    return Member(model=loaded.model, task=loaded.task, weight=weight)
+
+
+def predict(
+    scans: Sequence[Segmentable],
+    *,
+    predictor: Predictor,
+    out: Path,
+    mirror: str = "none",
+    progress: Callable[[int, int], None] | None = None,
+) -> Predicted:
+    """Segment every scan. Afterwards `out` holds `CASE.nii.gz` for each and `labels.json` (structure name -> its values).
+
+    A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced.
+    Raises InputError when `out` holds label maps of another meaning. `progress` is told (scans done, all scans).
+    """
+    table = predictor.table_task.table
+    flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
+    _demand_same_labels(out, table=table)
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[str] = []
+    failures: dict[str, str] = {}
+    for done, scan in enumerate(scans, start=1):
+        try:
+            _predict_one(scan, predictor=predictor, path=out / f"{scan.case_id}.nii.gz", mirror=mirror)
+            written.append(scan.case_id)
+        except (SegsweepError, OSError) as error:
+            failures[scan.case_id] = str(error)
+        if progress is not None:
+            progress(done, len(scans))
+    if written:
+        _write_labels(out, table=table)
+    return Predicted(written=tuple(written), failures=failures)
+
+
+def _predict_one(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str) -> None:
+    loaded = scan.load()
+    label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror)
+    write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=path)
+
+
+def _logits(
+    member: Member, *, image: NDArray, geometry: Geometry, common: Geometry, mirror: str
+) -> NDArray[np.float32]:
+    """One member's logits, on the grid that the members share."""
+    task = member.task
+    grid = geometry.resampled(task.spacing)
+    # In the order of training: air, resampling in HU, then normalisation (patches are normalised as they are read).
+    resampled = resample_image(image, source=geometry, target=grid)
+    normal = normalise(resampled, normalisation=task.normalisation)
+    logits = predict_logits(
+        member.model,
+        torch.from_numpy(normal),
+        patch_size=task.patch_size,
+        outputs=task.outputs,
+        mirror=mirror,
+        mirrored_outputs=task.mirrored_outputs,
+    )
+    return resample_scores(logits.numpy(), source=grid, target=common)
+
+
+def _labels(table: LabelTable) -> dict[str, list[int]]:
+    return {name: list(table.values(name)) for name in table.labels.structures}
+
+
+def _demand_same_labels(out: Path, *, table: LabelTable) -> None:
+    path = out / LABELS
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}); expected JSON; choose an empty folder") from None
+    if found != _labels(table):
+        raise InputError(
+            f"{path} gives the label values another meaning than the model's; expected {_labels(table)}; choose an empty folder"
+        )
+
+
+def _write_labels(out: Path, *, table: LabelTable) -> None:
+    unfinished = out / f".{os.getpid()}.{LABELS}"
+    unfinished.write_text(json.dumps(_labels(table), indent=1) + "\n")
+    unfinished.replace(out / LABELS)

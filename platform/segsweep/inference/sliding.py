@@ -1,0 +1,117 @@
+"""Logits of a whole scan from overlapping patches, weighted towards each patch's centre, with optional flips (METHODS.md 1.7)."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segsweep.data.geometry import Size
+from segsweep.errors import InputError
+
+AXES = "zyx"
+Progress = Callable[[int, int], None]
+
+
+def predict_logits(
+    model: nn.Module,
+    image_CZYX: Tensor,
+    *,
+    patch_size: Size,
+    outputs: int,
+    overlap: float = 0.5,
+    mirror: str = "none",
+    mirrored_outputs: tuple[int, ...] | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Logits (outputs, z, y, x) on the image's grid, float32, on the image's device; the model runs where its weights are.
+
+    `overlap` is the share of a patch that the next one covers again. `mirror` names the axes ("zyx", "x", ... or "none") over
+    whose flips logits are averaged; after a flip of x `mirrored_outputs` brings paired structures back, and without it x is left
+    out. `progress` is told (patches done, all patches).
+    """
+    flips = flip_sets(mirror, mirrored_outputs=mirrored_outputs)
+    if not 0.0 <= overlap < 1.0:
+        raise InputError(f"overlap={overlap} cannot be used: expected a share from 0 to below 1")
+    device = next((parameter.device for parameter in model.parameters()), image_CZYX.device)
+    size = image_CZYX.shape[1:]
+    before = [max(0, patch - n) // 2 for patch, n in zip(patch_size, size, strict=True)]
+    padded = _pad(image_CZYX, before=before, patch_size=patch_size)
+    corners = tiles(_size(padded), patch_size=patch_size, overlap=overlap)
+    weight = importance(patch_size).to(padded.device)
+    total = torch.zeros((outputs, *padded.shape[1:]), device=padded.device)
+    weights = torch.zeros(padded.shape[1:], device=padded.device)
+    with torch.inference_mode():
+        for done, corner in enumerate(corners, start=1):
+            at = tuple(slice(low, low + patch) for low, patch in zip(corner, patch_size, strict=True))
+            patch = padded[(slice(None), *at)].to(device)[None]
+            logits = _mean_over_flips(model, patch, flips=flips, mirrored_outputs=mirrored_outputs)
+            total[(slice(None), *at)] += logits.to(padded.device) * weight
+            weights[at] += weight
+            if progress is not None:
+                progress(done, len(corners))
+    inside = tuple(slice(low, low + n) for low, n in zip(before, size, strict=True))
+    total /= weights
+    return total[(slice(None), *inside)]
+
+
+def tiles(size: Size, *, patch_size: Size, overlap: float) -> list[Size]:
+    """Lowest corners of patches that cover a volume at least as large as one: evenly spaced along each axis, both ends included."""
+    starts = []
+    for n, patch in zip(size, patch_size, strict=True):
+        # At least one voxel onward, so that tiny patches with much overlap still advance.
+        count = math.ceil((n - patch) / max(1.0, patch * (1 - overlap))) + 1
+        step = (n - patch) / (count - 1) if count > 1 else 0.0
+        starts.append([round(index * step) for index in range(count)])
+    return list(itertools.product(*starts))
+
+
+def importance(patch_size: Size) -> Tensor:
+    """Gaussian (z, y, x), sigma an eighth of the patch, highest value 1; zeros become the smallest value above zero."""
+    axes = []
+    for n in patch_size:
+        distance = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
+        axes.append(torch.exp(-0.5 * (distance / (n / 8)) ** 2))
+    weight = (axes[0][:, None, None] * axes[1][:, None] * axes[2]).float()
+    weight /= weight.max()
+    weight[weight == 0] = weight[weight > 0].min()
+    return weight
+
+
+def flip_sets(mirror: str, *, mirrored_outputs: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """Every combination of the named axes, the empty one first, as dimensions of a (b, c, z, y, x) array."""
+    if mirror != "none" and (not mirror or set(mirror) - set(AXES) or len(set(mirror)) != len(mirror)):
+        raise InputError(f"mirror={mirror!r} cannot be used: expected 'none' or axes out of 'zyx', such as 'zy'")
+    allowed = [axis for axis in AXES if mirror != "none" and axis in mirror and (axis != "x" or mirrored_outputs)]
+    dimensions = [2 + AXES.index(axis) for axis in allowed]
+    return [chosen for count in range(len(dimensions) + 1) for chosen in itertools.combinations(dimensions, count)]
+
+
+def _mean_over_flips(
+    model: nn.Module, patch_BCZYX: Tensor, *, flips: list[tuple[int, ...]], mirrored_outputs: tuple[int, ...] | None
+) -> Tensor:
+    total = None
+    for chosen in flips:
+        logits = model(patch_BCZYX.flip(chosen) if chosen else patch_BCZYX)[0].float()
+        if chosen:
+            logits = logits.flip(chosen)
+        if 4 in chosen and mirrored_outputs is not None:
+            logits = logits[:, list(mirrored_outputs)]
+        total = logits if total is None else total + logits
+    assert total is not None  # `flips` always holds the empty combination
+    return total[0] / len(flips)
+
+
+def _pad(image_CZYX: Tensor, *, before: list[int], patch_size: Size) -> Tensor:
+    """Zeros on both sides until every axis holds a patch; `before` counts those on the lower side."""
+    margins: list[int] = []
+    for low, n, patch in zip(before, image_CZYX.shape[1:], patch_size, strict=True):
+        margins = [low, max(0, patch - n) - low, *margins]  # torch lists the last axis first
+    return F.pad(image_CZYX.float(), margins)
+
+
+def _size(image_CZYX: Tensor) -> Size:
+    _, z, y, x = image_CZYX.shape
+    return z, y, x

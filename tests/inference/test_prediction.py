@@ -1,0 +1,294 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segsweep.data.geometry import Geometry, Size, Spacing
+from segsweep.data.readers import read_labels
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.errors import InputError, ModelError
+from segsweep.inference.prediction import Member, Predictor, predict
+from segsweep.inference.scans import ScanCase, find, find_scans
+from segsweep.inference.writers import write_image
+from segsweep.learning.task import Head, Normalisation, Task
+
+# Every subset of three structures that lie towards the head, the back and the patient's left.
+SIDES = LabelTable(
+    labels=LabelSet(structures=("head", "back", "left")),
+    atoms=((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)),
+)
+BANDS = LabelTable(labels=LabelSet(structures=("soft", "bone")), atoms=((), (0,), (1,)))
+
+# Columns: the LPS directions of the x, y and z axes of the file.
+DIRECTIONS = {
+    "LPS": np.eye(3),
+    "RAS": np.diag([-1.0, -1.0, 1.0]),
+    "PIR": np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]]),
+    "SLA": np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]]),
+}
+TILT = np.array([[0.98, -0.199, 0], [0.199, 0.98, 0], [0, 0, 1.0]])
+
+
+class Where(nn.Module):
+    """Structure logits by the position in the patch alone: positive on the upper half of z, y, x."""
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        lines = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in x_BCZYX.shape[2:]), indexing="ij")
+        return [torch.stack(lines)[None]]
+
+
+class Bands(nn.Module):
+    """Softmax logits of a voxel's own value: air below 0, soft tissue to 100, bone above."""
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        x = x_BCZYX[:, 0]
+        return [torch.stack([-x, torch.zeros_like(x), x - 100], dim=1)]
+
+
+class Difference(nn.Module):
+    """Sigmoid logits of the first channel against the second, and the reverse."""
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        more = x_BCZYX[:, 0] - x_BCZYX[:, 1]
+        return [torch.stack([more, -more], dim=1)]
+
+
+def task(
+    table: LabelTable,
+    *,
+    head: Head,
+    patch_size: Size = (8, 8, 8),
+    spacing: Spacing = (1.0, 1.0, 1.0),
+    channels: int = 1,
+) -> Task:
+    return Task(
+        channels=tuple(f"CT{index}" for index in range(channels)),
+        table=table,
+        head=head,
+        patch_size=patch_size,
+        spacing=spacing,
+        normalisation=(Normalisation(scheme="ct", low=-1024, high=3000),) * channels,
+    )
+
+
+def bands(*, spacing: Spacing = (1.0, 1.0, 1.0)) -> Predictor:
+    return Predictor(members=(Member(model=Bands(), task=task(BANDS, head="softmax", spacing=spacing)),))
+
+
+def grid(shape: Size, *, spacing: Spacing = (1.0, 1.0, 1.0), direction: NDArray = DIRECTIONS["LPS"]) -> Geometry:
+    flat = tuple(float(value) for value in direction.ravel())
+    return Geometry(shape=shape, spacing=spacing, origin=(-31.0, 12.5, 104.0), direction=flat)
+
+
+def noise(shape: Size, *, seed: int = 0) -> NDArray[np.int16]:
+    return np.random.default_rng(seed).integers(-400, 500, shape).astype(np.int16)
+
+
+def expected_bands(voxels: NDArray) -> NDArray:
+    return np.where(voxels > 100, 2, np.where(voxels > 0, 1, 0))
+
+
+def clear(voxels: NDArray) -> NDArray:
+    """Voxels off the bands' borders, where the argmax is a tie."""
+    return (voxels != 0) & (voxels != 100)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("tilted", [False, True])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_labels_lie_at_the_patients_own_sides(tmp_path: Path, name: str, tilted: bool, suffix: str):
+    tilt = np.linalg.qr(TILT)[0] * np.sign(np.diag(np.linalg.qr(TILT)[0])) if tilted else np.eye(3)
+    shape, spacing = (6, 10, 8), (2.5, 1.0, 1.5)
+    geometry = grid(shape, spacing=spacing, direction=tilt @ DIRECTIONS[name])
+    write_image(noise(shape), geometry=geometry, path=tmp_path / f"a{suffix}")
+    canonical = geometry.canonical()
+    sides = task(SIDES, head="sigmoid", patch_size=canonical.shape, spacing=canonical.spacing)
+    predictor = Predictor(members=(Member(model=Where(), task=sides),))
+    cases = find_scans(tmp_path / f"a{suffix}", channels=("CT",))
+    done = predict(cases, predictor=predictor, out=tmp_path / "out")
+    assert done.written == ("a",) and not done.failures
+    found = read_labels(tmp_path / "out" / "a.nii.gz")
+    assert found.geometry.same_grid(geometry)
+
+    # The oracle goes through patient space: each file voxel's offset from the scan's centre, in LPS, the tilt undone.
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1) - (np.array(shape) - 1) / 2
+    lps = (index * spacing)[..., ::-1] @ (tilt @ DIRECTIONS[name]).T @ tilt
+    for structure, axis in (("left", 0), ("back", 1), ("head", 2)):
+        assert np.array_equal(SIDES.mask(found.voxels, structure=structure), lps[..., axis] > 0), structure
+
+
+@pytest.mark.parametrize("shape", [(12, 11, 10), (1, 9, 20), (9, 1, 3), (20, 9, 1)])
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_every_voxel_keeps_its_own_label(tmp_path: Path, shape: Size, name: str):
+    voxels = noise(shape, seed=3)
+    geometry = grid(shape, direction=DIRECTIONS[name])
+    write_image(voxels, geometry=geometry, path=tmp_path / "scan.nii.gz")
+    predict(find_scans(tmp_path, channels=("CT",)), predictor=bands(), out=tmp_path / "out", mirror="zyx")
+    found = read_labels(tmp_path / "out" / "scan.nii.gz")
+    assert found.geometry.same_grid(geometry)
+    assert np.array_equal(found.voxels[clear(voxels)], expected_bands(voxels)[clear(voxels)])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.3, 0.9), (5.0, 1.0, 1.0)])
+def test_another_training_spacing_moves_nothing(spacing: Spacing):
+    geometry = grid((24, 30, 34), spacing=(3.0, 0.8, 0.7))
+    image = np.full((1, *geometry.shape), -60, dtype=np.int16)
+    image[0, 1:10, 4:14, 6:30] = 60
+    image[0, 13:20, 12:26, 3:12] = 260
+    found = bands(spacing=spacing).segment(image, geometry=geometry)
+    truth = expected_bands(image[0])
+    for value in (1, 2):
+        # Interpolated borders of bone pass through soft tissue, so soft tissue is judged apart from bone.
+        region = np.s_[:11] if value == 1 else np.s_[11:]
+        a, b = found[region] == value, truth[region] == value
+        centres = [np.argwhere(mask).mean(axis=0) * geometry.spacing for mask in (a, b)]
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.8
+        assert np.abs(centres[0] - centres[1]).max() < 0.8
+
+
+def test_padding_below_air_counts_as_air():
+    class Least(nn.Module):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            lowest = x_BCZYX.amin().expand(x_BCZYX[:, 0].shape)
+            return [torch.stack([lowest + 1024.5, torch.zeros_like(lowest), -1024.5 - lowest], dim=1)]
+
+    wide = replace(task(BANDS, head="softmax"), normalisation=(Normalisation(scheme="ct", low=-9999, high=3000),))
+    predictor = Predictor(members=(Member(model=Least(), task=wide),))
+    image = np.full((1, 8, 8, 8), -3000, dtype=np.int16)
+    assert (predictor.segment(image, geometry=grid((8, 8, 8))) == 0).all()
+
+
+def test_members_of_other_spacing_and_head_meet_on_the_first_ones_grid():
+    class Soft(nn.Module):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            x = x_BCZYX[:, 0]
+            return [torch.stack([torch.minimum(x, 100 - x), x - 100], dim=1) / 20]
+
+    geometry = grid((12, 12, 12))
+    image = np.full((1, 12, 12, 12), -500, dtype=np.int16)
+    image[0, 2:8, :, :] = 50
+    image[0, 8:, :, 6:] = 700
+    members = (
+        Member(model=Bands(), task=task(BANDS, head="softmax")),
+        Member(model=Soft(), task=task(BANDS, head="sigmoid", spacing=(2.0, 2.0, 2.0)), weight=0.5),
+    )
+    found = Predictor(members=members).segment(image, geometry=geometry)
+    truth = expected_bands(image[0])
+    assert found.shape == (12, 12, 12)
+    assert (found == truth).mean() > 0.9 and set(np.unique(found)) == {0, 1, 2}
+
+
+def test_channels_keep_their_order_and_may_lie_in_different_axis_orders(tmp_path: Path):
+    geometry = grid((7, 8, 9), direction=DIRECTIONS["RAS"])
+    first, second = noise((7, 8, 9), seed=1), noise((7, 8, 9), seed=2)
+    write_image(first, geometry=geometry, path=tmp_path / "p_0000.nii.gz")
+    canonical = geometry.reorientation.apply(second)
+    write_image(np.ascontiguousarray(canonical), geometry=geometry.canonical(), path=tmp_path / "p_0001.nii.gz")
+    predictor = Predictor(members=(Member(model=Difference(), task=task(BANDS, head="sigmoid", channels=2)),))
+    cases = find(tmp_path, channels=("CT0", "CT1"))
+    assert predict(cases, predictor=predictor, out=tmp_path / "out").written == ("p",)
+    found = read_labels(tmp_path / "out" / "p.nii.gz")
+    apart = first != second
+    assert found.geometry.same_grid(geometry)
+    assert np.array_equal(found.voxels[apart], np.where(first > second, 1, 2)[apart])
+
+
+def test_a_damaged_scan_does_not_stop_the_others(tmp_path: Path):
+    geometry = grid((8, 8, 8))
+    for name in ("a", "c"):
+        write_image(noise((8, 8, 8)), geometry=geometry, path=tmp_path / f"{name}.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(b"no scan at all")
+    seen: list[tuple[int, int]] = []
+    cases = find_scans(tmp_path, channels=("CT",))
+    done = predict(
+        cases, predictor=bands(), out=tmp_path / "out", progress=lambda count, total: seen.append((count, total))
+    )
+    assert done.written == ("a", "c") and set(done.failures) == {"b"} and "b.nii.gz" in done.failures["b"]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "c.nii.gz", "labels.json"]
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"soft": [1], "bone": [2]}
+
+
+def test_channels_on_other_grids_are_a_failure(tmp_path: Path):
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "p_0000.nii.gz")
+    other = replace(grid((8, 8, 8)), origin=(0.0, 0.0, 0.0))
+    write_image(noise((8, 8, 8)), geometry=other, path=tmp_path / "p_0001.nii.gz")
+    predictor = Predictor(members=(Member(model=Difference(), task=task(BANDS, head="sigmoid", channels=2)),))
+    done = predict(find(tmp_path, channels=("CT0", "CT1")), predictor=predictor, out=tmp_path / "out")
+    assert not done.written and "p_0001.nii.gz" in done.failures["p"]
+
+
+def test_a_folder_of_another_models_labels_is_refused_before_any_work(tmp_path: Path):
+    (tmp_path / "labels.json").write_text('{"liver": [1]}')
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "in" / "a.nii.gz")
+    with pytest.raises(InputError, match="another meaning"):
+        predict(find_scans(tmp_path / "in", channels=("CT",)), predictor=bands(), out=tmp_path)
+    assert not (tmp_path / "a.nii.gz").exists()
+
+
+def test_a_second_call_adds_to_the_folder(tmp_path: Path):
+    for name in ("a", "b"):
+        write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")
+        predict(find_scans(tmp_path / f"{name}.nii.gz", channels=("CT",)), predictor=bands(), out=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz", "labels.json"]
+
+
+def test_predictors_refuse_what_cannot_work():
+    with pytest.raises(ModelError, match="without members"):
+        Predictor(members=())
+    two = Member(model=Difference(), task=task(BANDS, head="sigmoid", channels=2))
+    with pytest.raises(ModelError, match="channels"):
+        Predictor(members=(two, bands().members[0]))
+    with pytest.raises(InputError, match="1 channels"):
+        Predictor(members=(two,)).segment(np.zeros((1, 8, 8, 8)), geometry=grid((8, 8, 8)))
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
+def test_cases_of_a_folder(tmp_path: Path):
+    touch(tmp_path, "b.nii.gz", "a.mha", "scan_2019.nii.gz", "readme.txt", ".hidden.nii.gz", "c_0000.nrrd")
+    assert find_scans(tmp_path, channels=("CT",)) == [
+        ScanCase(case_id="a", images=(tmp_path / "a.mha",)),
+        ScanCase(case_id="b", images=(tmp_path / "b.nii.gz",)),
+        ScanCase(case_id="c", images=(tmp_path / "c_0000.nrrd",)),
+        ScanCase(case_id="scan_2019", images=(tmp_path / "scan_2019.nii.gz",)),
+    ]
+
+
+def test_one_file_brings_its_other_channels(tmp_path: Path):
+    touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "q_0000.nii.gz")
+    (case,) = find_scans(tmp_path / "p_0000.nii.gz", channels=("plain", "contrast"))
+    assert case.images == (tmp_path / "p_0000.nii.gz", tmp_path / "p_0001.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("files", "channels", "message"),
+    [
+        (["p_0000.nii.gz"], ("plain", "contrast"), r"p: found 1 channels .* expects 2: p_0000 \(plain\), p_0001"),
+        (["p_0000.nii.gz", "p_0001.nii.gz"], ("CT",), "p: found 2 channels"),
+        (["p_0000.nii.gz", "p_0002.nii.gz"], ("plain", "contrast"), "p: found 2 channels .*p_0002"),
+        (["p.nii.gz", "p.mha"], ("CT",), "p: both p.mha and p.nii.gz"),
+        (["a scan.nii.gz"], ("CT",), "rename"),
+        (["notes.txt"], ("CT",), "holds no scans"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(tmp_path: Path, files: list[str], channels: tuple[str, ...], message: str):
+    touch(tmp_path, *files)
+    with pytest.raises(InputError, match=message):
+        find_scans(tmp_path, channels=channels)
+
+
+def test_absent_paths_and_other_files_are_refused(tmp_path: Path):
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(InputError, match="not there"):
+        find(tmp_path / "absent", channels=("CT",))
+    with pytest.raises(InputError, match="no scan"):
+        find(tmp_path / "notes.txt", channels=("CT",))

@@ -1,0 +1,127 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segsweep.data.geometry import Size
+from segsweep.errors import InputError
+from segsweep.inference.sliding import importance, predict_logits, tiles
+
+
+class Pointwise(nn.Module):
+    """Every voxel on its own."""
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        return [torch.cat([x_BCZYX[:, :1], 3 - 2 * x_BCZYX[:, :1]], dim=1)]
+
+
+class Sides(nn.Module):
+    """Logits of left and right by the position in the patch alone, so that it does not see a flip."""
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        side = torch.linspace(-1, 1, x_BCZYX.shape[-1]).expand(x_BCZYX[:, 0].shape)
+        return [torch.stack([torch.zeros_like(side), side, -side], dim=1)]
+
+
+class Lopsided(nn.Module):
+    """A random convolution: no flip leaves it as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv3d(1, 3, 3, padding=1)
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        return [self.layer(x_BCZYX)]
+
+
+def noise(shape: Size) -> Tensor:
+    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (17, 9, 23), (3, 20, 5), (1, 1, 1), (1, 30, 8)])
+@pytest.mark.parametrize("mirror", ["none", "zyx"])
+def test_a_pointwise_model_gives_the_same_in_tiles_as_at_once(shape: Size, mirror: str):
+    image = noise(shape)
+    found = predict_logits(Pointwise(), image, patch_size=(8, 8, 8), outputs=2, mirror=mirror, mirrored_outputs=(0, 1))
+    assert torch.allclose(found, Pointwise()(image[None])[0][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("n", range(8, 40))
+def test_tiles_cover_every_voxel_with_steps_of_half_a_patch_at_most(n: int):
+    starts = sorted({corner[1] for corner in tiles((8, n, 8), patch_size=(8, 8, 8), overlap=0.5)})
+    assert starts[0] == 0 and starts[-1] == n - 8
+    assert all(0 < b - a <= 4 for a, b in itertools.pairwise(starts))
+
+
+def test_importance_is_symmetric_and_never_zero():
+    weight = importance((16, 9, 320))
+    assert weight.max() == 1 and weight.min() > 0
+    for axes in ((0,), (1,), (2,), (0, 1, 2)):
+        assert torch.equal(weight, weight.flip(axes))
+    # sigma is an eighth of the patch: one sigma from the centre of 16 voxels lies 2 voxels away
+    line = importance((17, 1, 1))[:, 0, 0]
+    assert np.isclose(line[8 + 2], np.exp(-0.5 * (2 / (17 / 8)) ** 2))
+
+
+def test_overlapping_patches_are_weighted_by_importance():
+    found = predict_logits(Sides(), noise((1, 1, 6)), patch_size=(1, 1, 4), outputs=3)[1, 0, 0]
+    side, weight = torch.linspace(-1, 1, 4), importance((1, 1, 4))[0, 0]
+    both = (side[2] * weight[2] + side[0] * weight[0]) / (weight[2] + weight[0])
+    assert torch.allclose(found[[0, 2, 5]], torch.stack([side[0], both, side[3]]))
+
+
+def test_flips_average_the_logits_of_every_combination():
+    model, image = Lopsided(), noise((6, 5, 4))
+    expected = torch.zeros((3, 6, 5, 4))
+    with torch.no_grad():
+        for chosen in itertools.chain(*(itertools.combinations((2, 3), count) for count in range(3))):
+            expected += model(image[None].flip(chosen))[0].flip(chosen)[0] / 4
+        plain = model(image[None])[0][0]
+    found = predict_logits(model, image, patch_size=(6, 5, 4), outputs=3, mirror="zy")
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_a_left_right_flip_swaps_pairs():
+    image = noise((4, 4, 8))
+    plain = predict_logits(Sides(), image, patch_size=(4, 4, 8), outputs=3)
+    swapped = predict_logits(Sides(), image, patch_size=(4, 4, 8), outputs=3, mirror="x", mirrored_outputs=(0, 2, 1))
+    unpaired = predict_logits(Sides(), image, patch_size=(4, 4, 8), outputs=3, mirror="x", mirrored_outputs=(0, 1, 2))
+    assert torch.allclose(swapped, plain)
+    assert torch.allclose(unpaired, torch.zeros_like(unpaired), atol=1e-6)
+
+
+def test_x_is_left_out_where_a_flip_cannot_be_expressed():
+    model, image = Lopsided(), noise((6, 5, 4))
+    found = predict_logits(model, image, patch_size=(6, 5, 4), outputs=3, mirror="zyx", mirrored_outputs=None)
+    assert torch.equal(found, predict_logits(model, image, patch_size=(6, 5, 4), outputs=3, mirror="zy"))
+
+
+def test_padding_is_symmetric():
+    class Share(nn.Module):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            return [torch.arange(8.0).expand(x_BCZYX.shape).clone()]
+
+    found = predict_logits(Share(), noise((8, 8, 3)), patch_size=(8, 8, 8), outputs=1)
+    assert found[0, 0, 0].tolist() == [2, 3, 4]
+
+
+def test_progress_counts_patches():
+    seen: list[tuple[int, int]] = []
+    predict_logits(
+        Pointwise(),
+        noise((8, 8, 12)),
+        patch_size=(8, 8, 8),
+        outputs=2,
+        progress=lambda n, total: seen.append((n, total)),
+    )
+    assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("mirror", ["", "xx", "left", "zyxw"])
+def test_other_axes_are_refused(mirror: str):
+    with pytest.raises(InputError, match="mirror"):
+        predict_logits(Pointwise(), noise((8, 8, 8)), patch_size=(8, 8, 8), outputs=2, mirror=mirror)
