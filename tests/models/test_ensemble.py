@@ -10,7 +10,15 @@ from segsweep.errors import ModelError
 from segsweep.inference.prediction import Predictor
 from segsweep.learning import checkpoint
 from segsweep.models import registry
-from segsweep.models.ensemble import Ensemble, EnsembleMember, build, ensemble_from_json, load_predictor, write
+from segsweep.models.ensemble import (
+    Ensemble,
+    EnsembleMember,
+    best_members,
+    build,
+    ensemble_from_json,
+    load_predictor,
+    write,
+)
 
 
 @pytest.fixture
@@ -94,6 +102,24 @@ def test_weights_reach_the_predictor(workspace, put, tmp_path: Path) -> None:
     write(ensemble, folder=tmp_path / "weighted")
     predictor = load_predictor(tmp_path / "weighted", workspace=workspace)
     assert [member.weight for member in predictor.members] == [0.25, 4.0]
+
+
+def test_best_members_are_of_this_store_and_by_dice(tracker, workspace, make_checkpoint) -> None:
+    run_id = tracker.start("best")
+    dice = {"best-a": "0.7100", "best-b": "0.9000", "best-c": "0.8000", "best-d": "0.0000", "best-x": "nan"}
+    for number, (name, value) in enumerate(dice.items()):
+        folder = make_checkpoint(name, threshold=10.0 + number)
+        tags = {"segsweep.data": "this store", "segsweep.dice": value}
+        registry.register(folder, name=name, tracker=tracker, run_id=run_id, tags=tags)
+    other = {"segsweep.data": "another store", "segsweep.dice": "0.9900"}
+    elsewhere = make_checkpoint("elsewhere", threshold=20.0)
+    registry.register(elsewhere, name="elsewhere", tracker=tracker, run_id=run_id, tags=other)
+    found = best_members("phantom", data="this store", workspace=workspace)
+    assert found == ["models:/best-b/1", "models:/best-c/1", "models:/best-a/1"]
+    every = best_members("phantom", data="this store", workspace=workspace, count=9)
+    assert every == [*found, "models:/best-d/1"]
+    with pytest.raises(ModelError, match="1 registered models were trained on this version of 'phantom'; expected at"):
+        best_members("phantom", data="another store", workspace=workspace)
 
 
 def thresholds(predictor: Predictor) -> list[float]:

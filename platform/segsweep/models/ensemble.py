@@ -6,6 +6,7 @@ An ensemble stores the addresses and digests of its members, not their weights; 
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from segsweep.errors import ModelError
 from segsweep.inference.prediction import Predictor, load_member
 from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
 from segsweep.learning.task import Task, task_from_json
-from segsweep.models.registry import ENSEMBLE, Registered, fetch, register, resolve
+from segsweep.models.registry import ENSEMBLE, Listed, Registered, fetch, models, register, resolve
 from segsweep.models.tracking import Tracker
 from segsweep.workspace import Workspace
 
 KIND_TAG = "segsweep.kind"
 ENSEMBLE_TAG = "segsweep.ensemble"
+# Set where a trained model is registered (sweeps): the store's digest and the validation Dice.
+DATA_TAG = "segsweep.data"
+DICE_TAG = "segsweep.dice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,25 @@ def build(members: Sequence[str], *, name: str, tracker: Tracker) -> Registered:
     return registered
 
 
+def best_members(dataset: str, *, data: str, workspace: Workspace, count: int = 3) -> list[str]:
+    """Addresses of the registered single models of one store with the highest validation Dice, best first.
+
+    `data` is the store's digest. Of equal models the newest counts. Raises ModelError when there are fewer than two.
+    """
+    scored = {
+        version.digest: version
+        for version in models(workspace)
+        if version.tags.get(DATA_TAG) == data and _dice(version) >= 0
+    }
+    best = sorted(scored.values(), key=lambda version: (_dice(version), version.version), reverse=True)[:count]
+    if len(best) < 2:
+        raise ModelError(
+            f"{len(best)} registered models were trained on this version of {dataset!r}; expected at least 2: "
+            "run a sweep first, or name the members"
+        )
+    return [version.uri for version in best]
+
+
 def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
     """A predictor for a single model or an ensemble, given its address or folder.
 
@@ -106,6 +129,15 @@ def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
     folders = [_member_folder(member, workspace=workspace) for member in ensemble.members]
     pairs = zip(folders, ensemble.members, strict=True)
     return Predictor(members=tuple(load_member(folder, weight=member.weight) for folder, member in pairs))
+
+
+def _dice(version: Listed) -> float:
+    """Validation Dice, or -1 where none was written down (as for ensembles)."""
+    try:
+        dice = float(version.tags.get(DICE_TAG, ""))
+    except ValueError:
+        return -1.0
+    return dice if math.isfinite(dice) else -1.0
 
 
 def _member_folder(member: EnsembleMember, *, workspace: Workspace) -> Path:
