@@ -53,7 +53,9 @@ def build(params: Params, task: Task) -> nn.Module:
     stem = params.stem_stride
     patch = tuple(size // stem for size in task.patch_size)
     spacing = tuple(mm * stem for mm in task.spacing)
-    shape = topology((patch[0], patch[1], patch[2]), spacing=(spacing[0], spacing[1], spacing[2]), deepest=params.levels)
+    shape = topology(
+        (patch[0], patch[1], patch[2]), spacing=(spacing[0], spacing[1], spacing[2]), deepest=params.levels
+    )
     features = [min(params.features * 2**level, params.most_features) for level in range(len(shape.strides))]
     return UNet(
         channels=len(task.channels),
@@ -95,7 +97,15 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """One block a level, each level at its stride."""
 
-    def __init__(self, channels: int, *, features: Sequence[int], strides: Sequence[Size], kernels: Sequence[Size], convolutions: int):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        features: Sequence[int],
+        strides: Sequence[Size],
+        kernels: Sequence[Size],
+        convolutions: int,
+    ):
         super().__init__()
         inputs = [channels, *features[:-1]]
         self.stages = nn.ModuleList(
@@ -114,13 +124,23 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Transposed convolution, concatenation with the skip, block and a segmentation head at every resolution, deepest first."""
 
-    def __init__(self, outputs: int, *, features: Sequence[int], strides: Sequence[Size], kernels: Sequence[Size], convolutions: int):
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        features: Sequence[int],
+        strides: Sequence[Size],
+        kernels: Sequence[Size],
+        convolutions: int,
+    ):
         super().__init__()
         ups, blocks, heads = [], [], []
         for level in range(len(features) - 1, 0, -1):
             below, above = features[level], features[level - 1]
             ups.append(nn.ConvTranspose3d(below, above, strides[level], stride=strides[level]))
-            blocks.append(Block(2 * above, above, kernel=kernels[level - 1], stride=(1, 1, 1), convolutions=convolutions))
+            blocks.append(
+                Block(2 * above, above, kernel=kernels[level - 1], stride=(1, 1, 1), convolutions=convolutions)
+            )
             heads.append(nn.Conv3d(above, outputs, 1))
         self.transpconvs, self.stages, self.seg_layers = nn.ModuleList(ups), nn.ModuleList(blocks), nn.ModuleList(heads)
 

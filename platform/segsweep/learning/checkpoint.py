@@ -130,9 +130,13 @@ def verify(folder: Path) -> str:
     for name, expected in json.loads(manifest.read_text())["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            raise ModelError(f"{folder.name}: file {name!r} is missing; expected it from the manifest; copy the folder again")
+            raise ModelError(
+                f"{folder.name}: file {name!r} is missing; expected it from the manifest; copy the folder again"
+            )
         if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            raise ModelError(f"{folder.name}: file {name!r} is damaged (its sha256 differs from the manifest); use another checkpoint")
+            raise ModelError(
+                f"{folder.name}: file {name!r} is damaged (its sha256 differs from the manifest); use another checkpoint"
+            )
     return hashlib.sha256(manifest.read_bytes()).hexdigest()
 
 

@@ -1,0 +1,85 @@
+"""The Ray cluster under everything: a local one unless `RAY_ADDRESS` names another, and what it can hold."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from segsweep.errors import ResourceError
+
+# Users meet Ray's own words only where they help: warnings and errors.
+QUIET = {
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+}
+# What a worker must know to find the same recipes and results.
+PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each worker of a run gets: CPU cores and GPUs."""
+
+    cpus: int
+    gpus: float = 0.0
+
+
+def connect() -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or start a local one. Does nothing when already connected."""
+    if ray.is_initialized():
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    address = os.environ.get("RAY_ADDRESS")
+    environment = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
+    if address:
+        try:
+            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError) as error:
+            raise ResourceError(
+                f"RAY_ADDRESS={address}: cannot connect ({error}); check the address and the token"
+            ) from None
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def share(*, workers: int, concurrent: int = 1) -> Resources:
+    """Resources of each worker when `concurrent` runs of `workers` workers share the cluster.
+
+    With GPUs each worker gets one; otherwise the cores are divided. Raises ResourceError when the cluster can never hold one run.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    if workers > (gpus or cpus):
+        kind = "GPUs" if gpus else "CPU cores"
+        raise ResourceError(
+            f"{workers} workers were asked for, one {kind[:-1]} each; the cluster has {gpus or cpus} {kind}; "
+            f"ask for at most workers={gpus or cpus}, or add nodes"
+        )
+    if gpus:
+        return Resources(cpus=max(1, cpus // gpus), gpus=1.0)
+    return Resources(cpus=max(1, cpus // (workers * concurrent)))
+
+
+def most_concurrent(*, workers: int) -> int:
+    """How many runs of `workers` workers fit at once, one core or GPU a worker."""
+    total = ray.cluster_resources()
+    return max(1, int(total.get("GPU", 0) or total.get("CPU", 1)) // workers)
+
+
+def memory_per_worker(*, workers: int) -> int:
+    """Bytes that each worker of a run may use: a GPU's memory, or the largest node's memory divided by the workers."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    return int(largest) // workers

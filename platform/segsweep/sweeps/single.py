@@ -1,0 +1,63 @@
+"""One Run, trained, logged and registered: what `segsweep train` does. It is a sweep of one trial without a search."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+
+from segsweep.errors import SegsweepError
+from segsweep.models.registry import Registered, register
+from segsweep.models.tracking import Tracker
+from segsweep.run import Run
+from segsweep.sweeps.cluster import memory_per_worker, share
+from segsweep.sweeps.following import Follow, Report
+from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
+from segsweep.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished run: its folder, its result (metrics, epochs, status) and its registered version."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    registered: Registered
+
+
+def train(run: Run, *, workspace: Workspace, report: Report) -> Trained:
+    """Train a run in the workspace, or go on where it was interrupted; a finished run is not trained again.
+
+    Raises RecipeError, StoreError or ResourceError before anything starts, SegsweepError when the training fails.
+    """
+    prepared = prepare(run)
+    dataset = prepared.store.dataset
+    name = f"{run.trainable}-{dataset}-{run.digest}"
+    folder = workspace.runs / name
+    tracker = Tracker(workspace, experiment=dataset)
+    follow = Follow(tracker, parent=None, sweep="", report=report)
+    if not (folder / RESULT).is_file():
+        demand_memory(prepared, available=memory_per_worker(workers=run.workers))
+        _run(run, folder=folder, follow=follow)
+    result = read_result(folder)
+    run_id = follow.run_of(name) or tracker.start(name, params=run.to_json())
+    model = f"{dataset}-{run.trainable}"
+    tags = {"segsweep.run": name, "segsweep.data": prepared.store.digest}
+    if "dice" in result:
+        tags["segsweep.dice"] = f"{result['dice']:.4f}"
+    registered = register(folder / "model", name=model, tracker=tracker, run_id=run_id, tags=tags)
+    return Trained(folder=folder, result=result, registered=registered)
+
+
+def _run(run: Run, *, folder: Path, follow: Follow) -> None:
+    tuner = ray.tune.Tuner(
+        as_trainable(run, resources=share(workers=run.workers)),
+        param_space={"folder": str(folder)},
+        run_config=ray.tune.RunConfig(name="tune", storage_path=str(folder / "ray-tune"), callbacks=[follow], verbose=0),
+    )
+    results = tuner.fit()
+    if results.num_errors:
+        raise SegsweepError(f"{folder.name}: training failed ({results.errors[0]}); its log is under {folder / 'ray-tune'}")
+    if not (folder / RESULT).is_file():
+        raise KeyboardInterrupt

@@ -1,0 +1,277 @@
+"""One Run as a Ray Train job: workers train together, save after every epoch, stop when told, validate whole scans at the end.
+
+A run's folder holds checkpoints/epoch-NNNNN (the last one), model/ (weights without optimizer), validation.json and, last of all,
+result.json. A folder with a result is never trained again; one without goes on from its last checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.tune
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from segsweep import recipes
+from segsweep.data.geometry import Spacing
+from segsweep.data.store import Store, open_store, write_json
+from segsweep.errors import ResourceError, StoreError
+from segsweep.inference.prediction import Member, Predictor
+from segsweep.learning import checkpoint
+from segsweep.learning.loop import Epoch, Setting, default_stages, train
+from segsweep.learning.memory import describe, training_bytes
+from segsweep.learning.params import TrainingParams
+from segsweep.learning.patches import TrainingCase
+from segsweep.learning.task import Task
+from segsweep.run import Run
+from segsweep.sweeps.cluster import Resources
+
+RESULT, STOP, VALIDATION = "result.json", "stop", "validation.json"
+# Worker processes that die (spot nodes, memory) are replaced this often; the new ones go on from the last checkpoint.
+MOST_RESTARTS = 2
+# A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
+TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose recipe, parameters, task and data were checked together."""
+
+    run: Run
+    store: Store
+    params: TrainingParams
+    task: Task
+
+
+def prepare(run: Run) -> Prepared:
+    """Fill what the run leaves to the plan. Raises RecipeError, StoreError or ResourceError in one sentence."""
+    store = open_store(run.store)
+    recipe = recipes.load("trainables", name=run.trainable)
+    given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
+    presets = getattr(recipe, "PRESETS", {}).get(run.params.get("preset"), {})
+    values = {**{key: value for key, value in given.items() if key not in presets}, **run.params}
+    params = recipes.build_params(recipe, values=values)
+    if not store.training(run.fold):
+        raise StoreError(f"{store.uri}: fold {run.fold} has no training cases; expected cases of split 'train'")
+    task = Task(
+        channels=store.channels,
+        table=store.table,
+        head=params.head,
+        patch_size=params.patch_size,
+        spacing=store.plan.spacing,
+        normalisation=store.plan.normalisation,
+    )
+    return Prepared(run=run, store=store, params=params, task=task)
+
+
+def demand_memory(prepared: Prepared, *, available: int) -> None:
+    """Raise ResourceError when a worker's training step cannot fit into `available` bytes."""
+    params, task = prepared.params, prepared.task
+    recipe = recipes.load("trainables", name=prepared.run.trainable)
+    model = recipe.build(params, task)
+    batch_size = params.batch_size or 1
+    needed = training_bytes(model, patch_size=task.patch_size, channels=len(task.channels), batch_size=batch_size)
+    if needed > available:
+        raise ResourceError(
+            f"patch_size={task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "
+            f"{describe(available)} are available; choose a smaller patch or batch, or fewer features"
+        )
+
+
+def train_run(config: Mapping[str, Any]) -> None:
+    """Body of a Ray Train worker. `config`: run (JSON), folder. Reports each epoch and, last, the result."""
+    run, folder = Run(**config["run"]), Path(config["folder"])
+    prepared = prepare(run)
+    setting = _setting(prepared)
+    checkpoints = folder / "checkpoints"
+    begin = checkpoint.latest(checkpoints)
+    resume = None if begin is None else checkpoint.load(begin)
+    document = {"run": run.to_json(), "task": prepared.task.to_json(), "params": recipes.params_json(prepared.params)}
+    status, epochs, metrics = (
+        "finished",
+        0 if resume is None else resume.epoch + 1,
+        dict(resume.metrics) if resume else {},
+    )
+    for epoch in train(setting, resume=resume):
+        if _rank() == 0:
+            _save(epoch, checkpoints=checkpoints, document=document)
+        epochs, metrics = epoch.number + 1, epoch.metrics
+        ray.train.report({**metrics, "epoch": epochs, "epochs": epoch.total, "status": "training"})
+        if epochs < epoch.total and _told_to_stop(folder):
+            status = "stopped_early"
+            break
+    scores = _validate_scans(setting, prepared=prepared) if status == "finished" else {}
+    result = {**metrics, **summarise(scores), "epoch": epochs, "status": status}
+    if _rank() == 0:
+        final = dataclasses.replace(
+            checkpoint.load(checkpoint.epoch_folder(checkpoints, epoch=epochs - 1)), optimizer={}
+        )
+        summary = {name: value for name, value in result.items() if isinstance(value, int | float)}
+        result["digest"] = checkpoint.save(
+            folder / "model", snapshot=dataclasses.replace(final, metrics=summary), run=document
+        )
+        write_json(folder / VALIDATION, scores)
+        write_json(folder / RESULT, result)
+    ray.train.report(result)
+
+
+def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | None = None) -> Mapping[str, Any]:
+    """Train a run with Ray Train into `folder` and return its result; an existing result is returned at once."""
+    if (folder / RESULT).is_file():
+        return read_result(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    trainer = TorchTrainer(
+        train_run,
+        train_loop_config={"run": run.to_json(), "folder": str(folder)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{os.getpid()}",
+            storage_path=str(folder / "ray"),
+            callbacks=callbacks or [],
+            failure_config=ray.train.FailureConfig(max_failures=MOST_RESTARTS),
+        ),
+    )
+    trainer.fit()
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    return read_result(folder)
+
+
+def read_result(folder: Path) -> Mapping[str, Any]:
+    """The result of a finished run's folder."""
+    return json.loads((folder / RESULT).read_text())
+
+
+def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[dict[str, Any]], None]:
+    """A function trainable for `ray.tune.run` or `ray.tune.Tuner`: its config overrides the run's params.
+
+    Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. The trial
+    itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
+    """
+
+    def trial(config: dict[str, Any]) -> None:
+        overrides = {key: value for key, value in config.items() if key not in ("folder",)}
+        folder = Path(config.get("folder") or Path(ray.tune.get_context().get_trial_dir() or ".") / "run")
+        if (folder / RESULT).is_file():
+            ray.tune.report(dict(read_result(folder)))
+            return
+        chosen = dataclasses.replace(run, params={**run.params, **overrides})
+        fit(chosen, folder=folder, resources=resources or Resources(cpus=1), callbacks=[TuneReportCallback()])
+
+    return ray.tune.with_resources(trial, TRIAL_RESOURCES)  # type: ignore[return-value]
+
+
+def request_stop(folder: Path) -> None:
+    """Ask the run in a folder to stop after its current epoch; it saves, reports `stopped_early` and ends by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STOP).touch()
+
+
+def summarise(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`dice/STRUCTURE` (mean over cases) and `dice` (mean over structures) from case -> structure -> Dice."""
+    structures = sorted({name for values in scores.values() for name in values})
+    means = {
+        name: float(np.mean([values[name] for values in scores.values() if name in values])) for name in structures
+    }
+    return (
+        {"dice": float(np.mean(list(means.values()))), **{f"dice/{name}": mean for name, mean in means.items()}}
+        if means
+        else {}
+    )
+
+
+def training_cases(store: Store, *, case_ids: tuple[str, ...], spacing: Spacing) -> tuple[TrainingCase, ...]:
+    """Cases with any annotation, as the sampler wants them."""
+    structures = store.table.labels.structures
+    return tuple(
+        TrainingCase(
+            case_id=case_id,
+            grid=store.grid(case_id, spacing),
+            annotated=tuple(name in store.cases[case_id].annotated for name in structures),
+        )
+        for case_id in case_ids
+        if store.cases[case_id].annotated
+    )
+
+
+def _setting(prepared: Prepared) -> Setting:
+    run, store, params = prepared.run, prepared.store, prepared.params
+    recipe = recipes.load("trainables", name=run.trainable)
+    device = ray.train.torch.get_device()
+    torch.manual_seed(run.seed)
+    spacing = prepared.task.spacing
+    return Setting(
+        model=recipe.build(params, prepared.task).to(device),
+        task=prepared.task,
+        params=params,
+        stages=getattr(recipe, "stages", default_stages)(params),
+        training=training_cases(store, case_ids=store.training(run.fold), spacing=spacing),
+        validation=training_cases(store, case_ids=store.validation(run.fold), spacing=spacing),
+        seed=run.seed,
+        device=device,
+    )
+
+
+def _save(epoch: Epoch, *, checkpoints: Path, document: Mapping[str, Any]) -> None:
+    """Write this epoch's checkpoint, then remove the one before it."""
+    folder = checkpoint.epoch_folder(checkpoints, epoch=epoch.number)
+    checkpoint.save(folder, snapshot=epoch.snapshot(), run=document)
+    for older in checkpoints.glob("epoch-*"):
+        if older.name < folder.name:
+            shutil.rmtree(older)
+
+
+def _told_to_stop(folder: Path) -> bool:
+    """Rank 0 looks for the stop flag and tells the others, so that all leave after the same epoch."""
+    flag = torch.tensor([int((folder / STOP).exists())])
+    if dist.is_initialized():
+        flag = flag.to(ray.train.torch.get_device())
+        dist.broadcast(flag, src=0)
+    return bool(flag.item())
+
+
+def _validate_scans(setting: Setting, *, prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Dice per case and structure on whole held-out scans; ranks share the cases."""
+    store, table = prepared.store, prepared.task.table
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    member = Member(model=setting.model.eval(), task=prepared.task, weight=1.0)
+    predictor = Predictor(members=(member,))
+    mine: dict[str, dict[str, float]] = {}
+    for case_id in store.validation(prepared.run.fold)[_rank() :: world]:
+        grid = store.grid(case_id)
+        found = predictor.segment(grid.read_image(), geometry=grid.geometry)
+        truth = grid.read_label()
+        mine[case_id] = {
+            name: _dice(table.mask(found, structure=name), table.mask(truth, structure=name))
+            for name in store.cases[case_id].annotated
+        }
+    if not dist.is_initialized():
+        return mine
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, mine)
+    return dict(sorted(_items(everyone)))
+
+
+def _items(parts: list[dict[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
+    for part in parts:
+        yield from part.items()
+
+
+def _dice(found: np.ndarray, truth: np.ndarray) -> float:
+    total = int(found.sum()) + int(truth.sum())
+    return 2 * int((found & truth).sum()) / total if total else 1.0
+
+
+def _rank() -> int:
+    return ray.train.get_context().get_world_rank()

@@ -1,0 +1,182 @@
+"""A sweep: Optuna proposes, Ray Tune runs, MLflow remembers, the best are registered. Running it again goes on where it ended."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+
+from segsweep import recipes
+from segsweep.data.planning import Plan
+from segsweep.data.store import Store, open_store
+from segsweep.errors import ModelError
+from segsweep.models.registry import Registered, register, set_alias
+from segsweep.models.tracking import Tracker
+from segsweep.run import Fold, Run
+from segsweep.sweeps.cluster import memory_per_worker, most_concurrent, share
+from segsweep.sweeps.following import Follow, Report
+from segsweep.sweeps.stopping import CooperativeASHA
+from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
+from segsweep.sweeps.tuning_study import CONFIG, StudySearch, ended_trials, has_unfinished, open_study, trial_folder
+from segsweep.workspace import Workspace
+
+
+# ASHA's upper rung: trials end by their own number of epochs.
+MOST_EPOCHS = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `grace` is the epochs before a trial may be stopped
+    early (0 = never); `register` is how many of the best trials become versions of the registered model."""
+
+    name: str = ""
+    trials: int = 20
+    concurrent: int = 0
+    workers: int = 1
+    fold: Fold = 0
+    seed: int = 0
+    grace: int = 0
+    register: int = 3
+
+    def __post_init__(self) -> None:
+        for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("grace", 0), ("register", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptTrial:
+    """One trial as a sweep ends: `dice` is None when it was stopped early or failed."""
+
+    name: str
+    state: str
+    dice: float | None
+    epochs: int
+    config: Mapping[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """A sweep's trials, best first, and the registered versions of the best (none when the user interrupted it)."""
+
+    name: str
+    trials: tuple[SweptTrial, ...]
+    registered: tuple[Registered, ...]
+    interrupted: bool
+
+
+def tune(
+    space: str, *, store: str, workspace: Workspace, options: SweepOptions, params: Mapping[str, Any], report: Report
+) -> Swept:
+    """Run or resume a sweep of a search-space recipe on a store; `params` hold for every trial, the space's values override them.
+
+    Raises RecipeError, StoreError or ResourceError before anything starts.
+    """
+    recipe = recipes.load("search_spaces", name=space)
+    opened = open_store(store)
+    base = Run(
+        trainable=recipe.TRAINABLE,
+        store=opened.uri,
+        fold=options.fold,
+        seed=options.seed,
+        workers=options.workers,
+        params={**getattr(recipe, "PARAMS", {}), **params},
+    )
+    demand_memory(prepare(base), available=memory_per_worker(workers=options.workers))
+    name = options.name or f"{space}-{opened.dataset}"
+    sweep = workspace.sweeps / name
+    study = open_study(
+        workspace.studies_uri, name=name, settings=_settings(space, base=base, store=opened), seed=options.seed
+    )
+    if not study.trials:
+        for first in getattr(recipe, "first", _no_first)(opened.plan):
+            study.enqueue_trial(first)
+    search = StudySearch(study, space=recipe.space, plan=opened.plan, sweep=sweep, trials=options.trials)
+    tracker = Tracker(workspace, experiment=opened.dataset)
+    parent = _parent_run(tracker, name=name, base=base, store=opened)
+    follow = Follow(tracker, parent=parent, sweep=name, report=report)
+    if search.remaining:
+        _run_trials(base, search=search, follow=follow, options=options, sweep=sweep)
+    trials = tuple(_swept(trial, sweep=sweep) for trial in ended_trials(study))
+    interrupted = search.remaining > 0 or has_unfinished(study)
+    registered = (
+        () if interrupted else _register_best(trials, count=options.register, base=base, follow=follow, store=opened)
+    )
+    tracker.finish(parent, status="KILLED" if interrupted else "FINISHED")
+    return Swept(name=name, trials=trials, registered=registered, interrupted=interrupted)
+
+
+def _run_trials(base: Run, *, search: StudySearch, follow: Follow, options: SweepOptions, sweep: Path) -> None:
+    concurrent = options.concurrent or most_concurrent(workers=options.workers)
+    scheduler = CooperativeASHA(grace_epochs=options.grace, most_epochs=MOST_EPOCHS) if options.grace else None
+    tuner = ray.tune.Tuner(
+        as_trainable(base, resources=share(workers=options.workers, concurrent=concurrent)),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=search.remaining,
+            max_concurrent_trials=concurrent,
+        ),
+        run_config=ray.tune.RunConfig(name="tune", storage_path=str(sweep), callbacks=[follow], verbose=0),
+    )
+    tuner.fit()
+
+
+def _settings(space: str, *, base: Run, store: Store) -> dict[str, Any]:
+    """What must stay the same for trials to be comparable."""
+    return {"space": space, "data": store.digest, **{k: v for k, v in base.to_json().items() if k != "store"}}
+
+
+def _no_first(_plan: Plan) -> list[dict[str, Any]]:
+    return []
+
+
+def _parent_run(tracker: Tracker, *, name: str, base: Run, store: Store) -> str:
+    tags = {"segsweep.sweep": name, "segsweep.kind": "sweep"}
+    found = tracker.find(tags=tags)
+    if found is not None:
+        tracker.resume(found)
+        return found
+    params = {**base.to_json(), "data": store.digest, "cases": len(store.cases)}
+    return tracker.start(name, params=params, tags=tags)
+
+
+def _swept(trial: Any, *, sweep: Path) -> SweptTrial:
+    folder = trial_folder(sweep, number=trial.number)
+    result = read_result(folder) if (folder / RESULT).is_file() else {}
+    return SweptTrial(
+        name=folder.name,
+        state=str(result.get("status", "failed")),
+        dice=trial.value,
+        epochs=int(result.get("epoch", 0)),
+        config=trial.user_attrs.get(CONFIG, {}),
+        folder=folder,
+    )
+
+
+def _register_best(
+    trials: tuple[SweptTrial, ...], *, count: int, base: Run, follow: Follow, store: Store
+) -> tuple[Registered, ...]:
+    """Register the best finished trials; the very best gets the alias `candidate`."""
+    registered = []
+    for trial in [trial for trial in trials if trial.dice is not None][:count]:
+        run_id = follow.run_of(trial.name)
+        if run_id is None:
+            raise ModelError(
+                f"{trial.name}: its MLflow run is gone; expected it under the sweep's; restore the tracking database"
+            )
+        tags = {
+            "segsweep.sweep": follow.sweep,
+            "segsweep.trial": trial.name,
+            "segsweep.dice": f"{trial.dice:.4f}",
+            "segsweep.data": store.digest,
+        }
+        name = f"{store.dataset}-{base.trainable}"
+        registered.append(register(trial.folder / "model", name=name, tracker=follow.tracker, run_id=run_id, tags=tags))
+    if registered:
+        best = registered[0]
+        set_alias(best.name, alias="candidate", version=best.version, workspace=follow.tracker.workspace)
+    return tuple(registered)

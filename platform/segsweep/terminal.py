@@ -1,0 +1,58 @@
+"""What people see while something long runs: bars on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+# Without a terminal, one line this often is enough (seconds).
+LINE_EVERY = 10.0
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Bars:
+    """Named bars. `count` suits work of so many pieces; `trial` also prints what a training has to say."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._printed: dict[str, float] = {}
+
+    def count(self, label: str, done: int, total: int) -> None:
+        """So many pieces of the labelled work are done."""
+        self._update(label, done, total, "")
+
+    def trial(self, label: str, done: int, total: int, words: str) -> None:
+        """A training has done so many epochs; `words` is what it measured or what happened to it."""
+        if words.startswith(("starting", "ended", "failed")):
+            self._progress.console.print(f"  {label}  {words}")
+            self._printed[label] = time.monotonic()
+        self._update(label, done, total, words)
+
+    def _update(self, label: str, done: int, total: int, words: str) -> None:
+        if self._progress.console.is_terminal:
+            if label not in self._tasks:
+                self._tasks[label] = self._progress.add_task(label, total=total or None, words="")
+            self._progress.update(self._tasks[label], completed=done, total=total or None, words=words)
+        elif done == total or time.monotonic() - self._printed.get(label, 0.0) >= LINE_EVERY:
+            self._printed[label] = time.monotonic()
+            if not words.startswith(("starting", "ended", "failed")):
+                self._progress.console.print(f"  {label}  {done}/{total}  {words}".rstrip())
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Bars for the time of a `with` block."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bars(progress)

@@ -1,0 +1,105 @@
+"""The shape of the project, held as tests: import order, fences, and the names that collide with others' packages."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE = ROOT / "platform" / "segsweep"
+RECIPES = ("trainables", "search_spaces", "datasets")
+# Each imports only itself and what stands before it.
+ORDER = (
+    "errors", "recipes", "run", "workspace", "terminal",
+    "data", "learning", "inference", "evaluation", "models", "sweeps", "demo", "cli",
+)  # fmt: skip
+# Heavy packages and the only modules that import them.
+FENCES = {
+    "zarr": {"data/arrays.py"},
+    "SimpleITK": {"data/readers.py", "inference/writers.py"},
+    "mlflow": {"models/*"},
+    "optuna": {"sweeps/tuning_study.py"},
+    "ray": {"sweeps/*", "data/conversion.py"},
+    "matplotlib": {"evaluation/*", "data/quality_report.py"},
+    "typer": {"cli.py"},
+}
+LEARNING = {"torch", "numpy", "scipy", "safetensors", "segsweep"}
+
+
+def sources() -> list[Path]:
+    return sorted(ENGINE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of everything that a module imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ENGINE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ENGINE).as_posix())
+def test_modules_import_only_rooms_before_them(path: Path) -> None:
+    here = room(path)
+    if here in ("__init__", *RECIPES):
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "segsweep" and len(parts) > 1:
+            target = parts[1]
+            assert target not in RECIPES, f"{path.name} imports the recipe folder {target}; load recipes by name"
+            if target in ORDER:
+                assert ORDER.index(target) <= ORDER.index(here), f"{here} imports {target}, which comes after it"
+
+
+@pytest.mark.parametrize("package", FENCES)
+def test_heavy_packages_enter_through_named_files(package: str) -> None:
+    for path in sources():
+        if any(name.split(".")[0] == package for name in imported(path)):
+            relative = path.relative_to(ENGINE)
+            allowed = FENCES[package]
+            assert relative.as_posix() in allowed or f"{relative.parts[0]}/*" in allowed, f"{relative} imports {package}"
+
+
+def test_learning_needs_torch_and_numpy_alone() -> None:
+    for path in (ENGINE / "learning").glob("*.py"):
+        outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - LEARNING
+        assert not outside, f"{path.name} imports {outside}"
+
+
+def test_no_pickle_and_no_unsafe_loading() -> None:
+    forbidden = ("import pickle", "weights_only=False", "torch.load(", "yaml.load(", "allow_pickle=True")
+    for folder in (ENGINE, *(ROOT / name for name in RECIPES)):
+        for path in folder.rglob("*.py"):
+            text = path.read_text()
+            assert not [word for word in forbidden if word in text], path
+
+
+@pytest.mark.parametrize("folder", ("platform", *RECIPES))
+def test_top_level_folders_are_no_packages(folder: str) -> None:
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_platform_is_the_standard_library() -> None:
+    code = "import platform; print(platform.system())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == os.uname().sysname
+
+
+def test_a_recipe_brings_neither_mlflow_nor_ray() -> None:
+    code = (
+        "import sys; from segsweep import recipes; recipes.load('trainables', name='unet');"
+        "print(sorted({'mlflow', 'ray', 'SimpleITK', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
