@@ -176,13 +176,16 @@ def cases(raw: Path) -> list[CaseSource]:
         raise InputError(f"no cases.json in {raw}; expected a folder written by the phantom's make; make it first")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["cases"]
-        return [
+        sources = [
             _source(raw, case_id=entry["id"], split=entry["split"], annotated=entry["annotated"]) for entry in entries
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{index.name} is damaged ({type(error).__name__}: {error}); expected a list of cases; make the phantom again"
         ) from None
+    if not sources:
+        raise InputError("cases.json lists no cases; expected at least one; make the phantom again")
+    return sources
 
 
 def _source(raw: Path, *, case_id: str, split: str, annotated: list[str]) -> CaseSource:

@@ -1,6 +1,9 @@
 """Reads images and label maps from NIfTI, NRRD and MetaImage files as arrays with their exact geometry."""
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +47,6 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(_suffix(path))
 
 
-def file_digest(path: Path) -> str:
-    """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
-    if not path.is_file():
-        raise InputError(f"{path.name} is not there (in {path.parent}); check the path")
-    return _digest([path, *_detached(path)])
-
-
 def read_scan(path: Path) -> Scan:
     """An image as int16 where that is lossless, else float32, in the file's own units (HU for CT); padding is kept.
 
@@ -87,7 +83,9 @@ def read_labels(path: Path) -> Scan:
 
 
 def file_digest(path: Path) -> str:
-    """The digest of a Scan without reading its voxels."""
+    """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
+    if not path.is_file():
+        raise InputError(f"{path.name} is not there (in {path.parent}); expected a scan; check the path")
     digest = hashlib.sha256()
     for part in (path, *_detached(path)):
         with part.open("rb") as file:
@@ -115,8 +113,9 @@ def _read(path: Path) -> Scan:
         check_nifti(path)
     try:
         _detached(path)
-        reader = _opened(path, suffix=suffix)
-        voxels = sitk.GetArrayFromImage(reader.Execute())
+        with _quiet():
+            reader = _opened(path, suffix=suffix)
+            voxels = sitk.GetArrayFromImage(reader.Execute())
         digest = file_digest(path)
     except (RuntimeError, OSError) as error:
         raise InputError(
@@ -128,6 +127,19 @@ def _read(path: Path) -> Scan:
         )
     voxels = voxels.reshape(voxels.shape[-3:])
     return Scan(voxels=voxels, geometry=_geometry(reader, name=path.name), digest=digest)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps ITK's C libraries, which print on the process's own error stream, off the terminal (for all threads)."""
+    terminal = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _opened(path: Path, *, suffix: str) -> sitk.ImageFileReader:

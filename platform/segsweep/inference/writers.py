@@ -47,16 +47,17 @@ def _write(voxels: NDArray, *, geometry: Geometry, path: Path) -> None:
     image.SetSpacing([float(value) for value in geometry.spacing[::-1]])
     image.SetOrigin([float(value) for value in geometry.origin])
     image.SetDirection([float(value) for value in geometry.direction])
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: ITK chooses the format by it.
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(unfinished), useCompression=True)
         unfinished.replace(path)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
             f"{path.name} cannot be written ({reason}); expected a writable folder with space left"
         ) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.is_file():
+            unfinished.unlink()
