@@ -1,0 +1,88 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segsweep.errors import ModelError
+from segsweep.learning import checkpoint
+from segsweep.learning.checkpoint import Snapshot
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "epoch-00003"
+    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}
+    checkpoint.save(folder, snapshot=Snapshot(weights=weights, metrics={"loss": 0.5}, epoch=3), run={"run": {}})
+    return folder
+
+
+def test_a_snapshot_comes_back(saved: Path) -> None:
+    snapshot = checkpoint.load(saved)
+    assert snapshot.epoch == 3
+    assert snapshot.metrics == {"loss": 0.5}
+    assert torch.equal(snapshot.weights["a"], torch.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimizer_state_comes_back_exactly(tmp_path: Path, kind: str) -> None:
+    def trained(steps: int, *, resume: checkpoint.Snapshot | None = None) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        made = {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True), "adamw": torch.optim.AdamW}
+        optimizer = made[kind](model.parameters())
+        if resume:
+            checkpoint.to_device(resume, model=model, optimizer=optimizer)
+        for step in range(steps):
+            optimizer.zero_grad()
+            model(torch.full((1, 3), float(step + 1))).sum().backward()
+            optimizer.step()
+        return model, optimizer
+
+    model, optimizer = trained(3)
+    weights, state = model.state_dict(), optimizer.state_dict()
+    checkpoint.save(tmp_path / "c", snapshot=Snapshot(weights=weights, metrics={}, epoch=0, optimizer=state), run={})
+    resumed, _ = trained(2, resume=checkpoint.load(tmp_path / "c"))
+    for step in range(2):
+        optimizer.zero_grad()
+        model(torch.full((1, 3), float(step + 1))).sum().backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("position", [0.0, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("name", ["weights.safetensors", "run.json", "metrics.json"])
+def test_one_flipped_byte_is_refused_and_named(saved: Path, name: str, position: float) -> None:
+    data = bytearray((saved / name).read_bytes())
+    data[int(position * len(data))] ^= 1
+    (saved / name).write_bytes(data)
+    with pytest.raises(ModelError, match=name):
+        checkpoint.load(saved)
+
+
+def test_a_missing_file_is_refused(saved: Path) -> None:
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(ModelError, match="missing"):
+        checkpoint.verify(saved)
+
+
+def test_a_manifest_cannot_point_outside(saved: Path) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"]["../secret"] = {"bytes": 0, "sha256": ""}
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved.parent / "secret").write_text("")
+    with pytest.raises(ModelError, match=r"\.\./secret"):
+        checkpoint.verify(saved)
+
+
+def test_the_latest_intact_checkpoint_is_found(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        snapshot = Snapshot(weights={"w": torch.ones(1)}, metrics={}, epoch=epoch)
+        checkpoint.save(checkpoint.epoch_folder(tmp_path, epoch=epoch), snapshot=snapshot, run={})
+    (tmp_path / ".epoch-00003.partial-1").mkdir()
+    assert checkpoint.latest(tmp_path) == tmp_path / "epoch-00002"
+    (tmp_path / "epoch-00002" / "weights.safetensors").write_bytes(b"cut")
+    assert checkpoint.latest(tmp_path) == tmp_path / "epoch-00001"
+    assert checkpoint.latest(tmp_path / "nothing") is None
