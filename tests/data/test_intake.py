@@ -2,14 +2,19 @@
 
 import gzip
 import struct
+import tempfile
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segsweep.data.intake import check_nifti
+from segsweep.data.readers import read_scan
 from segsweep.errors import InputError
 
 SHAPE = (6, 5, 4)
@@ -193,3 +198,20 @@ def test_sound_file_passes(kind: str, tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(SOUND[kind][:half]) + gzip.compress(SOUND[kind][half:]) + bytes(10))
     check_nifti(plain)
     check_nifti(packed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=12))
+def test_any_header_passes_or_is_refused(changes: list[tuple[int, int]]) -> None:
+    content = bytearray(nifti())
+    for place, value in changes:
+        content[place] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "patient.nii"
+        path.write_bytes(bytes(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                read_scan(path)
+            except InputError as error:
+                assert "\n" not in str(error)
