@@ -1,0 +1,147 @@
+"""From what the cases of a dataset look like to its plan: nnU-Net's planning rules (METHODS.md 1.5, 1.6)."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsweep.data.geometry import Size, Spacing
+from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.structures import Atom, LabelSet, join
+from segsweep.data.topology import SMALLEST_EDGE, Topology, divisible, divisor, feature_map_elements, topology
+from segsweep.errors import InputError, ResourceError
+
+# nnU-Net's reference: a plain U-Net with 560e6 feature-map elements trains with batch 2 in 8 GB.
+REFERENCE_ELEMENTS, REFERENCE_GB, REFERENCE_BATCH = 560e6, 8.0, 2
+# One batch covers at most this share of the dataset's voxels.
+LARGEST_SHARE = 0.05
+ANISOTROPIC = 3
+FIRST_PATCH_VOXELS = 256**3
+# HU; below lies air, which says nothing about how to normalise a scan without labels.
+TISSUE_HU = -900
+# "CT", "non_contrast_CT", "PET/CT", "ceCT"; not "SPECT", "active" or "CTV".
+CT_WORD = re.compile(r"(?<![A-Z])CT(?![A-Za-z])|(?<![A-Za-z])[Cc][Tt](?![A-Za-z])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFingerprint:
+    """One training case. `shape` in voxels and `spacing` in mm are those of its native grid (z, y, x).
+
+    `intensities` (channels, n) holds HU sampled inside any structure, or anywhere in a scan without foreground; n may be 0.
+    `atoms` are the sets of structures that occur in it, `annotated` the structures that somebody looked for.
+    """
+
+    case_id: str
+    shape: Size
+    spacing: Spacing
+    intensities: NDArray
+    annotated: tuple[str, ...]
+    atoms: tuple[Atom, ...]
+
+
+def make_plan(
+    cases: Sequence[CaseFingerprint], *, channels: tuple[str, ...], labels: LabelSet, memory: float = REFERENCE_GB
+) -> Plan:
+    """The plan for training cases on GPUs with `memory` GB. Axes are never transposed.
+
+    Patch and batch leave room for the larger of both heads (atoms or structures), so a run may choose either. Unlike in
+    nnU-Net, whose CT rule wants the exact name "CT", every channel whose name contains the word CT is normalised as CT.
+    Raises InputError without cases, ResourceError when no patch fits `memory`.
+    """
+    if not cases:
+        raise InputError("no training cases found to plan from; expected at least one case of split 'train'")
+    spacing = _target_spacing(cases)
+    shapes = [[n * s / t for n, s, t in zip(case.shape, case.spacing, spacing, strict=True)] for case in cases]
+    median_shape = _size(np.median(np.rint(shapes), axis=0))
+    outputs = max(len(join(case.atoms for case in cases)), len(labels.structures))
+    budget = REFERENCE_ELEMENTS * memory / REFERENCE_GB
+    patch_size = _patch_size(median_shape, spacing=spacing, outputs=outputs, budget=budget)
+    elements = feature_map_elements(patch_size, topology=topology(patch_size, spacing=spacing), outputs=outputs)
+    most = round(LARGEST_SHARE * math.prod(median_shape) * len(cases) / math.prod(patch_size))
+    return Plan(
+        spacing=spacing,
+        patch_size=patch_size,
+        batch_size=max(min(round(budget / elements * REFERENCE_BATCH), most), REFERENCE_BATCH),
+        median_shape=median_shape,
+        normalisation=tuple(_normalisation(cases, channel=index, name=name) for index, name in enumerate(channels)),
+        head=_head(cases, labels=labels),
+    )
+
+
+def _target_spacing(cases: Sequence[CaseFingerprint]) -> Spacing:
+    """Median along each axis; the 10th percentile along the coarsest one when it is anisotropic in mm and in voxels."""
+    spacings = np.asarray([case.spacing for case in cases], dtype=float)
+    voxels = np.median([case.shape for case in cases], axis=0)
+    target = np.median(spacings, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    finest_allowed = float(target[others].max())
+    if target[worst] > ANISOTROPIC * finest_allowed and voxels[worst] * ANISOTROPIC < voxels[others].min():
+        tenth = float(np.percentile(spacings[:, worst], 10))
+        target[worst] = tenth if tenth >= finest_allowed else finest_allowed + 1e-5
+    return float(target[0]), float(target[1]), float(target[2])
+
+
+def _patch_size(median_shape: Size, *, spacing: Spacing, outputs: int, budget: float) -> Size:
+    """Isotropic in mm and of 256^3 voxels, clipped to the median scan, then shrunk until it fits."""
+    edge = (FIRST_PATCH_VOXELS * math.prod(spacing)) ** (1 / 3)
+    patch = _size([min(round(edge / mm), n) for mm, n in zip(spacing, median_shape, strict=True)])
+    levels = topology(patch, spacing=spacing)
+    patch = divisible(patch, topology=levels)
+    while feature_map_elements(patch, topology=levels, outputs=outputs) > budget:
+        patch = _shrink(patch, levels=levels, spacing=spacing, median_shape=median_shape)
+        levels = topology(patch, spacing=spacing)
+        patch = divisible(patch, topology=levels)
+    return patch
+
+
+def _shrink(patch: Size, *, levels: Topology, spacing: Spacing, median_shape: Size) -> Size:
+    """One divisibility step off the axis that covers most of the median scan; on a tie, not off the coarsest."""
+    step = divisor(levels)
+    free = [axis for axis in range(3) if patch[axis] - step[axis] >= SMALLEST_EDGE]
+    if not free:
+        raise ResourceError(f"not even a patch of {patch} voxels (z, y, x) fits the GPU memory given; give more")
+    axis = max(free, key=lambda i: (patch[i] / median_shape[i], spacing[i] < max(spacing), i))
+    # The smaller patch may be halved less often, and then a smaller step is enough.
+    step = divisor(topology(_reduce(patch, axis=axis, by=step[axis]), spacing=spacing))
+    return _reduce(patch, axis=axis, by=step[axis])
+
+
+def _reduce(patch: Size, *, axis: int, by: int) -> Size:
+    return _size([n - by if i == axis else n for i, n in enumerate(patch)])
+
+
+def _normalisation(cases: Sequence[CaseFingerprint], *, channel: int, name: str) -> Normalisation:
+    values = _intensities(cases, channel=channel) if CT_WORD.search(name) else np.zeros(0)
+    if not values.size:
+        return Normalisation(scheme="z-score")
+    low, high = np.percentile(values, [0.5, 99.5])
+    return Normalisation(
+        scheme="ct", low=float(low), high=float(high), mean=float(values.mean()), deviation=float(values.std())
+    )
+
+
+def _intensities(cases: Sequence[CaseFingerprint], *, channel: int) -> NDArray[np.float64]:
+    """Foreground HU of all cases; tissue anywhere in them when no case has foreground."""
+    labelled = [case.intensities[channel] for case in cases if len(case.atoms) > 1]
+    inside = np.concatenate([np.zeros(0), *labelled])
+    if inside.size:
+        return inside
+    anywhere = np.concatenate([case.intensities[channel].astype(float) for case in cases])
+    return anywhere[anywhere > TISSUE_HU]
+
+
+def _head(cases: Sequence[CaseFingerprint], *, labels: LabelSet) -> Literal["softmax", "sigmoid"]:
+    """Softmax over atoms needs every case to annotate everything or nothing, and structures that do not overlap."""
+    partial = any(0 < len(set(case.annotated)) < len(labels.structures) for case in cases)
+    overlapping = any(len(atom) > 1 for case in cases for atom in case.atoms)
+    return "sigmoid" if partial or overlapping else "softmax"
+
+
+def _size(values: NDArray | Sequence[int]) -> Size:
+    z, y, x = (round(float(value)) for value in values)
+    return z, y, x
