@@ -59,7 +59,9 @@ def score(
     rule: Rule,
 ) -> Score:
     """Scores of a predicted mask (z, y, x; canonical orientation) against the reference on the same grid, spacing in mm."""
-    result = empty_score(reference, prediction=prediction_mask, spacing=spacing, case=case, structure=structure, rule=rule)
+    result = empty_score(
+        reference, prediction=prediction_mask, spacing=spacing, case=case, structure=structure, rule=rule
+    )
     if not (result.volume_reference_ml and result.volume_prediction_ml):
         return result
     if rule.slices == "reference":

@@ -10,12 +10,52 @@ from segsweep.errors import RecipeError, unknown
 from segsweep.evaluation.metrics import Rule
 
 SEGRAP_ORGANS = (
-    "Brain BrainStem Chiasm TemporalLobe_L TemporalLobe_R Hippocampus_L Hippocampus_R Eye_L Eye_R Lens_L Lens_R OpticNerve_L "
-    "OpticNerve_R MiddleEar_L MiddleEar_R IAC_L IAC_R TympanicCavity_L TympanicCavity_R VestibulSemi_L VestibulSemi_R Cochlea_L "
-    "Cochlea_R ETbone_L ETbone_R Pituitary OralCavity Mandible_L Mandible_R Submandibular_L Submandibular_R Parotid_L Parotid_R "
-    "Mastoid_L Mastoid_R TMjoint_L TMjoint_R SpinalCord Esophagus Larynx Larynx_Glottic Larynx_Supraglot PharynxConst Thyroid "
-    "Trachea"
-).split()
+    "Brain",
+    "BrainStem",
+    "Chiasm",
+    "TemporalLobe_L",
+    "TemporalLobe_R",
+    "Hippocampus_L",
+    "Hippocampus_R",
+    "Eye_L",
+    "Eye_R",
+    "Lens_L",
+    "Lens_R",
+    "OpticNerve_L",
+    "OpticNerve_R",
+    "MiddleEar_L",
+    "MiddleEar_R",
+    "IAC_L",
+    "IAC_R",
+    "TympanicCavity_L",
+    "TympanicCavity_R",
+    "VestibulSemi_L",
+    "VestibulSemi_R",
+    "Cochlea_L",
+    "Cochlea_R",
+    "ETbone_L",
+    "ETbone_R",
+    "Pituitary",
+    "OralCavity",
+    "Mandible_L",
+    "Mandible_R",
+    "Submandibular_L",
+    "Submandibular_R",
+    "Parotid_L",
+    "Parotid_R",
+    "Mastoid_L",
+    "Mastoid_R",
+    "TMjoint_L",
+    "TMjoint_R",
+    "SpinalCord",
+    "Esophagus",
+    "Larynx",
+    "Larynx_Glottic",
+    "Larynx_Supraglot",
+    "PharynxConst",
+    "Thyroid",
+    "Trachea",
+)
 
 # Tolerance in mm, and the spellings under which a structure may appear (compared without case, blanks and underscores).
 FLARE_ORGANS: Mapping[str, tuple[float, tuple[str, ...]]] = {

@@ -34,7 +34,10 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
         return Interval(mean=math.nan, low=math.nan, high=math.nan, cases=0)
     generator = np.random.default_rng(seed)
     means = np.concatenate(
-        [_means(table, draws=generator.integers(cases, size=(min(CHUNK, resamples - i), cases))) for i in range(0, resamples, CHUNK)]
+        [
+            _means(table, draws=generator.integers(cases, size=(min(CHUNK, resamples - i), cases)))
+            for i in range(0, resamples, CHUNK)
+        ]
     )
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     mean = _means(table, draws=np.arange(cases)[None])[0]
@@ -55,7 +58,10 @@ def wilcoxon(first: ArrayLike, *, second: ArrayLike) -> float:
     difference = difference[~np.isnan(difference)]
     if not len(difference):
         return math.nan
-    return float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+    if not difference.any():
+        return 1.0
+    _, pvalue = stats.wilcoxon(difference)
+    return float(pvalue)  # type: ignore[arg-type]
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:

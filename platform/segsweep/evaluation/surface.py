@@ -82,8 +82,12 @@ def surfaces(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_], spa
     borders = {name: (code != 0) & (code != FULL) for name, code in codes.items()}
     areas = element_areas(spacing)
     return Surfaces(
-        reference=_measure(codes["reference"], border=borders["reference"], other=borders["prediction"], areas=areas, spacing=spacing),
-        prediction=_measure(codes["prediction"], border=borders["prediction"], other=borders["reference"], areas=areas, spacing=spacing),
+        reference=_measure(
+            codes["reference"], border=borders["reference"], other=borders["prediction"], areas=areas, spacing=spacing
+        ),
+        prediction=_measure(
+            codes["prediction"], border=borders["prediction"], other=borders["reference"], areas=areas, spacing=spacing
+        ),
     )
 
 
@@ -116,10 +120,10 @@ def union(boxes: Sequence[Box]) -> Box | None:
 
 def neighbour_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Code of every 2 x 2 x 2 block of the mask with one voxel of background around it: 128 for its (0, 0, 0) corner to 1 for (1, 1, 1)."""
-    padded = np.pad(mask, 1).view(np.uint8)
+    padded: NDArray[np.uint8] = np.pad(mask, 1).view(np.uint8)
     row = (padded[:, :, :-1] << 1) | padded[:, :, 1:]
     square = (row[:, :-1] << 2) | row[:, 1:]
-    return (square[:-1] << 4) | square[1:]
+    return ((square[:-1] << 4) | square[1:]).astype(np.uint8, copy=False)
 
 
 def element_areas(spacing: Spacing) -> NDArray[np.float64]:
@@ -136,7 +140,7 @@ def _measure(
     weights = areas[code[here]]
     if not other.any():
         return Surface(distances=np.full(len(weights), np.inf), areas=weights)
-    distances = ndimage.distance_transform_edt(~other, sampling=spacing)[here]
+    distances = np.asarray(ndimage.distance_transform_edt(~other, sampling=spacing))[here]
     order = np.lexsort((weights, distances))
     return Surface(distances=distances[order], areas=weights[order])
 
@@ -153,7 +157,7 @@ def _element_normals() -> tuple[NDArray[np.float64], ...]:
 
 
 def _code_normals(code: int) -> NDArray[np.float64]:
-    corners = list(itertools.product((0, 1), repeat=3))
+    corners: list[Corner] = list(itertools.product((0, 1), repeat=3))
     inside = {corner for place, corner in enumerate(corners) if code >> (7 - place) & 1}
     rarer = len(inside) <= 4
     segments = [segment for face in _faces() for segment in _face_segments(face, inside=inside, cut_off=rarer)]
