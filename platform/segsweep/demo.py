@@ -34,7 +34,7 @@ def walk(folder: Path, *, seed: int) -> None:
     raw = folder / "raw"
     if not (raw / "cases.json").is_file():
         with bars() as shown:
-            phantom.make(raw, seed=seed, progress=lambda done, total: shown.count("scans", done, total))
+            phantom.make(raw, seed=seed, progress=shown.count)
     _title(2, "convert: NIfTI to a chunked, checksummed Zarr store, with a plan")
     connect()
     with bars() as shown:

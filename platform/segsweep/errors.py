@@ -31,9 +31,14 @@ class ModelError(SegsweepError):
     """A checkpoint or registered model that is absent, damaged, or does not fit the data."""
 
 
+# More names than this are counted instead of listed.
+MOST_NAMES = 12
+
+
 def unknown(name: str, *, kind: str, known: Iterable[str]) -> str:
-    """Sentence for a name that does not exist, with the nearest ones first."""
+    """Sentence for a name that does not exist, with those that do and the nearest first."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-    return f"no {name!r} among {kind} (there are: {', '.join(names) or 'none'}){hint}"
+    listed = ", ".join(names[:MOST_NAMES]) + (f" … {len(names)} in all" if len(names) > MOST_NAMES else "")
+    return f"no {name!r} among {kind} (there are: {listed or 'none'}){hint}"

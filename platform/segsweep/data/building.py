@@ -167,8 +167,10 @@ def _demand_known_values(source: CaseSource, *, file: LabelFile, voxels: NDArray
 
 
 def _foreground_intensities(data: GridData, *, seed: int) -> NDArray:
-    """HU of voxels inside any structure, (channels, at most 20,000), sampled without replacement."""
+    """HU of voxels inside any structure (anywhere where there is none), (channels, at most 20,000), sampled without replacement."""
     inside = np.flatnonzero(data.label.ravel())
+    if not len(inside):
+        inside = np.arange(data.label.size)
     if len(inside) > MOST_INTENSITIES:
         inside = np.random.default_rng(seed).choice(inside, MOST_INTENSITIES, replace=False)
     return data.image.reshape(len(data.image), -1)[:, np.sort(inside)]

@@ -22,6 +22,10 @@ class Follow(Callback):
         self.tracker, self.sweep, self._parent, self._report = tracker, sweep, parent, report
         self._runs: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a pickled copy for its own restore, which is never used: connections stay out of it."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Open the trial's MLflow run, or the one that an interrupted sweep left open."""
         name = trial_name(trial)
@@ -33,7 +37,7 @@ class Follow(Callback):
         else:
             self.tracker.resume(run_id)
         self._runs[trial.trial_id] = run_id
-        self._report(name, 0, 0, "starting: " + describe(trial.config))
+        self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -110,7 +110,8 @@ def train_run(config: Mapping[str, Any]) -> None:
             status = "stopped_early"
             break
     scores = _validate_scans(setting, prepared=prepared) if status == "finished" else {}
-    result = {**metrics, **summarise(scores), "epoch": epochs, "status": status}
+    total = sum(stage.epochs for stage in setting.stages)
+    result = {**metrics, **summarise(scores), "epoch": epochs, "epochs": total, "status": status}
     if _rank() == 0:
         final = dataclasses.replace(
             checkpoint.load(checkpoint.epoch_folder(checkpoints, epoch=epochs - 1)), optimizer={}

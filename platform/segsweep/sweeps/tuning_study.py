@@ -65,6 +65,10 @@ class StudySearch(Searcher):
         self._new = max(0, trials - ended - len(self._unfinished))
         self._open: dict[str, optuna.Trial] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a pickled copy for its own restore, which is never used: connections stay out of it."""
+        return {}
+
     @property
     def remaining(self) -> int:
         """Trials that this search will hand out."""

@@ -1,0 +1,175 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from segsweep import recipes
+from segsweep.data.readers import read_labels, read_scan
+from segsweep.data.splits import folds
+from segsweep.data.store import committed, open_store, write_json
+from segsweep.errors import StoreError
+
+
+def test_native_grids_are_the_scans_to_the_voxel(phantom_store: Path, phantom_raw: Path) -> None:
+    store = open_store(phantom_store)
+    orientations = set()
+    for source in recipes.load("datasets", name="phantom").cases(phantom_raw):
+        record = store.cases[source.case_id]
+        turn = record.source_geometry.reorientation
+        orientations.add((turn.axes, turn.flips))
+        grid = store.grid(source.case_id)
+        image = grid.read_image()
+        for channel, path in enumerate(source.images):
+            scan = read_scan(path)
+            assert scan.geometry == record.source_geometry
+            assert np.array_equal(turn.invert(image[channel]), scan.voxels)
+        label = turn.invert(grid.read_label())
+        for file in source.labels:
+            voxels = read_labels(file.path).voxels
+            for value, names in file.values.items():
+                for name in names:
+                    mask = store.table.mask(label, structure=name)
+                    assert mask[voxels == value].all(), (source.case_id, name)
+    assert len(orientations) >= 3
+
+
+def test_every_structure_voxel_came_from_a_file(phantom_store: Path, phantom_raw: Path) -> None:
+    store = open_store(phantom_store)
+    for source in recipes.load("datasets", name="phantom").cases(phantom_raw):
+        expected: dict[str, int] = {}
+        claimed: dict[str, np.ndarray] = {}
+        for file in source.labels:
+            voxels = read_labels(file.path).voxels
+            for value, names in file.values.items():
+                for name in names:
+                    claimed[name] = claimed.get(name, np.zeros(voxels.shape, bool)) | (voxels == value)
+        expected = {name: int(mask.sum()) for name, mask in claimed.items()}
+        label = store.grid(source.case_id).read_label()
+        for name in store.table.labels.structures:
+            assert store.table.mask(label, structure=name).sum() == expected.get(name, 0)
+
+
+def test_regions_equal_slices_of_the_whole(phantom_store: Path) -> None:
+    store = open_store(phantom_store)
+    grid = store.grid("phantom_000", store.plan.spacing)
+    region = (slice(3, 20), slice(10, 50), slice(0, 33))
+    assert np.array_equal(grid.read_image(region), grid.read_image()[(slice(None), *region)])
+    assert np.array_equal(grid.read_label(region), grid.read_label()[region])
+
+
+def test_foreground_samples_lie_in_their_atom(phantom_store: Path) -> None:
+    store = open_store(phantom_store)
+    grid = store.grid("phantom_000", store.plan.spacing)
+    label = grid.read_label()
+    assert set(grid.foreground) == set(np.unique(label)) - {0}
+    for atom, voxels in grid.foreground.items():
+        assert (label[tuple(voxels.T)] == atom).all()
+        assert len(voxels) == min(int((label == atom).sum()), 10_000)
+
+
+def test_zarr_python_reads_a_case_as_it_is(phantom_store: Path) -> None:
+    store = open_store(phantom_store)
+    group = zarr.open_group(str(phantom_store / "cases" / "phantom_000" / "grids" / "native"), mode="r")
+    image = group["image"]
+    assert isinstance(image, zarr.Array)
+    assert np.array_equal(image[...], store.grid("phantom_000").read_image())
+    ome = dict(group.attrs)["ome"]
+    assert isinstance(ome, dict)
+    assert ome["version"] == "0.5"
+    assert [axis["name"] for axis in ome["multiscales"][0]["axes"]] == ["c", "z", "y", "x"]
+
+
+@pytest.fixture
+def copy(phantom_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantom_store, tmp_path / "store"))
+
+
+def shard(store: Path, array: str) -> Path:
+    files = [path for path in (store / "cases" / "phantom_000" / "grids" / "native" / array).rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_deleted_or_cut_shard_is_named_before_anything_is_read(copy: Path) -> None:
+    victim = shard(copy, "image")
+    data = victim.read_bytes()
+    victim.write_bytes(data[:-10])
+    with pytest.raises(StoreError, match=r"phantom_000/native: file image/.* has \d+ bytes"):
+        open_store(copy).grid("phantom_000")
+    victim.unlink()
+    with pytest.raises(StoreError, match=r"phantom_000/native: file image/.* is missing"):
+        open_store(copy).grid("phantom_000")
+
+
+@pytest.mark.parametrize("array", ["image", "labels/atoms/values"])
+def test_a_flipped_bit_is_never_read_as_a_voxel(copy: Path, array: str) -> None:
+    victim = shard(copy, array)
+    original = victim.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(original), 10):
+        data = bytearray(original)
+        data[position] ^= 1 << 3
+        victim.write_bytes(data)
+        grid = open_store(copy).grid("phantom_000")
+        with pytest.raises(StoreError, match="phantom_000/native"):
+            grid.read_image() if array == "image" else grid.read_label()
+
+
+def test_a_newer_format_is_refused(copy: Path) -> None:
+    index = json.loads((copy / "index.json").read_text())
+    write_json(copy / "index.json", {**index, "format": 99})
+    with pytest.raises(StoreError, match="format 99 found, this segsweep reads 1"):
+        open_store(copy)
+
+
+def test_no_store_and_unknown_case(phantom_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store found"):
+        open_store(tmp_path)
+    with pytest.raises(StoreError, match="no 'fantom_004' among cases .* did you mean 'phantom_004'"):
+        open_store(phantom_store).grid("fantom_004")
+
+
+def test_an_unreadable_plan_is_named(copy: Path) -> None:
+    (copy / "plan.json").write_text("{")
+    with pytest.raises(StoreError, match=r"plan\.json: cannot be read"):
+        _ = open_store(copy).plan
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "case"
+    with committed(target) as folder:
+        folder.mkdir()
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), committed(target) as folder:
+        folder.mkdir()
+        (folder / "a").write_text("new")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_folds_keep_patients_together_and_cover_everything() -> None:
+    groups = {f"case{n:02d}": f"patient{n // 2}" for n in range(23)}
+    held_out = folds(groups)
+    assert sorted(case for fold in held_out for case in fold) == sorted(groups)
+    for fold in held_out:
+        for case in fold:
+            partners = {other for other in groups if groups[other] == groups[case]}
+            assert partners <= set(fold)
+    assert max(map(len, held_out)) - min(map(len, held_out)) <= 2
+    assert held_out == folds(dict(reversed(groups.items())))
+
+
+def test_training_and_validation_cases_are_disjoint(phantom_store: Path) -> None:
+    store = open_store(phantom_store)
+    held_out = set(store.held_out("validation"))
+    seen: set[str] = set()
+    for fold in range(5):
+        training, validation = set(store.training(fold)), set(store.validation(fold))
+        assert not training & validation
+        assert not (training | validation) & held_out
+        seen |= validation
+    assert seen == {case for case in store.held_out("train") if store.cases[case].annotated}
+    assert store.validation("all") == ()
+    assert set(store.training("all")) == set(store.held_out("train"))
