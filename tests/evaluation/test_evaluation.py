@@ -1,0 +1,167 @@
+import csv
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from segsweep.data.geometry import Geometry
+from segsweep.errors import InputError, RecipeError
+from segsweep.evaluation.evaluation import Options, evaluate
+from segsweep.evaluation.metrics import COLUMNS
+from segsweep.inference.writers import write_label_map
+
+GRID = Geometry(
+    shape=(14, 16, 18), spacing=(3.0, 1.0, 1.5), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+)
+RAS = Geometry(
+    shape=(14, 16, 18), spacing=(3.0, 1.0, 1.5), origin=(25.5, 15.0, 0.0), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)
+)
+LABELS = {"liver": [1, 3], "spleen": 2, "lesion": [3]}
+
+
+def organs(*, shift=0, lesion=True):
+    label = np.zeros(GRID.shape, dtype=np.uint8)
+    label[2:9, 3 + shift : 11 + shift, 2:9] = 1
+    label[3:9, 4:10, 11 : 16 - shift] = 2
+    if lesion:
+        label[4:6, 6:8, 4:6] = 3
+    return label
+
+
+def folder(path, *, maps, labels=LABELS):
+    for case, label in maps.items():
+        write_label_map(label, geometry=GRID, path=path / f"{case}.nii.gz")
+    if labels is not None:
+        (path / "labels.json").write_text(json.dumps(labels))
+    return path
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return folder(tmp_path / "reference", maps={f"case{i}": organs() for i in range(3)})
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_three_files_with_a_comparison(tmp_path, reference):
+    predictions = folder(tmp_path / "ensemble", maps={f"case{i}": organs(shift=i) for i in range(3)})
+    single = folder(tmp_path / "single", maps={f"case{i}": organs(shift=2) for i in range(3)})
+    calls = []
+    options = Options(compare={"single": single}, progress=lambda done, total: calls.append((done, total)))
+    found = evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=options)
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["report.html", "scores.csv", "scores_single.csv", "summary.json"]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+    rows = rows_of(tmp_path / "out" / "scores.csv")
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 9
+    perfect = next(row for row in rows if row["case"] == "case0" and row["structure"] == "liver")
+    assert (float(perfect["dice"]), float(perfect["hd95_mm"])) == (1.0, 0.0)
+    # "liver" holds its lesion: 7 x 8 x 7 voxels of 4.5 microlitres.
+    assert float(perfect["volume_reference_ml"]) == pytest.approx(7 * 8 * 7 * 4.5e-3)
+
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    difference = summary["differences"]["single"]["dice"]["overall"]
+    assert difference["mean"] > 0
+    assert summary["mean_rank"]["ensemble"] < summary["mean_rank"]["single"]
+    assert [row[0] for row in found.rows()] == ["liver", "spleen", "lesion", "all"]
+    assert found.lines()[0].startswith("ensemble: Dice ")
+
+
+def test_report_is_self_contained(tmp_path, reference):
+    predictions = folder(tmp_path / "a<b>", maps={f"case{i}": organs(shift=i) for i in range(3)})
+    evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert "url(" not in text
+    assert text.count('src="data:image/png;base64,') == 8
+    assert "<h1>a&lt;b&gt;</h1>" in text
+    assert text.count("<svg") == text.count("</svg>") == 2
+
+
+def test_axis_order_of_the_file_does_not_matter(tmp_path, reference):
+    path = tmp_path / "turned"
+    write_label_map(organs(shift=1)[:, ::-1, ::-1], geometry=RAS, path=path / "case0.nii.gz")
+    (path / "labels.json").write_text(json.dumps(LABELS))
+    straight = folder(tmp_path / "straight", maps={"case0": organs(shift=1)})
+    found = [evaluate(one, reference=reference, profile="plain", out=tmp_path / "out") for one in (path, straight)]
+    assert found[0].scores["turned"] == found[1].scores["straight"]
+
+
+def test_missing_cases_follow_the_profile(tmp_path, reference):
+    predictions = folder(tmp_path / "some", maps={"case0": organs()})
+    plain = evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "plain")
+    assert {score.case for score in plain.scores["some"]} == {"case0"}
+    assert plain.summary["missing_cases"] == {"some": ["case1", "case2"]}
+    flare = evaluate(predictions, reference=reference, profile="flare22", out=tmp_path / "flare")
+    assert flare.summary["models"]["some"]["structures"]["liver"]["dice"]["mean"] == pytest.approx(1 / 3)
+    assert flare.summary["structures_outside_profile"] == ["lesion"]
+
+
+def test_structure_that_is_not_predicted(tmp_path, reference):
+    labels = {"liver": [1, 3]}
+    predictions = folder(tmp_path / "few", maps={f"case{i}": organs() for i in range(3)}, labels=labels)
+    plain = evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+    assert plain.summary["structures"] == ["liver"]
+    assert plain.summary["structures_not_predicted"] == {"few": ["spleen", "lesion"]}
+    flare = evaluate(predictions, reference=reference, profile="flare22", out=tmp_path / "out")
+    assert flare.summary["models"]["few"]["structures"]["spleen"]["dice"]["mean"] == 0.0
+
+
+def test_pancancer_refuses_a_second_label(tmp_path):
+    lesions = (organs() == 1).astype(np.uint8)
+    reference = folder(tmp_path / "reference", maps={"a": lesions, "b": lesions}, labels={"lesion": 1})
+    bad = lesions.copy()
+    bad[0, 0, 0] = 2
+    predictions = folder(tmp_path / "p", maps={"a": lesions, "b": bad}, labels={"lesion": 1})
+    found = evaluate(predictions, reference=reference, profile="flare24_pancancer", out=tmp_path / "out")
+    assert [(score.dice, score.nsd) for score in found.scores["p"]] == [(1.0, 1.0), (0.0, 0.0)]
+    assert found.summary["cases_with_forbidden_values"] == {"p": ["b"]}
+
+
+def test_sub_folders_of_masks_may_overlap(tmp_path):
+    masks = tmp_path / "masks" / "case0"
+    for name, values in {"liver": (1, 3), "lesion": (3,)}.items():
+        write_label_map(np.isin(organs(), values).astype(np.uint8), geometry=GRID, path=masks / f"{name}.nii.gz")
+    predictions = folder(tmp_path / "p", maps={"case0": organs()})
+    found = evaluate(predictions, reference=tmp_path / "masks", profile="plain", out=tmp_path / "out")
+    assert {score.structure: score.dice for score in found.scores["p"]} == {"lesion": 1.0, "liver": 1.0}
+
+
+def test_ids_are_names_without_labels(tmp_path):
+    maps = {"case0": organs()}
+    reference = folder(tmp_path / "r", maps=maps, labels=None)
+    found = evaluate(
+        folder(tmp_path / "p", maps=maps, labels=None), reference=reference, profile="nnunet", out=tmp_path / "out"
+    )
+    assert found.summary["structures"] == ["1", "2", "3"]
+
+
+def test_another_grid_is_refused_by_case(tmp_path, reference):
+    path = tmp_path / "p"
+    shorter = replace(GRID, shape=(13, 16, 18))
+    write_label_map(organs()[1:], geometry=shorter, path=path / "case1.nii.gz")
+    (path / "labels.json").write_text(json.dumps(LABELS))
+    with pytest.raises(InputError, match=r"case1: the prediction lies on a grid of \(13, 16, 18\)"):
+        evaluate(path, reference=reference, profile="plain", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_refusals(tmp_path, reference):
+    predictions = folder(tmp_path / "p", maps={"other": organs()})
+    with pytest.raises(InputError, match="no prediction has a reference"):
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+    with pytest.raises(RecipeError, match="evaluation profiles"):
+        evaluate(predictions, reference=reference, profile="flare", out=tmp_path / "out")
+    with pytest.raises(InputError, match="holds no label map"):
+        (tmp_path / "empty").mkdir()
+        evaluate(tmp_path / "empty", reference=reference, profile="plain", out=tmp_path / "out")
+    (predictions / "labels.json").write_text('{"liver": [1, "2"]}')
+    with pytest.raises(InputError, match="'liver' has"):
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
