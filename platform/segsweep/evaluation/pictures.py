@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Spacing
@@ -16,7 +17,7 @@ from segsweep.evaluation.surface import Box, joint_box
 REFERENCE_COLOUR = "#E69F00"
 PREDICTION_COLOUR = "#56B4E9"
 WINDOW_HU = (-160.0, 240.0)
-MARGIN_MM = 25.0
+MARGIN_MM = 40.0
 DPI = 80
 
 
@@ -77,7 +78,8 @@ def _draw(axes: Axes, *, plane: _Plane, background: NDArray, spacing: Spacing) -
     axes.set_title(plane.name, color="white", fontsize=9)
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.97), (0.5, 0.03))
     for mark, (x, y) in zip(plane.marks, places, strict=True):
-        axes.text(x, y, mark, transform=axes.transAxes, color="white", fontsize=9, ha="center", va="center")
+        text = axes.text(x, y, mark, transform=axes.transAxes, color="white", fontsize=9, ha="center", va="center")
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _outline(axes: Axes, *, mask: NDArray[np.bool_], colour: str, style: str) -> None:

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segsweep.data.store import open_store
+from segsweep.errors import InputError
+from segsweep.evaluation.evaluation import evaluate
+from segsweep.evaluation.sources import open_folder, read_values
+from segsweep.inference.writers import write_label_map
+
+
+def test_a_store_scored_against_its_own_labels(tmp_path: Path, phantom_store: Path) -> None:
+    """Written on the scans' own grids and orientations, the store's labels score 1 in the annotated structures."""
+    store = open_store(phantom_store)
+    chosen = sorted(store.cases)[:4]
+    for case in chosen:
+        geometry = store.cases[case].source_geometry
+        label = geometry.reorientation.invert(store.grid(case).read_label())
+        write_label_map(label, geometry=geometry, path=tmp_path / "p" / f"{case}.nii.gz")
+    names = {name: list(store.table.values(name)) for name in store.table.labels.structures}
+    (tmp_path / "p" / "labels.json").write_text(json.dumps(names))
+    found = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
+    assert (
+        found.scores == evaluate(tmp_path / "p", reference=phantom_store, profile="plain", out=tmp_path / "out").scores
+    )
+    assert {score.dice for score in found.scores["p"]} == {1.0}
+    expected = {(case, name) for case in chosen for name in store.cases[case].annotated}
+    assert {(score.case, score.structure) for score in found.scores["p"]} == expected
+    (tmp_path / "p" / f"{chosen[0]}.nii.gz").rename(tmp_path / "p" / "phantom_999.nii.gz")
+    with pytest.raises(InputError, match="no 'phantom_999' among cases of the reference"):
+        evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
+
+
+def test_values_of_labels_json(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text('{"background": 0, "a": 1, "b": [1, 2]}')
+    assert read_values(path) == {"a": (1,), "b": (1, 2)}
+    for text in ("{", "[]", "{}", '{"a": -1}', '{"a": true}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"labels\.json"):
+            read_values(path)
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a folder"):
+        open_folder(tmp_path / "absent")
+
+
+def test_boxes_and_masks_of_values_that_are_shared(tmp_path: Path, phantom_store: Path) -> None:
+    store = open_store(phantom_store)
+    case = sorted(store.cases)[0]
+    geometry = store.cases[case].geometry
+    label = np.zeros(geometry.shape, dtype=np.uint8)
+    label[1, 2, 3], label[4, 5, 6] = 1, 2
+    write_label_map(label, geometry=geometry, path=tmp_path / "a.nii.gz")
+    (tmp_path / "labels.json").write_text('{"x": 1, "both": [1, 2], "none": 7}')
+    found = open_folder(tmp_path).read("a")
+    one, both = (slice(1, 2), slice(2, 3), slice(3, 4)), (slice(1, 5), slice(2, 6), slice(3, 7))
+    assert found.boxes() == {"x": one, "both": both}
+    assert found.mask("both").sum() == 2
+    assert found.mask("none").sum() == 0
