@@ -12,6 +12,8 @@ from segsweep.data.geometry import Size
 from segsweep.errors import InputError
 
 AXES = "zyx"
+# Patches per pass. Not 1: on a CPU torch convolves a batch of one 3 to 6 times slower per patch than a batch of two.
+TOGETHER = 2
 Progress = Callable[[int, int], None]
 
 
@@ -44,14 +46,16 @@ def predict_logits(
     total = torch.zeros((outputs, *padded.shape[1:]), device=padded.device)
     weights = torch.zeros(padded.shape[1:], device=padded.device)
     with torch.inference_mode():
-        for done, corner in enumerate(corners, start=1):
-            at = tuple(slice(low, low + patch) for low, patch in zip(corner, patch_size, strict=True))
-            patch = padded[(slice(None), *at)].to(device)[None]
-            logits = _mean_over_flips(model, patch, flips=flips, mirrored_outputs=mirrored_outputs)
-            total[(slice(None), *at)] += logits.to(padded.device) * weight
-            weights[at] += weight
+        for first in range(0, len(corners), TOGETHER):
+            regions = [_region(corner, patch_size=patch_size) for corner in corners[first : first + TOGETHER]]
+            patches = [padded[(slice(None), *at)] for at in regions]
+            patches += patches[:1] * (TOGETHER - len(patches))
+            logits = _mean_over_flips(model, torch.stack(patches).to(device), flips=flips, mirrored_outputs=mirrored_outputs)
+            for at, patch_logits in zip(regions, logits, strict=False):
+                total[(slice(None), *at)] += patch_logits.to(padded.device) * weight
+                weights[at] += weight
             if progress is not None:
-                progress(done, len(corners))
+                progress(first + len(regions), len(corners))
     inside = tuple(slice(low, low + n) for low, n in zip(before, size, strict=True))
     total /= weights
     return total[(slice(None), *inside)]
@@ -89,6 +93,10 @@ def flip_sets(mirror: str, *, mirrored_outputs: tuple[int, ...] | None) -> list[
     return [chosen for count in range(len(dimensions) + 1) for chosen in itertools.combinations(dimensions, count)]
 
 
+def _region(corner: Size, *, patch_size: Size) -> tuple[slice, ...]:
+    return tuple(slice(low, low + patch) for low, patch in zip(corner, patch_size, strict=True))
+
+
 def _mean_over_flips(
     model: nn.Module, patch_BCZYX: Tensor, *, flips: list[tuple[int, ...]], mirrored_outputs: tuple[int, ...] | None
 ) -> Tensor:
@@ -101,7 +109,7 @@ def _mean_over_flips(
             logits = logits[:, list(mirrored_outputs)]
         total = logits if total is None else total + logits
     assert total is not None  # `flips` always holds the empty combination
-    return total[0] / len(flips)
+    return total / len(flips)
 
 
 def _pad(image_CZYX: Tensor, *, before: list[int], patch_size: Size) -> Tensor:

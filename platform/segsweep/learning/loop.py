@@ -113,7 +113,7 @@ def _start_stage(setting: Setting, *, stage: Stage) -> torch.optim.Optimizer:
 
 
 def _parallel(model: nn.Module) -> nn.Module:
-    return DistributedDataParallel(model, find_unused_parameters=True) if dist.is_initialized() else model
+    return DistributedDataParallel(model) if dist.is_initialized() else model
 
 
 def _train_epoch(

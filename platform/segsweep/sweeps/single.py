@@ -1,5 +1,6 @@
 """One Run, trained, logged and registered: what `segsweep train` does. It is a sweep of one trial without a search."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ def train(run: Run, *, workspace: Workspace, report: Report) -> Trained:
     Raises RecipeError, StoreError or ResourceError before anything starts, SegsweepError when the training fails.
     """
     prepared = prepare(run)
+    run = dataclasses.replace(run, store=prepared.store.uri)
     dataset = prepared.store.dataset
     name = f"{run.trainable}-{dataset}-{run.digest}"
     folder = workspace.runs / name
@@ -58,6 +60,7 @@ def _run(run: Run, *, folder: Path, follow: Follow) -> None:
     )
     results = tuner.fit()
     if results.num_errors:
-        raise SegsweepError(f"{folder.name}: training failed ({results.errors[0]}); its log is under {folder / 'ray-tune'}")
+        reason = str(results.errors[0]).strip().splitlines()[-1]
+        raise SegsweepError(f"{folder.name}: training failed ({reason}); its log is under {folder / 'ray-tune'}")
     if not (folder / RESULT).is_file():
         raise KeyboardInterrupt

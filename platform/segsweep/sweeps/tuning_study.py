@@ -55,7 +55,7 @@ class StudySearch(Searcher):
     """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all."""
 
     def __init__(self, study: optuna.Study, *, space: Space, plan: Plan, sweep: Path, trials: int) -> None:
-        super().__init__(metric=OBJECTIVE, mode="max")
+        super().__init__()
         self._study, self._space, self._plan, self._sweep = study, space, plan, sweep
         self._unfinished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
         self._settle_ended()
