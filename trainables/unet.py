@@ -72,8 +72,8 @@ class ConvNormAct(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: Size, stride: Size) -> None:
         super().__init__()
-        padding = tuple(k // 2 for k in kernel)
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding)
+        z, y, x = (k // 2 for k in kernel)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=(z, y, x))
         self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
         self.nonlin = nn.LeakyReLU(0.01, inplace=True)
 

@@ -10,6 +10,7 @@ import pytest
 
 from segsweep.data.conversion import convert
 from segsweep.data.geometry import Geometry
+from segsweep.data.readers import read_labels
 from segsweep.data.store import open_store
 from segsweep.errors import InputError, RecipeError
 from segsweep.inference.writers import write_image, write_label_map
@@ -54,10 +55,12 @@ def test_an_edited_plan_is_kept(phantom_raw: Path, phantom_store: Path, tmp_path
 def test_bad_cases_are_named_and_the_others_go_on(raw: Path, tmp_path: Path) -> None:
     images = sorted((raw / "images").glob("*_0000.nii.gz"))
     images[0].write_bytes(images[0].read_bytes()[:-2000])
-    geometry = Geometry(shape=(8, 9, 10), spacing=(1.0, 1.0, 1.0), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    geometry = Geometry(
+        shape=(8, 9, 10), spacing=(1.0, 1.0, 1.0), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    )
     write_image(np.arange(720, dtype=np.int16).reshape(8, 9, 10), geometry=geometry, path=images[1])
     label = sorted((raw / "organs").glob("*.nii.gz"))[2]
-    foreign = open_label(label)
+    foreign = read_labels(label)
     foreign.voxels[3, 3, 3] = 99
     write_label_map(foreign.voxels, geometry=foreign.geometry, path=label)
     done = convert("phantom", raw=raw, store=tmp_path / "store")
@@ -68,12 +71,6 @@ def test_bad_cases_are_named_and_the_others_go_on(raw: Path, tmp_path: Path) -> 
     assert "voxels (z, y, x)" in done.failures["phantom_001"]
     assert "holds label value 99" in done.failures["phantom_002"]
     assert not [path for path in (tmp_path / "store" / "cases").iterdir() if path.name.startswith(".")]
-
-
-def open_label(path: Path):  # noqa: ANN201
-    from segsweep.data.readers import read_labels  # noqa: PLC0415
-
-    return read_labels(path)
 
 
 def test_nothing_usable_leaves_no_index(raw: Path, tmp_path: Path) -> None:
@@ -93,7 +90,9 @@ def test_another_dataset_or_a_foreign_folder_is_refused(phantom_raw: Path, phant
         convert("phantoms", raw=phantom_raw, store=phantom_store)
 
 
-def test_a_killed_conversion_leaves_no_half_case_and_resumes(phantom_raw: Path, phantom_store: Path, tmp_path: Path) -> None:
+def test_a_killed_conversion_leaves_no_half_case_and_resumes(
+    phantom_raw: Path, phantom_store: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     code = f"""
         from pathlib import Path

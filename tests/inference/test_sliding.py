@@ -113,12 +113,12 @@ def test_progress_counts_patches():
     seen: list[tuple[int, int]] = []
     predict_logits(
         Pointwise(),
-        noise((8, 8, 12)),
+        noise((8, 8, 16)),
         patch_size=(8, 8, 8),
         outputs=2,
         progress=lambda n, total: seen.append((n, total)),
     )
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("mirror", ["", "xx", "left", "zyxw"])

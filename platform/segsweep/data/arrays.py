@@ -98,9 +98,13 @@ class GridReader:
         """Atom values (z, y, x) of the store's table, of a region within the grid (all of it by default)."""
         return self._lookup[self._read(self._label, region or (slice(None),) * 3, "label")]
 
-    @cached_property
-    def foreground(self) -> dict[int, NDArray[np.int32]]:
+    @property
+    def foreground(self) -> Mapping[int, NDArray[np.int32]]:
         """Atom value of the store's table -> sampled voxel indices (n, 3), for every atom but background."""
+        return self._samples
+
+    @cached_property
+    def _samples(self) -> dict[int, NDArray[np.int32]]:
         array = self._array("foreground")
         voxels = self._read(array, (slice(None), slice(None)), "foreground")
         counts: list[int] = list(array.attrs["counts"])  # type: ignore[arg-type]

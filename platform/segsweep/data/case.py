@@ -36,4 +36,6 @@ class CaseSource:
 
     def __post_init__(self) -> None:
         if not CASE_ID.fullmatch(self.case_id):
-            raise InputError(f"case id {self.case_id!r} cannot be used: expected letters, digits, '.', '_' and '-', at most 128")
+            raise InputError(
+                f"case id {self.case_id!r} cannot be used: expected letters, digits, '.', '_' and '-', at most 128"
+            )

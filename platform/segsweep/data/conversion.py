@@ -107,7 +107,7 @@ def _in_parallel(
     items: Sequence[_Item], *, work: Callable[..., Any], fixed: tuple[Any, ...], label: str, progress: Progress | None
 ) -> Iterator[tuple[int, Any]]:
     """(index, result) of each item as it ends; few tasks are in flight, so memory does not grow with the dataset."""
-    task = ray.remote(num_cpus=1, max_retries=2)(work)
+    task: Any = ray.remote(num_cpus=1, max_retries=2)(work)
     waiting = iter(enumerate(items))
     running: dict[ray.ObjectRef, int] = {}
     in_flight = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))

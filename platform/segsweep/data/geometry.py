@@ -29,12 +29,12 @@ class Reorientation:
         """Source order to canonical order (a view)."""
         lead = array.ndim - 3
         turned = np.transpose(array, (*range(lead), *(lead + axis for axis in self.axes)))
-        return np.flip(turned, [lead + axis for axis in range(3) if self.flips[axis]])
+        return np.flip(turned, tuple(lead + axis for axis in range(3) if self.flips[axis]))
 
     def invert(self, array: NDArray) -> NDArray:
         """Canonical order back to source order (a view)."""
         lead = array.ndim - 3
-        unflipped = np.flip(array, [lead + axis for axis in range(3) if self.flips[axis]])
+        unflipped = np.flip(array, tuple(lead + axis for axis in range(3) if self.flips[axis]))
         return np.transpose(unflipped, (*range(lead), *(lead + self.axes.index(axis) for axis in range(3))))
 
 
@@ -109,7 +109,8 @@ class Geometry:
         """Largest distance in mm between equal corner voxels; infinite when the shapes differ."""
         if self.shape != other.shape:
             return math.inf
-        corners = itertools.product(*((0, n - 1) for n in self.shape))
+        z, y, x = ((0, n - 1) for n in self.shape)
+        corners = itertools.product(z, y, x)
         return max(float(np.linalg.norm(self.position(corner) - other.position(corner))) for corner in corners)
 
     def same_grid(self, other: "Geometry") -> bool:

@@ -32,7 +32,7 @@ class LabelSet:
     @property
     def mirrored(self) -> tuple[int, ...]:
         """Index of each structure's counterpart under a left/right flip (itself where it has none)."""
-        partner = {left: right for left, right in self.pairs} | {right: left for left, right in self.pairs}
+        partner = dict(self.pairs) | {right: left for left, right in self.pairs}
         return tuple(self.structures.index(partner.get(name, name)) for name in self.structures)
 
 

@@ -50,7 +50,9 @@ def predict_logits(
             regions = [_region(corner, patch_size=patch_size) for corner in corners[first : first + TOGETHER]]
             patches = [padded[(slice(None), *at)] for at in regions]
             patches += patches[:1] * (TOGETHER - len(patches))
-            logits = _mean_over_flips(model, torch.stack(patches).to(device), flips=flips, mirrored_outputs=mirrored_outputs)
+            logits = _mean_over_flips(
+                model, torch.stack(patches).to(device), flips=flips, mirrored_outputs=mirrored_outputs
+            )
             for at, patch_logits in zip(regions, logits, strict=False):
                 total[(slice(None), *at)] += patch_logits.to(padded.device) * weight
                 weights[at] += weight
