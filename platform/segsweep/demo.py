@@ -1,8 +1,11 @@
 """The whole walk on a phantom: make scans, convert, tune, register, ensemble, predict, evaluate, and say where everything is."""
 
 import os
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from segsweep import recipes
 from segsweep.data.conversion import convert
@@ -14,7 +17,7 @@ from segsweep.models.ensemble import build, load_predictor
 from segsweep.models.registry import Registered
 from segsweep.models.tracking import Tracker
 from segsweep.sweeps.cluster import connect
-from segsweep.sweeps.tuning import Swept, SweepOptions, tune
+from segsweep.sweeps.tuning import SweepOptions, Swept, tune
 from segsweep.terminal import bars, console
 from segsweep.workspace import Workspace, current_workspace
 
@@ -22,8 +25,11 @@ from segsweep.workspace import Workspace, current_workspace
 SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=4, register=2)
 
 
-def walk(folder: Path, *, seed: int) -> None:
-    """Run every step in `folder`; a step that was done before is kept, so an interrupted demo goes on."""
+def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mapping[str, Any] | None = None) -> None:
+    """Run every step in `folder`; a step that was done before is kept, so an interrupted demo goes on.
+
+    `sweep` and `params` (of every trial) are there for a shorter walk, as in the tests.
+    """
     begun = time.monotonic()
     folder = folder.resolve()
     os.environ["SEGSWEEP_WORKSPACE"] = str(folder / "workspace")
@@ -39,12 +45,17 @@ def walk(folder: Path, *, seed: int) -> None:
     connect()
     with bars() as shown:
         store = convert("phantom", raw=raw, store=folder / "store", progress=shown.count).store
-    console.print(f"  {len(store.cases)} cases, {len(store.table.labels.structures)} structures, spacing {store.plan.spacing} mm")
-    _title(3, f"tune: {SWEEP.trials} trials over patch size, oversampling, epochs and loss; each a Ray Train job of two DDP workers")
-    swept = _tune(store, workspace=workspace)
+    console.print(
+        f"  {len(store.cases)} cases, {len(store.table.labels.structures)} structures, spacing {store.plan.spacing} mm"
+    )
+    _title(
+        3,
+        f"tune: {sweep.trials} trials over patch size, oversampling, epochs and loss; {sweep.workers} DDP workers a trial",
+    )
+    swept = _tune(store, workspace=workspace, sweep=sweep, params=params or {})
     if swept.interrupted:
         raise KeyboardInterrupt
-    _title(4, "ensemble: the mean of the best two registered versions")
+    _title(4, "ensemble: the mean of the best registered versions")
     tracker = Tracker(workspace, experiment=store.dataset)
     members = [version.uri for version in swept.registered]
     combined = build(members, name="phantom-ensemble", tracker=tracker)
@@ -56,9 +67,9 @@ def walk(folder: Path, *, seed: int) -> None:
     _say_where(folder, report=report, combined=combined, seconds=time.monotonic() - begun)
 
 
-def _tune(store: Store, *, workspace: Workspace) -> Swept:
+def _tune(store: Store, *, workspace: Workspace, sweep: SweepOptions, params: Mapping[str, Any]) -> Swept:
     with bars() as shown:
-        swept = tune("phantom", store=store.uri, workspace=workspace, options=SWEEP, params={}, report=shown.trial)
+        swept = tune("phantom", store=store.uri, workspace=workspace, options=sweep, params=params, report=shown.trial)
     for trial in swept.trials:
         dice = "stopped early" if trial.dice is None else f"dice {trial.dice:.3f}"
         console.print(f"  {trial.name}: {trial.state} after {trial.epochs} epochs, {dice}")
@@ -70,14 +81,18 @@ def _tune(store: Store, *, workspace: Workspace) -> Swept:
 def _predict(folder: Path, *, store: Store, versions: tuple[Registered, ...], workspace: Workspace) -> dict[str, Path]:
     """Predictions of every version on the held-out scans, by the version's short name, the ensemble first."""
     held_out = set(store.held_out("validation"))
-    scans = [scan for scan in find_scans(folder / "raw" / "images", channels=store.channels) if scan.case_id in held_out]
+    scans = [
+        scan for scan in find_scans(folder / "raw" / "images", channels=store.channels) if scan.case_id in held_out
+    ]
     predictions = {}
     for version in versions:
         name = f"{version.name}-{version.version}"
         out = folder / "predictions" / name
         predictor = load_predictor(version.uri, workspace=workspace)
         with bars() as shown:
-            done = predict(scans, predictor=predictor, out=out, progress=lambda n, total, name=name: shown.count(name, n, total))
+            done = predict(
+                scans, predictor=predictor, out=out, progress=lambda n, total, name=name: shown.count(name, n, total)
+            )
         console.print(f"  {name}: {len(done.written)} scans")
         predictions[name] = out
     return predictions
@@ -106,10 +121,13 @@ def _say_where(folder: Path, *, report: Evaluation, combined: Registered, second
         (workspace / "mlflow.db", "runs and registered models"),
     ):
         console.print(f"  {path}  {what}")
+    command = sys.argv[0] if Path(sys.argv[0]).name == "segsweep" else "segsweep"
     console.print(
-        "\nnext:\n"
-        f"  SEGSWEEP_WORKSPACE={workspace} segsweep ui            browse runs, models and the sweep\n"
-        f"  SEGSWEEP_WORKSPACE={workspace} segsweep predict {combined.uri} SCANS OUT\n"
-        "  segsweep list datasets                        then the same walk on your own data:\n"
-        "  segsweep convert DATASET RAW --store STORE && segsweep tune default STORE trials=20 preset=small"
+        f"\nnext:\n  export SEGSWEEP_WORKSPACE={workspace}\n"
+        f"  {command} ui                                   browse runs, models and the sweep\n"
+        f"  {command} predict {combined.uri} SCANS OUT\n"
+        "the same walk on your own data:\n"
+        f"  {command} list datasets\n"
+        f"  {command} convert DATASET RAW --store STORE\n"
+        f"  {command} tune default STORE trials=20 preset=small"
     )

@@ -37,6 +37,8 @@ class TrainingParams:
         if not 0.0 <= self.foreground <= 1.0:
             raise ValueError(f"foreground={self.foreground} cannot be used: expected a share from 0 to 1")
         if self.patch_size is not None and min(self.patch_size) < 8:
-            raise ValueError(f"patch_size={self.patch_size} cannot be used: expected at least 8 voxels an axis (z, y, x)")
+            raise ValueError(
+                f"patch_size={self.patch_size} cannot be used: expected at least 8 voxels an axis (z, y, x)"
+            )
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} cannot be used: expected at least 1")
