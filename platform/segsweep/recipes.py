@@ -11,14 +11,21 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from segsweep.errors import RecipeError, unknown
 
 Kind = Literal["trainables", "search_spaces", "datasets"]
+
+# What a recipe of each kind must define (CONTRIBUTING.md says what each is).
+EXPORTS: Mapping[Kind, tuple[str, ...]] = {
+    "trainables": ("Params", "build"),
+    "search_spaces": ("TRAINABLE", "space"),
+    "datasets": ("LABELS", "CHANNELS", "cases"),
+}
 
 
 def search_path(kind: Kind, *, packaged: Iterable[str]) -> list[str]:
@@ -41,10 +48,35 @@ def names(kind: Kind) -> list[str]:
 
 
 def load(kind: Kind, *, name: str) -> ModuleType:
-    """The recipe's module. Raises RecipeError with the nearest names when there is none."""
+    """The recipe's module. Raises RecipeError with the nearest names when there is none, and for one that does not import."""
     if name not in names(kind):
         raise RecipeError(unknown(name, kind=f"{kind}/", known=names(kind)))
-    return importlib.import_module(f"segsweep.{kind}.{name}")
+    try:
+        recipe = importlib.import_module(f"segsweep.{kind}.{name}")
+    except Exception as error:  # a recipe is a user's own code: whatever it raises, they are told where
+        detail = " ".join(str(error).split())
+        raise RecipeError(
+            f"{kind}/{name}: cannot be imported ({type(error).__name__}: {detail}); correct it"
+        ) from error
+    missing = [export for export in EXPORTS[kind] if not hasattr(recipe, export)]
+    if missing:
+        raise RecipeError(
+            f"{recipe.__file__}: defines no {' and no '.join(missing)}; expected {', '.join(EXPORTS[kind])}"
+        )
+    return recipe
+
+
+def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
+    """KEY=VALUE texts as a dictionary, values still text. Raises RecipeError for a text without `=` and a key given twice."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key or not value:
+            raise RecipeError(f"{text!r} cannot be used: expected KEY=VALUE, for example epochs=200")
+        if key in pairs:
+            raise RecipeError(f"{key} was given twice ({pairs[key]} and {value}); expected it once")
+        pairs[key] = value
+    return pairs
 
 
 def build_params(recipe: ModuleType, *, values: Mapping[str, Any]) -> Any:
@@ -67,7 +99,7 @@ def build_params(recipe: ModuleType, *, values: Mapping[str, Any]) -> Any:
     try:
         return TypeAdapter(recipe.Params).validate_python({key: parse_value(value) for key, value in merged.items()})
     except ValidationError as error:
-        raise RecipeError(f"{name}: {_first_complaint(error)}") from None
+        raise RecipeError(f"{name}: {_first_complaint(error, params=recipe.Params, given=merged)}") from None
 
 
 def params_json(params: Any) -> dict[str, Any]:
@@ -85,8 +117,22 @@ def parse_value(value: Any) -> Any:
         return [parse_value(part.strip()) for part in value.split(",")] if "," in value else value
 
 
-def _first_complaint(error: ValidationError) -> str:
+def _first_complaint(error: ValidationError, *, params: type, given: Mapping[str, Any]) -> str:
     detail = error.errors()[0]
-    field = ".".join(str(part) for part in detail["loc"]) or "parameters"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{field}={detail['input']!r} cannot be used: {message}" if detail["loc"] else message
+    if not detail["loc"]:
+        return detail["msg"].removeprefix("Value error, ")
+    field = str(detail["loc"][0])
+    return f"{field}={given[field]!r} cannot be used: expected {_words(get_type_hints(params)[field])}"
+
+
+def _words(annotation: Any) -> str:
+    """A parameter's type as a person says it."""
+    choices = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return " or ".join(repr(choice) for choice in choices)
+    if get_origin(annotation) is tuple and Ellipsis not in choices:
+        return f"{len(choices)} values with commas between them, each {_words(choices[0])}"
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return " or ".join(_words(choice) for choice in choices if choice is not NoneType)
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(annotation, str(annotation))
