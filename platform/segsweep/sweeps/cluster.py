@@ -56,19 +56,18 @@ def connect() -> None:
 def share(*, workers: int, concurrent: int = 1) -> Resources:
     """Resources of each worker when `concurrent` runs of `workers` workers share the cluster.
 
-    With GPUs each worker gets one; otherwise the cores are divided. Raises ResourceError when the cluster can never hold one run.
+    With GPUs each worker gets one; otherwise the cores are divided. Raises ResourceError when the cluster can never hold them all.
     """
     total = ray.cluster_resources()
     cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    if workers > (gpus or cpus):
-        kind = "GPUs" if gpus else "CPU cores"
-        raise ResourceError(
-            f"{workers} workers were asked for, one {kind[:-1]} each; the cluster has {gpus or cpus} {kind}; "
-            f"ask for at most workers={gpus or cpus}, or add nodes"
-        )
-    if gpus:
-        return Resources(cpus=max(1, cpus // gpus), gpus=1.0)
-    return Resources(cpus=max(1, cpus // (workers * concurrent)))
+    kind, there = ("GPU", gpus) if gpus else ("CPU core", cpus)
+    wanted = workers * concurrent
+    if wanted > there:
+        asked = f"{workers} workers" if concurrent == 1 else f"{concurrent} runs of {workers} workers at once"
+        hint = f"workers={there}" if concurrent == 1 else f"concurrent={there // workers}"
+        advice = f"ask for at most {hint}, or add nodes" if there >= workers else f"ask for at most workers={there}"
+        raise ResourceError(f"{asked} were asked for, one {kind} a worker; the cluster has {there}; {advice}")
+    return Resources(cpus=max(1, cpus // max(gpus, wanted)), gpus=1.0 if gpus else 0.0)
 
 
 def most_concurrent(*, workers: int) -> int:
@@ -78,8 +77,8 @@ def most_concurrent(*, workers: int) -> int:
 
 
 def memory_per_worker(*, workers: int) -> int:
-    """Bytes that each worker of a run may use: a GPU's memory, or the largest node's memory divided by the workers."""
+    """Bytes that each of so many workers may use: a GPU's memory, or its share of the cluster's, at most the largest node's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-    return int(largest) // workers
+    nodes = [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
+    return min(max(nodes), sum(nodes) // workers)

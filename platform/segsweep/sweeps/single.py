@@ -1,6 +1,7 @@
 """One Run, trained, logged and registered: what `segsweep train` does. It is a sweep of one trial without a search."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from segsweep.models.registry import Registered, register
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
 from segsweep.sweeps.cluster import memory_per_worker, share
-from segsweep.sweeps.following import Follow, Report
+from segsweep.sweeps.following import ERROR, Follow, Report, failure
 from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
 from segsweep.workspace import Workspace
 
@@ -41,9 +42,15 @@ def train(run: Run, *, workspace: Workspace, report: Report) -> Trained:
     follow = Follow(tracker, parent=None, sweep="", report=report)
     if not (folder / RESULT).is_file():
         demand_memory(prepared, available=memory_per_worker(workers=run.workers))
-        _run(run, folder=folder, follow=follow)
+        try:
+            _run(run, folder=folder, follow=follow)
+        finally:
+            follow.close()
     result = read_result(folder)
-    run_id = follow.run_of(name) or tracker.start(name, params=run.to_json())
+    run_id = follow.run_of(name)
+    if run_id is None:
+        run_id = tracker.start(name, params=run.to_json())
+        tracker.finish(run_id)
     model = f"{dataset}-{run.trainable}"
     tags = {"segsweep.run": name, "segsweep.data": prepared.store.digest}
     if "dice" in result:
@@ -53,14 +60,17 @@ def train(run: Run, *, workspace: Workspace, report: Report) -> Trained:
 
 
 def _run(run: Run, *, folder: Path, follow: Follow) -> None:
+    scratch = folder / "tune"
     tuner = ray.tune.Tuner(
         as_trainable(run, resources=share(workers=run.workers)),
         param_space={"folder": str(folder)},
-        run_config=ray.tune.RunConfig(name="tune", storage_path=str(folder / "ray-tune"), callbacks=[follow], verbose=0),
+        run_config=ray.tune.RunConfig(name="tune", storage_path=str(folder), callbacks=[follow], verbose=0),
     )
-    results = tuner.fit()
-    if results.num_errors:
-        reason = str(results.errors[0]).strip().splitlines()[-1]
-        raise SegsweepError(f"{folder.name}: training failed ({reason}); its log is under {folder / 'ray-tune'}")
+    try:
+        failed = tuner.fit().num_errors > 0
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if failed:
+        raise SegsweepError(f"{folder.name}: training failed ({failure(folder)}); see {folder / ERROR}")
     if not (folder / RESULT).is_file():
         raise KeyboardInterrupt

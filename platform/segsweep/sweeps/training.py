@@ -18,7 +18,7 @@ import ray.train
 import ray.tune
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
@@ -130,6 +130,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
     if (folder / RESULT).is_file():
         return read_result(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _tidy(folder)
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     trainer = TorchTrainer(
         train_run,
@@ -145,7 +146,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
         ),
     )
     trainer.fit()
-    shutil.rmtree(folder / "ray", ignore_errors=True)
+    _tidy(folder)
     return read_result(folder)
 
 
@@ -168,6 +169,7 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
             ray.tune.report(dict(read_result(folder)))
             return
         chosen = dataclasses.replace(run, params={**run.params, **overrides})
+        prepare(chosen)  # what cannot be trained fails here, before any worker starts
         fit(chosen, folder=folder, resources=resources or Resources(cpus=1), callbacks=[TuneReportCallback()])
 
     return ray.tune.with_resources(trial, TRIAL_RESOURCES)  # type: ignore[return-value]
@@ -209,7 +211,7 @@ def training_cases(store: Store, *, case_ids: tuple[str, ...], spacing: Spacing)
 def _setting(prepared: Prepared) -> Setting:
     run, store, params = prepared.run, prepared.store, prepared.params
     recipe = recipes.load("trainables", name=run.trainable)
-    device = ray.train.torch.get_device()
+    device = get_device()
     torch.manual_seed(run.seed)
     spacing = prepared.task.spacing
     return Setting(
@@ -233,11 +235,17 @@ def _save(epoch: Epoch, *, checkpoints: Path, document: Mapping[str, Any]) -> No
             shutil.rmtree(older)
 
 
+def _tidy(folder: Path) -> None:
+    """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
+    for leftover in (folder / "ray", *(folder / "checkpoints").glob(".*.partial-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _told_to_stop(folder: Path) -> bool:
     """Rank 0 looks for the stop flag and tells the others, so that all leave after the same epoch."""
     flag = torch.tensor([int((folder / STOP).exists())])
     if dist.is_initialized():
-        flag = flag.to(ray.train.torch.get_device())
+        flag = flag.to(get_device())
         dist.broadcast(flag, src=0)
     return bool(flag.item())
 

@@ -1,8 +1,12 @@
 """A sweep: Optuna proposes, Ray Tune runs, MLflow remembers, the best are registered. Running it again goes on where it ended."""
 
+import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ray.tune
@@ -10,17 +14,16 @@ import ray.tune
 from segsweep import recipes
 from segsweep.data.planning import Plan
 from segsweep.data.store import Store, open_store
-from segsweep.errors import ModelError
+from segsweep.errors import ModelError, SegsweepError
 from segsweep.models.registry import Registered, register, set_alias
-from segsweep.models.tracking import Tracker
+from segsweep.models.tracking import Status, Tracker
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import memory_per_worker, most_concurrent, share
-from segsweep.sweeps.following import Follow, Report
+from segsweep.sweeps.following import ERROR, Follow, Report, failure
 from segsweep.sweeps.stopping import CooperativeASHA
 from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
 from segsweep.sweeps.tuning_study import CONFIG, StudySearch, ended_trials, has_unfinished, open_study, trial_folder
 from segsweep.workspace import Workspace
-
 
 # ASHA's upper rung: trials end by their own number of epochs.
 MOST_EPOCHS = 10**6
@@ -85,7 +88,9 @@ def tune(
         workers=options.workers,
         params={**getattr(recipe, "PARAMS", {}), **params},
     )
-    demand_memory(prepare(base), available=memory_per_worker(workers=options.workers))
+    prepare(base)
+    concurrent = options.concurrent or most_concurrent(workers=options.workers)
+    resources = share(workers=options.workers, concurrent=concurrent)
     name = options.name or f"{space}-{opened.dataset}"
     sweep = workspace.sweeps / name
     study = open_study(
@@ -94,26 +99,52 @@ def tune(
     if not study.trials:
         for first in getattr(recipe, "first", _no_first)(opened.plan):
             study.enqueue_trial(first)
-    search = StudySearch(study, space=recipe.space, plan=opened.plan, sweep=sweep, trials=options.trials)
+    suggest = partial(
+        _suggest,
+        recipe=recipe,
+        base=base,
+        plan=opened.plan,
+        memory=memory_per_worker(workers=options.workers * concurrent),
+    )
+    search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=options.trials, report=report)
     tracker = Tracker(workspace, experiment=opened.dataset)
     parent = _parent_run(tracker, name=name, base=base, store=opened)
     follow = Follow(tracker, parent=parent, sweep=name, report=report)
-    if search.remaining:
-        _run_trials(base, search=search, follow=follow, options=options, sweep=sweep)
-    trials = tuple(_swept(trial, sweep=sweep) for trial in ended_trials(study))
-    interrupted = search.remaining > 0 or has_unfinished(study)
-    registered = (
-        () if interrupted else _register_best(trials, count=options.register, base=base, follow=follow, store=opened)
-    )
-    tracker.finish(parent, status="KILLED" if interrupted else "FINISHED")
-    return Swept(name=name, trials=trials, registered=registered, interrupted=interrupted)
+    status: Status = "KILLED"
+    try:
+        if search.remaining:
+            trainable = as_trainable(base, resources=resources)
+            _run_trials(
+                trainable, search=search, follow=follow, grace=options.grace, concurrent=concurrent, sweep=sweep
+            )
+        trials = tuple(_swept(trial, sweep=sweep) for trial in ended_trials(study))
+        interrupted = search.remaining > 0 or has_unfinished(study)
+        if interrupted:
+            return Swept(name=name, trials=trials, registered=(), interrupted=True)
+        status = "FAILED"
+        _demand_any(trials, name=name)
+        registered = _register_best(trials, count=options.register, base=base, follow=follow, store=opened)
+        status = "FINISHED"
+        return Swept(name=name, trials=trials, registered=registered, interrupted=False)
+    finally:
+        tracker.finish(parent, status=status)
 
 
-def _run_trials(base: Run, *, search: StudySearch, follow: Follow, options: SweepOptions, sweep: Path) -> None:
-    concurrent = options.concurrent or most_concurrent(workers=options.workers)
-    scheduler = CooperativeASHA(grace_epochs=options.grace, most_epochs=MOST_EPOCHS) if options.grace else None
+def _suggest(trial: Any, *, recipe: ModuleType, base: Run, plan: Plan, memory: int) -> dict[str, Any]:
+    """The parameters of a trial. Raises SegsweepError when they cannot be trained."""
+    config = recipe.space(trial, plan)
+    chosen = dataclasses.replace(base, params={**base.params, **config})
+    demand_memory(prepare(chosen), available=memory)
+    return config
+
+
+def _run_trials(
+    trainable: Any, *, search: StudySearch, follow: Follow, grace: int, concurrent: int, sweep: Path
+) -> None:
+    """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed."""
+    scheduler = CooperativeASHA(grace_epochs=grace, most_epochs=MOST_EPOCHS) if grace else None
     tuner = ray.tune.Tuner(
-        as_trainable(base, resources=share(workers=options.workers, concurrent=concurrent)),
+        trainable,
         tune_config=ray.tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
@@ -122,7 +153,21 @@ def _run_trials(base: Run, *, search: StudySearch, follow: Follow, options: Swee
         ),
         run_config=ray.tune.RunConfig(name="tune", storage_path=str(sweep), callbacks=[follow], verbose=0),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        follow.close()
+        shutil.rmtree(sweep / "tune", ignore_errors=True)
+
+
+def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
+    """Raise SegsweepError when no trial ended well."""
+    if all(trial.state == "failed" for trial in trials):
+        last = max(trials, key=lambda trial: trial.name)
+        raise SegsweepError(
+            f"sweep {name!r}: all {len(trials)} trials failed; the last: {failure(last.folder)}; "
+            f"see {last.folder / ERROR}, then give the same command again"
+        )
 
 
 def _settings(space: str, *, base: Run, store: Store) -> dict[str, Any]:

@@ -14,14 +14,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from segsweep.data.planning import Plan
 from segsweep.errors import RecipeError
+from segsweep.sweeps.following import ERROR, Report
 from segsweep.sweeps.training import RESULT, read_result
 
+# So many suggestions in a row that cannot be trained end a sweep.
+MOST_REFUSED = 20
 CONFIG, SETTINGS = "segsweep.config", "segsweep.settings"
 OBJECTIVE = "dice"
 
-Space = Callable[[optuna.Trial, Plan], dict[str, Any]]
+SuggestConfig = Callable[[optuna.Trial], dict[str, Any]]
 
 
 def open_study(storage: str, *, name: str, settings: Mapping[str, Any], seed: int) -> optuna.Study:
@@ -52,11 +54,16 @@ def trial_folder(sweep: Path, *, number: int) -> Path:
 
 
 class StudySearch(Searcher):
-    """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all."""
+    """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all.
 
-    def __init__(self, study: optuna.Study, *, space: Space, plan: Plan, sweep: Path, trials: int) -> None:
+    `suggest_config` makes a trial's parameters and raises when they cannot be trained: such a trial fails here and another is drawn.
+    """
+
+    def __init__(
+        self, study: optuna.Study, *, suggest_config: SuggestConfig, sweep: Path, trials: int, report: Report
+    ) -> None:
         super().__init__()
-        self._study, self._space, self._plan, self._sweep = study, space, plan, sweep
+        self._study, self._suggest_config, self._sweep, self._report = study, suggest_config, sweep, report
         self._unfinished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
         self._settle_ended()
         ended = sum(
@@ -75,30 +82,36 @@ class StudySearch(Searcher):
         return len(self._unfinished) + self._new
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The config of the next trial: parameter overrides and its folder."""
+        """The config of the next trial (parameter overrides and its folder), or FINISHED."""
         if self._unfinished:
-            frozen = self._unfinished.pop(0)
-            trial = optuna.Trial(self._study, frozen._trial_id)
-        elif self._new:
+            trial = optuna.Trial(self._study, self._unfinished.pop(0)._trial_id)
+        elif (asked := self._ask() if self._new else None) is not None:
+            trial = asked
             self._new -= 1
-            trial = self._study.ask()
-            trial.set_user_attr(CONFIG, self._space(trial, self._plan))
         else:
-            return None
+            self._new = 0
+            return Searcher.FINISHED  # type: ignore[return-value]  Tune's own word, which its signature omits
         self._open[trial_id] = trial
         return {**trial.user_attrs[CONFIG], "folder": str(trial_folder(self._sweep, number=trial.number))}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep the learning curve: Optuna's samplers and plots use it."""
-        trial, epoch = self._open[trial_id], result.get("epoch")
-        if epoch is not None and "patch_dice_smoothed" in result:
+        trial, epoch = self._open.get(trial_id), result.get("epoch")
+        if trial is not None and epoch is not None and "patch_dice_smoothed" in result:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a continued trial reports its last epoch a second time
                 trial.report(result["patch_dice_smoothed"], step=epoch)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,  # noqa: ARG002  the folder's own result is what counts
+        error: bool = False,
+    ) -> None:
         """Tell the study how the trial ended; one that was merely interrupted stays open for the next driver."""
-        trial = self._open.pop(trial_id)
+        trial = self._open.pop(trial_id, None)
+        if trial is None:  # Tune says it a second time when a callback failed
+            return
         if error:
             self._study.tell(trial.number, state=TrialState.FAIL)
         elif (trial_folder(self._sweep, number=trial.number) / RESULT).is_file():
@@ -110,6 +123,25 @@ class StudySearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: the study holds everything."""
+
+    def _ask(self) -> optuna.Trial | None:
+        """A new trial whose parameters can be trained, or None when none was drawn."""
+        for _ in range(MOST_REFUSED):
+            trial = self._study.ask()
+            try:
+                trial.set_user_attr(CONFIG, self._suggest_config(trial))
+            except Exception as error:  # recipes raise what they like; the sweep goes on
+                self._refuse(trial, reason=str(error) or repr(error))
+            else:
+                return trial
+        return None
+
+    def _refuse(self, trial: optuna.Trial, *, reason: str) -> None:
+        folder = trial_folder(self._sweep, number=trial.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).write_text(reason + "\n")
+        self._study.tell(trial.number, state=TrialState.FAIL)
+        self._report(folder.name, 0, 0, f"failed: {reason}")
 
     def _settle_ended(self) -> None:
         """Trials whose run ended, or never got its parameters, before the last driver could say so."""

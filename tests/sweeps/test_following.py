@@ -1,0 +1,105 @@
+"""MLflow may go away: trials go on, nothing is lost or stored twice, and runs of interrupted trials are opened again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from segsweep.models.tracking import PARENT_TAG, Tracker
+from segsweep.sweeps import following
+from segsweep.sweeps.following import ERROR, Follow, failure
+from segsweep.workspace import Workspace
+
+
+class Flaky(Tracker):
+    """A tracker whose server can be away."""
+
+    away = False
+
+    def metrics(self, run_id: str, values: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
+        if self.away:
+            raise ConnectionError("server does not answer")
+        super().metrics(run_id, values, step=step, timestamp_ms=timestamp_ms)
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Flaky:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return Flaky(Workspace(root=tmp_path_factory.mktemp("workspace")), experiment="toy")
+
+
+def trial(folder: Path) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    return SimpleNamespace(config={"folder": str(folder), "loss": "dice_ce"}, error_file=None)
+
+
+def epoch(number: int, *, loss: float) -> dict[str, Any]:
+    return {"epoch": number, "epochs": 3, "loss": loss, "status": "training"}
+
+
+def test_outage_loses_nothing_and_each_point_is_stored_once(
+    tracker: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSE", 0.0)
+    said: list[str] = []
+    parent = tracker.start("sweep")
+    follow = Follow(tracker, parent=parent, sweep="outage", report=lambda *words: said.append(words[3]))
+    one = trial(tmp_path / "trial-0000")
+    follow.on_trial_start(0, [], one)
+    follow.on_trial_result(0, [], one, epoch(1, loss=3.0))
+    tracker.away = True
+    follow.on_trial_result(0, [], one, epoch(2, loss=2.0))
+    follow.on_trial_result(0, [], one, epoch(3, loss=1.0))
+    tracker.away = False
+    result = {**epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "digest": "abc"}
+    follow.on_trial_result(0, [], one, result)
+    (tmp_path / "trial-0000" / "result.json").write_text(json.dumps(result))
+    follow.on_trial_complete(0, [], one)
+    follow.close()
+    run_id = follow.run_of("trial-0000")
+    assert run_id is not None
+    history = tracker.client.get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    run = tracker.client.get_run(run_id)
+    assert run.data.metrics["dice"] == 0.5
+    assert run.data.tags[PARENT_TAG] == parent
+    assert run.info.status == "FINISHED"
+    assert [words for words in said if "does not answer" in words]
+
+
+def test_interrupted_run_is_killed_and_opened_again(tracker: Flaky, tmp_path: Path) -> None:
+    runs = []
+    for _ in range(2):
+        follow = Follow(tracker, parent=None, sweep="interrupted", report=lambda *_: None)
+        follow.on_trial_start(0, [], trial(tmp_path / "trial-0000"))
+        run_id = follow.run_of("trial-0000")
+        assert run_id is not None
+        assert tracker.client.get_run(run_id).info.status == "RUNNING"
+        follow.close()
+        assert tracker.client.get_run(run_id).info.status == "KILLED"
+        runs.append(run_id)
+    assert runs[0] == runs[1]
+
+
+def test_failed_trial_keeps_its_log_even_when_it_never_started(tracker: Flaky, tmp_path: Path) -> None:
+    said: list[str] = []
+    follow = Follow(tracker, parent=None, sweep="failed", report=lambda *words: said.append(words[3]))
+    log = tmp_path / "tune" / "error.txt"
+    log.parent.mkdir()
+    log.write_text("Traceback\n  ...\nValueError: no such loss\n\n")
+    one = trial(tmp_path / "trial-0000")
+    one.error_file = str(log)
+    follow.on_trial_error(0, [], one)
+    follow.on_trial_start(0, [], one)
+    follow.on_trial_error(0, [], one)
+    follow.close()
+    folder = tmp_path / "trial-0000"
+    assert failure(folder) == "ValueError: no such loss"
+    assert said[0] == f"failed: ValueError: no such loss; see {folder / ERROR}"
+    run_id = follow.run_of("trial-0000")
+    assert run_id is not None
+    assert tracker.client.get_run(run_id).info.status == "FAILED"
