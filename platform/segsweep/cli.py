@@ -1,12 +1,15 @@
 """The command line: verbs that read their arguments, call the function of the same name, and say what came of it.
 
-Heavy rooms are imported inside the verbs, so that `segsweep --help` answers at once.
+Heavy rooms are imported inside the verbs, so that `segsweep --help` answers at once. Docstrings here are the help pages: their
+first sentence is the verb's line in the list, the other lines are shown as they stand (at most 78 wide).
 """
 # ruff: noqa: PLC0415
 
-import sys
+import errno
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,8 +17,11 @@ from rich.table import Table
 
 from segsweep import recipes
 from segsweep.errors import InputError, RecipeError, SegsweepError, unknown
-from segsweep.terminal import bars, console
+from segsweep.run import Run
+from segsweep.terminal import bars, complain, console
 from segsweep.workspace import current_workspace
+
+USABLE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 app = typer.Typer(
     add_completion=False,
@@ -23,20 +29,43 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Sweep, compare, register and ensemble 3D CT segmentation methods on Ray.\n\n"
-    "Results go to ./workspace (SEGSWEEP_WORKSPACE). Your own recipes are found under SEGSWEEP_PROJECT.",
 )
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a converted dataset.")]
-Values = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Parameters, e.g. epochs=200 patch_size=96,96,96")]
+Values = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys as above; lists as 96,96,96.")]
+
+
+@app.callback()
+def about() -> None:
+    """Sweep, compare, register and ensemble 3D CT segmentation methods on Ray.
+
+    New here? See the whole walk on a phantom, then do the same with your scans:
+      segsweep demo
+      segsweep convert openkbp data/openkbp --store stores/openkbp
+      segsweep tune default stores/openkbp trials=20 preset=small
+      segsweep ensemble stores/openkbp
+      segsweep predict models:/openkbp-ensemble scans/ predictions/
+
+    Environment:
+      SEGSWEEP_WORKSPACE   folder for runs, models and sweeps   (./workspace)
+      SEGSWEEP_PROJECT     folder that holds your own recipes          (none)
+      RAY_ADDRESS          Ray cluster to work on              (this machine)
+    """
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the demo puts everything.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the phantom and of every draw.")] = 0,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 0,
 ) -> None:
-    """Walk the whole way on a phantom: convert, tune, register, ensemble, predict, evaluate (about 5 minutes on 2 cores)."""
+    """Walk the whole way on a phantom, in about 5 minutes on 2 cores.
+
+    It makes scans, converts, tunes, registers, builds an ensemble, predicts and
+    evaluates. Run it again to go on where it was interrupted.
+
+    Example:
+      segsweep demo /tmp/demo
+    """
     from segsweep.demo import walk
 
     walk(folder, seed=seed)
@@ -44,39 +73,49 @@ def demo(
 
 @app.command()
 def convert(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset recipe; see `segsweep list datasets`.")],
-    raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder with the raw scans, in the layout that the recipe describes.")],
-    store: Annotated[Path | None, typer.Option(help="Store to make or to complete. Default: WORKSPACE/stores/DATASET.")] = None,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A recipe of `segsweep list datasets`.")],
+    raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder with the scans, laid out as the recipe says.")],
+    store: Annotated[Path | None, typer.Option(help="The store. Default: WORKSPACE/stores/DATASET.")] = None,
 ) -> None:
-    """Convert raw scans into a store, plan it and report on its quality. Run it again to go on or to add cases.
+    """Convert raw scans into a store.
 
-    Example: segsweep convert openkbp data/openkbp --store stores/openkbp
+    Then plans the training (spacing in mm, patch in voxels) and looks for bad
+    cases. Run it again to go on, or to add cases: finished ones are kept.
+
+    Examples:
+      segsweep list openkbp                        the layout that it expects
+      segsweep convert openkbp data/openkbp --store stores/openkbp
     """
     from segsweep.data.conversion import convert as run
     from segsweep.sweeps.cluster import connect
 
-    recipes.load("datasets", name=dataset)
+    recipe = recipes.load("datasets", name=dataset)
     if not raw.is_dir():
         raise InputError(f"{raw}: no such folder; expected the raw scans of dataset {dataset!r}")
+    recipe.cases(raw)  # refuses a wrong layout before Ray starts
     target = store or current_workspace().root / "stores" / dataset
     connect()
     with bars() as shown:
         done = run(dataset, raw=raw, store=target, progress=shown.count)
     plan = done.store.plan
     console.print(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
-    console.print(f"plan: spacing {_mm(plan.spacing)} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}, head {plan.head}")
+    spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
+    console.print(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
-    console.print(f"next: segsweep train unet {target} preset=small   or   segsweep tune default {target}")
+    console.print(f"next: segsweep train unet {target} preset=small\n      segsweep tune default {target} preset=small")
     if done.failures:
-        _complain(done.failures.values())
+        complain(*done.failures.values())
         raise typer.Exit(2)
 
 
 @app.command()
 def check(store: StorePath) -> None:
-    """Look for bad cases: quality.html and quality.json in the store; exit code 1 when there are errors.
+    """Look for bad cases in a store; exit code 1 when there are errors.
 
-    Example: segsweep check stores/openkbp
+    Writes quality.html, one page for people, and quality.json into the store.
+
+    Example:
+      segsweep check stores/openkbp
     """
     if _quality(store):
         raise typer.Exit(1)
@@ -84,25 +123,34 @@ def check(store: StorePath) -> None:
 
 @app.command()
 def train(
-    trainable: Annotated[str, typer.Argument(metavar="TRAINABLE", help="A trainable recipe; see `segsweep list trainables`.")],
+    trainable: Annotated[str, typer.Argument(metavar="TRAINABLE", help="A recipe of `segsweep list trainables`.")],
     store: StorePath,
     values: Values = None,
 ) -> None:
-    """Train one Run, log it and register its model. An interrupted run goes on when the same command is given again.
+    """Train one run and register its model.
 
-    Keys of the run: fold (0 to 4, or all), seed, workers (DDP processes). Every other key is a parameter of the trainable;
-    `segsweep list unet` shows them. Example: segsweep train unet stores/openkbp preset=small epochs=40 fold=all
+    Keys of the run:
+      fold      which fifth of the training cases validates: 0 to 4, or all
+      seed      of weights and patches                                  (0)
+      workers   processes that train together, one core or GPU each     (1)
+    Every other key is a parameter of the trainable: see `segsweep list unet`.
+
+    Give the same command again to go on after an interruption.
+
+    Examples:
+      segsweep train unet stores/openkbp preset=small
+      segsweep train unet stores/openkbp fold=all epochs=500 workers=4
     """
-    from segsweep.run import Run
-    from segsweep.sweeps.cluster import connect
+    from segsweep.sweeps.cluster import connect, share
     from segsweep.sweeps.single import train as run
 
-    given = _pairs(values)
+    given = recipes.parse_pairs(values or [])
     own = {key: given.pop(key) for key in ("fold", "seed", "workers") if key in given}
-    recipe = recipes.load("trainables", name=trainable)
-    recipes.build_params(recipe, values=given)
-    chosen = Run(trainable=trainable, store=str(store), params={k: recipes.parse_value(v) for k, v in given.items()}, **_numbers(own))
+    recipes.build_params(recipes.load("trainables", name=trainable), values=given)
+    chosen = Run(trainable=trainable, store=str(store), params=_parsed(given), **_parsed(own))
+    _demand_possible(chosen)
     connect()
+    share(workers=chosen.workers)
     with bars() as shown:
         trained = run(chosen, workspace=current_workspace(), report=shown.trial)
     dice = f", dice {trained.result['dice']:.4f}" if "dice" in trained.result else ""
@@ -113,129 +161,176 @@ def train(
 
 @app.command()
 def tune(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="A search-space recipe; see `segsweep list spaces`.")],
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A recipe of `segsweep list spaces`.")],
     store: StorePath,
     values: Values = None,
 ) -> None:
-    """Sweep a search space with Optuna on Ray Tune; log every trial, register the best. Run it again to resume or extend it.
+    """Sweep a search space and register the best models.
 
-    Keys of the sweep: trials (20), concurrent (as many as fit), workers (1), fold (0), seed (0), grace (epochs before early
-    stopping, 0 = never), register (3), name. Every other key is a parameter that all trials share.
-    Example: segsweep tune default stores/openkbp trials=40 grace=20 preset=small
+    Optuna proposes, Ray Tune runs the trials, MLflow keeps every one of them.
+
+    Keys of the sweep:
+      trials      how many in all                                      (20)
+      concurrent  at a time; 0 = as many as fit                         (0)
+      workers     processes of each trial, one core or GPU each         (1)
+      fold, seed  as in `segsweep train`                                (0)
+      grace       epochs before a bad trial may be stopped; 0 = never   (0)
+      register    how many of the best become registered models         (3)
+      name        of the sweep                              (SPACE-DATASET)
+    Every other key is a parameter that all trials share.
+
+    Give the same command again to resume, with more trials to extend.
+
+    Examples:
+      segsweep tune default stores/openkbp preset=small
+      segsweep tune default stores/openkbp trials=40 grace=20 workers=2
     """
-    from segsweep.sweeps.cluster import connect
+    from segsweep.sweeps.cluster import connect, share
+    from segsweep.sweeps.following import describe
     from segsweep.sweeps.tuning import tune as run
 
-    recipes.load("search_spaces", name=space)
-    options, params = _sweep_options(_pairs(values))
+    recipe = recipes.load("search_spaces", name=space)
+    options, params = _sweep_options(recipes.parse_pairs(values or []))
+    shared = {**getattr(recipe, "PARAMS", {}), **params}
+    recipes.build_params(recipes.load("trainables", name=recipe.TRAINABLE), values=shared)
+    chosen = {"fold": options.fold, "seed": options.seed, "workers": options.workers, "params": shared}
+    _demand_possible(Run(trainable=recipe.TRAINABLE, store=str(store), **chosen))
     connect()
+    share(workers=options.workers)
+    workspace = current_workspace()
     with bars() as shown:
-        swept = run(space, store=str(store), workspace=current_workspace(), options=options, params=params, report=shown.trial)
+        swept = run(space, store=str(store), workspace=workspace, options=options, params=params, report=shown.trial)
     table = Table("trial", "state", "dice", "epochs", "parameters", box=None)
     for trial in swept.trials:
-        from segsweep.sweeps.following import describe
-
-        table.add_row(trial.name, trial.state, "" if trial.dice is None else f"{trial.dice:.4f}", str(trial.epochs), describe(trial.config))
+        dice = "" if trial.dice is None else f"{trial.dice:.4f}"
+        table.add_row(trial.name, trial.state, dice, str(trial.epochs), escape(describe(trial.config)))
     console.print(table)
     for version in swept.registered:
         console.print(f"registered {version.uri}")
     if swept.interrupted:
-        console.print("interrupted; give the same command again to go on", style="yellow")
         raise typer.Exit(130)
     console.print(f"next: segsweep ensemble {store}   or   segsweep ui")
 
 
 @app.command()
 def ensemble(store: StorePath, values: Values = None) -> None:
-    """Build an ensemble of registered models of this store's dataset and register it.
+    """Build an ensemble of registered models and register it.
 
-    Keys: members (model addresses; default: the best three versions), name (DATASET-ensemble).
-    Example: segsweep ensemble stores/openkbp members=models:/openkbp-unet/1,models:/openkbp-unet/2
+    Keys:
+      members   model addresses         (the best 3 that this store trained)
+      name      of the registered model                   (DATASET-ensemble)
+
+    Examples:
+      segsweep ensemble stores/openkbp
+      segsweep ensemble stores/openkbp members=models:/a/1,models:/b@candidate
     """
     from segsweep.data.store import open_store
     from segsweep.models.ensemble import best_members, build
     from segsweep.models.tracking import Tracker
 
-    given = _pairs(values)
+    given = recipes.parse_pairs(values or [])
     for key in given:
         if key not in ("members", "name"):
             raise RecipeError(unknown(key, kind="keys of ensemble", known=("members", "name")))
     opened, workspace = open_store(store), current_workspace()
-    members = given["members"].split(",") if "members" in given else best_members(opened.dataset, data=opened.digest, workspace=workspace)
+    members = given["members"].split(",") if "members" in given else None
+    members = members or best_members(opened.dataset, data=opened.digest, workspace=workspace)
     name = given.get("name", f"{opened.dataset}-ensemble")
     registered = build(members, name=name, tracker=Tracker(workspace, experiment=opened.dataset))
     console.print(f"registered {registered.uri}: the mean of {', '.join(members)}")
+    console.print(f"next: segsweep predict {registered.uri} SCANS predictions/")
 
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME/VERSION, models:/NAME@ALIAS, or a model folder.")],
-    scans: Annotated[Path, typer.Argument(metavar="SCANS", help="A scan, a folder of scans (CASE.nii.gz or CASE_0000.nii.gz …), or a store.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's address, or a model folder.")],
+    scans: Annotated[Path, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the label maps.")],
-    split: Annotated[str, typer.Option(help="Of a store: which cases (train, validation, test).")] = "validation",
-    mirror: Annotated[str, typer.Option(help="Test-time flips along these axes (zyx, zy, x), or none.")] = "none",
+    split: Annotated[str, typer.Option(help="Of a store: train, validation or test.")] = "validation",
+    mirror: Annotated[str, typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.")] = "none",
 ) -> None:
-    """Segment scans; label maps come back as NIfTI on each scan's own grid, with labels.json naming their values.
+    """Segment scans with a model or an ensemble.
 
-    Example: segsweep predict models:/openkbp-unet@candidate scans/ predictions/
+    MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or models:/NAME (newest).
+    Scans are NIfTI, NRRD or MetaImage, in HU: CASE.nii.gz, or one file a channel
+    CASE_0000.nii.gz, CASE_0001.nii.gz, ... Label maps come back as CASE.nii.gz
+    on each scan's own grid; labels.json says what their values mean.
+
+    Examples:
+      segsweep predict models:/openkbp-unet@candidate scans/ predictions/
+      segsweep predict models:/openkbp-ensemble stores/openkbp predictions/
     """
     from segsweep.inference.prediction import predict as run
     from segsweep.inference.scans import find
     from segsweep.models.ensemble import load_predictor
 
     predictor = load_predictor(model, workspace=current_workspace())
-    cases = find(scans, channels=predictor.members[0].task.channels, split=split)
+    cases = find(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
-        done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=lambda n, total: shown.count("scans", n, total))
+        report = shown.pieces("scans")
+        done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
     console.print(f"{out}: {len(done.written)} scans segmented, {len(done.failures)} failed")
     if done.failures:
-        _complain(done.failures.values())
+        complain(*done.failures.values())
         raise typer.Exit(2)
 
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of label maps.")],
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps of equal names.")],
-    profile: Annotated[str, typer.Option(help="Whose rules: plain, nnunet, segrap2023_oar, segrap2023_gtv, flare22, flare24_pancancer.")] = "plain",
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv, summary.json and report.html.")] = Path("evaluation"),
-    labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> label value or values.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Tolerance of the NSD in mm, in place of the profile's.")] = None,
-    compare: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Other predictions to set beside these.")] = None,
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder that `predict` wrote.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps.")],
+    profile: Annotated[str, typer.Option(help="Whose rules; the names are above.")] = "plain",
+    out: Annotated[Path, typer.Option(help="Folder for scores and report.")] = Path("evaluation"),
+    labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in REFERENCE.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Of the NSD in mm, in place of the profile's.")] = None,
+    compare: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Predictions to set beside.")] = None,
 ) -> None:
-    """Score predictions by an organiser's exact rules and write a report that opens anywhere.
+    """Score predictions by an organiser's rules, with a report.
 
-    Example: segsweep evaluate predictions/ stores/openkbp --profile plain --out evaluation/
+    Writes scores.csv (Dice, NSD, distances in mm), summary.json and report.html.
+    Profiles: plain, nnunet, segrap2023_oar, segrap2023_gtv, flare22,
+    flare24_pancancer.
+
+    Examples:
+      segsweep evaluate predictions/ stores/openkbp
+      segsweep evaluate predictions/ labels/ --profile flare22 --compare old=old/
     """
     from segsweep.evaluation.evaluation import Options
     from segsweep.evaluation.evaluation import evaluate as run
 
-    others = {name: Path(folder) for name, folder in _pairs(compare).items()}
+    others = {name: Path(folder) for name, folder in recipes.parse_pairs(compare or []).items()}
     with bars() as shown:
-        options = Options(labels=labels, tolerance=tolerance, compare=others, progress=lambda n, total: shown.count("cases", n, total))
+        options = Options(labels=labels, tolerance=tolerance, compare=others, progress=shown.pieces("cases"))
         done = run(predictions, reference=reference, profile=profile, out=out, options=options)
     table = Table("structure", "Dice", "NSD", box=None)
     for row in done.rows():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     console.print(f"report: {out / 'report.html'}")
 
 
 @app.command("list")
-def list_(what: Annotated[str | None, typer.Argument(metavar="[KIND|NAME]", help="trainables, datasets, spaces, models, or a recipe's name.")] = None) -> None:
-    """List recipes and registered models; with a recipe's name, what it is and its parameters.
+def list_(
+    what: Annotated[str | None, typer.Argument(metavar="WHAT", help="A kind, or a recipe's name.")] = None,
+) -> None:
+    """List recipes and registered models.
 
-    Example: segsweep list trainables
+    WHAT is trainables, datasets, spaces or models; without it, all are listed.
+    With a recipe's name: what it is, its parameters and its presets.
+
+    Examples:
+      segsweep list trainables
+      segsweep list unet
     """
-    kinds = {"trainables": "trainables", "datasets": "datasets", "spaces": "search_spaces"}
+    kinds: dict[str, recipes.Kind] = {"trainables": "trainables", "datasets": "datasets", "spaces": "search_spaces"}
     if what is not None and what not in {*kinds, "models"}:
         _describe_recipe(what)
         return
     for title, kind in kinds.items():
         if what in (None, title):
             console.print(f"[bold]{title}[/bold]")
-            for name in recipes.names(kind):  # type: ignore[arg-type]
-                console.print(f"  {name:18} {_first_line(kind, name)}")
+            for name in recipes.names(kind):
+                console.print(f"  {name:18} {escape(_first_line(kind, name))}")
     if what in (None, "models"):
         _list_models()
 
@@ -244,43 +339,50 @@ def list_(what: Annotated[str | None, typer.Argument(metavar="[KIND|NAME]", help
 def ui(
     port: Annotated[int, typer.Option(help="Port of MLflow; optuna-dashboard takes the next one.")] = 5000,
 ) -> None:
-    """Browse runs and models (MLflow) and sweeps (optuna-dashboard) of this workspace, on this machine only."""
+    """Browse runs, models and sweeps in a web browser.
+
+    Starts MLflow and optuna-dashboard on this workspace, for this machine only.
+
+    From another machine, first:
+      ssh -L 5000:127.0.0.1:5000 -L 5001:127.0.0.1:5001 THIS_MACHINE
+    """
     from segsweep.models.browsing import serve
 
-    workspace = current_workspace()
-    console.print(f"MLflow            http://127.0.0.1:{port}")
-    console.print(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
-    serve(workspace, port=port)
+    with serve(current_workspace(), port=port) as servers:
+        console.print(f"MLflow            http://127.0.0.1:{port}")
+        console.print(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
+        servers.wait()
 
 
-def main() -> None:
-    """Run the command line: one sentence and exit code 2 for everything that a user can put right."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` unless given) and return the exit code.
+
+    0 done, 1 `check` found errors, 2 something that a user can put right (one sentence on stderr), 130 interrupted.
+    """
     try:
-        app(standalone_mode=True)
+        code = app(None if argv is None else list(argv), prog_name="segsweep", standalone_mode=False) or 0
     except SegsweepError as error:
-        print(f"segsweep: {error}", file=sys.stderr)
-        sys.exit(2)
+        complain(str(error))
+        return 2
+    except typer.TyperException as error:
+        if error.exit_code != 2 or not error.format_message():
+            return error.exit_code  # without arguments: the help was shown
+        complain(f"{error.format_message()} See segsweep --help.")
+        return 2
+    except OSError as error:
+        if error.errno not in USABLE_ERRNOS:
+            raise
+        complain(f"{error.filename or 'this machine'}: {error.strerror}")
+        return 2
     except KeyboardInterrupt:
-        print("segsweep: interrupted; give the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    if code == 130:
+        complain("interrupted; give the same command again to go on")
+    return int(code)
 
 
-def _pairs(values: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for value in values or []:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"{value!r} cannot be used: expected KEY=VALUE, for example epochs=200")
-        pairs[key] = text
-    return pairs
-
-
-def _numbers(values: dict[str, str]) -> dict[str, Any]:
-    parsed = {key: recipes.parse_value(value) for key, value in values.items()}
-    for key, value in parsed.items():
-        if not isinstance(value, int) and (key, value) != ("fold", "all"):
-            raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
-    return parsed
+def _parsed(values: dict[str, str]) -> dict[str, Any]:
+    return {key: recipes.parse_value(value) for key, value in values.items()}
 
 
 def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -290,12 +392,25 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     from segsweep.sweeps.tuning import SweepOptions
 
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
-    name = {"name": own.pop("name")} if "name" in own else {}
+    numbers = _parsed({key: value for key, value in own.items() if key != "name"})
+    for key, value in numbers.items():
+        if type(value) is not int and (key, value) != ("fold", "all"):
+            raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
     try:
-        options = SweepOptions(**name, **_numbers(own))
+        options = SweepOptions(name=own.get("name", ""), **numbers)
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    return options, {key: recipes.parse_value(value) for key, value in given.items()}
+    return options, _parsed(given)
+
+
+def _demand_possible(run: Run) -> None:
+    """Refuse, before Ray starts, what this machine could never hold. (A cluster's memory is known once it is joined.)"""
+    from segsweep.learning.memory import machine_bytes
+    from segsweep.sweeps.training import demand_memory, prepare
+
+    prepared = prepare(run)
+    if "RAY_ADDRESS" not in os.environ:
+        demand_memory(prepared, available=machine_bytes())
 
 
 def _quality(store: Path) -> bool:
@@ -306,7 +421,7 @@ def _quality(store: Path) -> bool:
 
     opened = open_store(store)
     with bars() as shown:
-        report = run(opened, progress=lambda n, total: shown.count("quality", n, total))
+        report = run(opened, progress=shown.pieces("quality"))
     page = write(report, store=opened, folder=store)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
@@ -314,21 +429,16 @@ def _quality(store: Path) -> bool:
     return errors > 0
 
 
-def _complain(sentences: Any) -> None:
-    for sentence in sentences:
-        print(f"segsweep: {sentence}", file=sys.stderr)
-
-
-def _mm(spacing: tuple[float, float, float]) -> str:
-    return " x ".join(f"{mm:.3g}" for mm in spacing)
-
-
-def _first_line(kind: Any, name: str) -> str:
-    return escape((recipes.load(kind, name=name).__doc__ or "").strip().partition("\n")[0])
+def _first_line(kind: recipes.Kind, name: str) -> str:
+    """What a recipe says of itself; of one that cannot be imported, why."""
+    try:
+        return (recipes.load(kind, name=name).__doc__ or "").strip().partition("\n")[0]
+    except RecipeError as error:
+        return str(error)
 
 
 def _describe_recipe(name: str) -> None:
-    kinds: tuple[Literal["trainables", "datasets", "search_spaces"], ...] = ("trainables", "datasets", "search_spaces")
+    kinds: tuple[recipes.Kind, ...] = ("trainables", "datasets", "search_spaces")
     holders = [kind for kind in kinds if name in recipes.names(kind)]
     if not holders:
         every = [known for kind in kinds for known in recipes.names(kind)]

@@ -1,7 +1,8 @@
-"""What people see while something long runs: bars on a terminal, plain lines elsewhere."""
+"""What people see: bars while something long runs (plain lines where there is no terminal), and complaints on stderr."""
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,6 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 LINE_EVERY = 10.0
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def complain(*sentences: str) -> None:
+    """Each sentence as one line on stderr, whatever line breaks it holds."""
+    for sentence in sentences:
+        print(f"segsweep: {' '.join(sentence.split())}", file=sys.stderr)
 
 
 class Bars:
@@ -24,6 +31,10 @@ class Bars:
     def count(self, label: str, done: int, total: int) -> None:
         """So many pieces of the labelled work are done."""
         self._update(label, done, total, "")
+
+    def pieces(self, label: str) -> Callable[[int, int], None]:
+        """`count` with its label: a function of (pieces done, pieces in all)."""
+        return lambda done, total: self.count(label, done, total)
 
     def trial(self, label: str, done: int, total: int, words: str) -> None:
         """A training has done so many epochs; `words` is what it measured or what happened to it."""

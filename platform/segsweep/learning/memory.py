@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,13 @@ def training_bytes(model: nn.Module, *, patch_size: Size, channels: int, batch_s
         shadow(torch.empty(batch_size, channels, *patch_size, device="meta"))
     weights = sum(parameter.numel() for parameter in model.parameters())
     return 4 * (PASSES * elements + WEIGHT_COPIES * weights)
+
+
+def machine_bytes() -> int:
+    """What one process can hold on this machine at most: its GPU's memory, or all of the main memory without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def describe(size: int) -> str:

@@ -1,24 +1,71 @@
 """MLflow's and Optuna's own pages on this workspace, served to this machine only."""
 
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+from segsweep.errors import ResourceError
 from segsweep.workspace import Workspace
 
+HOST = "127.0.0.1"
+# How often it is looked whether both servers still run, and how long one may take to end (seconds).
+LOOK_EVERY, PATIENCE = 0.5, 5.0
 
-def serve(workspace: Workspace, *, port: int) -> None:
-    """Run both servers on 127.0.0.1 (MLflow on `port`, optuna-dashboard on the next) until they end or Ctrl-C."""
-    mlflow = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri]
-    mlflow += ["--default-artifact-root", workspace.artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port)]
-    dashboard = "from optuna_dashboard._cli import main; main()"
-    optuna = [sys.executable, "-c", dashboard, workspace.studies_uri, "--host", "127.0.0.1", "--port", str(port + 1)]
-    servers = [subprocess.Popen(command) for command in (mlflow, optuna)]
+
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """Running servers by name."""
+
+    processes: dict[str, subprocess.Popen]
+
+    def wait(self) -> None:
+        """Until Ctrl-C. Raises ResourceError when a server ends by itself."""
+        try:
+            while True:
+                for name, process in self.processes.items():
+                    if process.poll() is not None:
+                        raise ResourceError(
+                            f"{name} ended by itself (exit code {process.returncode}); see its words above"
+                        )
+                time.sleep(LOOK_EVERY)
+        except KeyboardInterrupt:
+            pass
+
+
+@contextmanager
+def serve(workspace: Workspace, *, port: int) -> Iterator[Servers]:
+    """MLflow on `port` and optuna-dashboard on the next one, for the time of a `with` block.
+
+    Raises ResourceError when a port is taken.
+    """
+    for number in (port, port + 1):
+        _demand_free(number)
+    mlflow = ["-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri]
+    mlflow += ["--default-artifact-root", workspace.artifacts.as_uri(), "--host", HOST, "--port", str(port)]
+    dashboard = ["-c", "from optuna_dashboard._cli import main; main()", workspace.studies_uri]
+    dashboard += ["--host", HOST, "--port", str(port + 1)]
+    commands = {"MLflow": mlflow, "optuna-dashboard": dashboard}
+    processes = {name: subprocess.Popen([sys.executable, *command]) for name, command in commands.items()}
     try:
-        for server in servers:
-            server.wait()
-    except KeyboardInterrupt:
-        pass
+        yield Servers(processes=processes)
     finally:
-        for server in servers:
-            server.terminate()
-            server.wait()
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _demand_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ResourceError(f"port {port} cannot be used ({error}); choose another with --port") from None
