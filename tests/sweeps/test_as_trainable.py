@@ -1,0 +1,41 @@
+"""`as_trainable` fits into a user's own `tune.run`: their grid, their folders; a bad value fails its own trial only."""
+
+from pathlib import Path
+
+import pytest
+import ray.tune
+
+from segsweep.run import Run
+from segsweep.sweeps.training import as_trainable
+
+TINY = {
+    "epochs": 1,
+    "iterations": 1,
+    "validation_iterations": 1,
+    "patch_size": [16, 32, 32],
+    "batch_size": 2,
+    "features": 4,
+    "levels": 3,
+}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_users_own_grid_of_losses(phantom_store: Path, tmp_path: Path) -> None:
+    run = Run(trainable="unet", store=str(phantom_store), params=TINY)
+    analysis = ray.tune.run(
+        as_trainable(run),
+        config={"loss": ray.tune.grid_search(["dice_focal", "nonsense"])},
+        metric="dice",
+        mode="max",
+        storage_path=str(tmp_path),
+        raise_on_failed_trial=False,
+        verbose=0,
+    )
+    good, bad = sorted(analysis.trials, key=lambda trial: trial.config["loss"])
+    assert (good.status, bad.status) == ("TERMINATED", "ERROR")
+    assert 0.0 <= good.last_result["dice"] <= 1.0
+    assert good.last_result["status"] == "finished"
+    assert analysis.best_config == {"loss": "dice_focal"}
+    assert (Path(good.path) / "run" / "model" / "weights.safetensors").is_file()
+    assert "loss='nonsense' cannot be used" in Path(bad.error_file or "").read_text()
+    assert not (Path(bad.path) / "run").exists()

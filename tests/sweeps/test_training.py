@@ -1,0 +1,135 @@
+"""A run's folder: what is filled in, what is refused, what training leaves there, and that nothing is trained twice."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.train import UserCallback
+
+from segsweep.errors import RecipeError, ResourceError, StoreError
+from segsweep.learning import checkpoint
+from segsweep.run import Run
+from segsweep.sweeps.cluster import Resources, most_concurrent, share
+from segsweep.sweeps.training import demand_memory, fit, prepare, summarise
+
+TINY = {
+    "epochs": 2,
+    "iterations": 2,
+    "validation_iterations": 1,
+    "patch_size": [16, 32, 32],
+    "batch_size": 2,
+    "features": 4,
+    "levels": 3,
+}
+
+
+class Written(UserCallback):
+    """Writes down what the workers report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(metrics) + "\n")
+
+    def read(self) -> list[list[dict[str, Any]]]:
+        """One list a report, one entry a rank."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture
+def run(phantom_store: Path) -> Run:
+    return Run(trainable="unet", store=str(phantom_store), workers=2, params=TINY)
+
+
+def prepared(run: Run, **params: Any) -> Any:
+    return prepare(dataclasses.replace(run, params=params))
+
+
+def test_plan_presets_and_params_in_that_order(run: Run) -> None:
+    plain = prepared(run)
+    plan = plain.store.plan
+    assert (plain.params.patch_size, plain.params.batch_size, plain.params.head) == (
+        plan.patch_size,
+        plan.batch_size,
+        plan.head,
+    )
+    assert (plain.task.patch_size, plain.task.spacing) == (plan.patch_size, plan.spacing)
+    small = prepared(run, preset="small")
+    assert (small.params.batch_size, small.params.features, small.params.epochs) == (2, 16, 40)
+    assert small.params.patch_size == plan.patch_size
+    mine = prepared(run, preset="small", batch_size=5, epochs=3, patch_size=[16, 32, 48])
+    assert (mine.params.batch_size, mine.params.features, mine.params.epochs) == (5, 16, 3)
+    assert mine.task.patch_size == (16, 32, 48)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_starts(run: Run) -> None:
+    with pytest.raises(RecipeError, match=r"no 'epoch' among parameters of unet .*did you mean 'epochs'"):
+        prepared(run, epoch=3)
+    with pytest.raises(RecipeError, match="no 'huge' among presets of unet"):
+        prepared(run, preset="huge")
+    with pytest.raises(StoreError):
+        prepare(dataclasses.replace(run, store=run.store + "-absent"))
+    with pytest.raises(ResourceError, match=r"patch_size=\(256, 512, 512\) with batch_size=4 needs about .* TB .*4 GB"):
+        demand_memory(prepared(run, patch_size=[256, 512, 512], batch_size=4, features=64), available=4 << 30)
+    demand_memory(prepare(run), available=4 << 30)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_request_beyond_the_cluster_names_what_there_is() -> None:
+    cores = int(ray.cluster_resources()["CPU"])
+    with pytest.raises(ResourceError, match=f"{cores + 1} workers were asked for.*has {cores}; .*workers={cores}"):
+        share(workers=cores + 1)
+    with pytest.raises(
+        ResourceError, match=f"{cores + 1} runs of 1 workers at once .*has {cores}; .*concurrent={cores}"
+    ):
+        share(workers=1, concurrent=cores + 1)
+    assert share(workers=1, concurrent=cores).cpus == 1
+    assert share(workers=1).cpus == cores
+    assert (most_concurrent(workers=1), most_concurrent(workers=cores)) == (cores, 1)
+
+
+def test_scores_are_averaged_over_cases_then_over_structures() -> None:
+    scores = {"a": {"Eye": 1.0, "Brain": 0.5}, "b": {"Eye": 0.5}, "c": {}}
+    assert summarise(scores) == {"dice": 0.625, "dice/Brain": 0.5, "dice/Eye": 0.75}
+    assert summarise({}) == {}
+
+
+def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
+    run: Run, tmp_path: Path, cluster: None
+) -> None:
+    folder = tmp_path / "run"
+    first = Written(tmp_path / "first.jsonl")
+    result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first])
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "model", "validation.json", "result.json"}
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-00001"]
+    assert (result["status"], result["epoch"], result["epochs"]) == ("finished", 2, 2)
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert checkpoint.verify(folder / "model") == result["digest"]
+    assert not checkpoint.load(folder / "model").optimizer
+    scores = json.loads((folder / "validation.json").read_text())
+    assert set(scores) == set(prepare(run).store.validation(run.fold))
+    assert result["dice"] == summarise(scores)["dice"]
+    reports = first.read()
+    assert [[entry["epoch"] for entry in ranks] for ranks in reports] == [[1, 1], [2, 2], [2, 2]]
+    assert all(ranks[0]["loss"] == ranks[1]["loss"] for ranks in reports)
+
+    kept = folder / "checkpoints" / "epoch-00001" / "manifest.json"
+    before = kept.stat().st_mtime_ns
+    assert fit(run, folder=folder, resources=Resources(cpus=1)) == result
+    assert kept.stat().st_mtime_ns == before
+
+    longer = tmp_path / "longer"
+    shutil.copytree(folder / "checkpoints", longer / "checkpoints")
+    (longer / "checkpoints" / ".epoch-00002.partial-1").mkdir()
+    more = dataclasses.replace(run, workers=1, params={**TINY, "epochs": 3})
+    second = Written(tmp_path / "second.jsonl")
+    final = fit(more, folder=longer, resources=Resources(cpus=1), callbacks=[second])
+    assert [[entry["epoch"] for entry in ranks] for ranks in second.read()] == [[3], [3]]
+    assert (final["status"], final["epoch"]) == ("finished", 3)
+    assert [path.name for path in (longer / "checkpoints").iterdir()] == ["epoch-00002"]
