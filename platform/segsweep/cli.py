@@ -7,7 +7,7 @@ first sentence is the verb's line in the list, the other lines are shown as they
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,9 @@ from segsweep.run import Run
 from segsweep.terminal import bars, complain, console
 from segsweep.workspace import current_workspace
 
+# What `list` calls the kinds of recipes.
+KINDS: Mapping[str, recipes.Kind] = {"trainables": "trainables", "datasets": "datasets", "spaces": "search_spaces"}
+# Faults of the machine that its user can put right; any other OSError is our own mistake.
 USABLE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 app = typer.Typer(
@@ -98,11 +101,11 @@ def convert(
     with bars() as shown:
         done = run(dataset, raw=raw, store=target, progress=shown.count)
     plan = done.store.plan
-    console.print(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
+    _say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
-    console.print(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
+    _say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
-    console.print(f"next: segsweep train unet {target} preset=small\n      segsweep tune default {target} preset=small")
+    _say(f"next: segsweep train unet {target} preset=small\n      segsweep tune default {target} preset=small")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
@@ -154,9 +157,9 @@ def train(
     with bars() as shown:
         trained = run(chosen, workspace=current_workspace(), report=shown.trial)
     dice = f", dice {trained.result['dice']:.4f}" if "dice" in trained.result else ""
-    console.print(f"{trained.folder}: {trained.result['status']} after {trained.result['epoch']} epochs{dice}")
-    console.print(f"registered as {trained.registered.uri}")
-    console.print(f"next: segsweep predict {trained.registered.uri} SCANS predictions/")
+    _say(f"{trained.folder}: {trained.result['status']} after {trained.result['epoch']} epochs{dice}")
+    _say(f"registered as {trained.registered.uri}")
+    _say(f"next: segsweep predict {trained.registered.uri} SCANS predictions/")
 
 
 @app.command()
@@ -206,10 +209,10 @@ def tune(
         table.add_row(trial.name, trial.state, dice, str(trial.epochs), escape(describe(trial.config)))
     console.print(table)
     for version in swept.registered:
-        console.print(f"registered {version.uri}")
+        _say(f"registered {version.uri}")
     if swept.interrupted:
         raise typer.Exit(130)
-    console.print(f"next: segsweep ensemble {store}   or   segsweep ui")
+    _say(f"next: segsweep ensemble {store}   or   segsweep ui")
 
 
 @app.command()
@@ -237,8 +240,8 @@ def ensemble(store: StorePath, values: Values = None) -> None:
     members = members or best_members(opened.dataset, data=opened.digest, workspace=workspace)
     name = given.get("name", f"{opened.dataset}-ensemble")
     registered = build(members, name=name, tracker=Tracker(workspace, experiment=opened.dataset))
-    console.print(f"registered {registered.uri}: the mean of {', '.join(members)}")
-    console.print(f"next: segsweep predict {registered.uri} SCANS predictions/")
+    _say(f"registered {registered.uri}: the mean of {', '.join(members)}")
+    _say(f"next: segsweep predict {registered.uri} SCANS predictions/")
 
 
 @app.command()
@@ -269,7 +272,7 @@ def predict(
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
-    console.print(f"{out}: {len(done.written)} scans segmented, {len(done.failures)} failed")
+    _say(f"{out}: {len(done.written)} scans segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
@@ -306,7 +309,7 @@ def evaluate(
     for row in done.rows():
         table.add_row(*map(escape, row))
     console.print(table)
-    console.print(f"report: {out / 'report.html'}")
+    _say(f"report: {out / 'report.html'}")
 
 
 @app.command("list")
@@ -322,11 +325,10 @@ def list_(
       segsweep list trainables
       segsweep list unet
     """
-    kinds: dict[str, recipes.Kind] = {"trainables": "trainables", "datasets": "datasets", "spaces": "search_spaces"}
-    if what is not None and what not in {*kinds, "models"}:
+    if what is not None and what not in {*KINDS, "models"}:
         _describe_recipe(what)
         return
-    for title, kind in kinds.items():
+    for title, kind in KINDS.items():
         if what in (None, title):
             console.print(f"[bold]{title}[/bold]")
             for name in recipes.names(kind):
@@ -349,8 +351,8 @@ def ui(
     from segsweep.models.browsing import serve
 
     with serve(current_workspace(), port=port) as servers:
-        console.print(f"MLflow            http://127.0.0.1:{port}")
-        console.print(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
+        _say(f"MLflow            http://127.0.0.1:{port}")
+        _say(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
         servers.wait()
 
 
@@ -365,9 +367,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 2
     except typer.TyperException as error:
-        if error.exit_code != 2 or not error.format_message():
-            return error.exit_code  # without arguments: the help was shown
-        complain(f"{error.format_message()} See segsweep --help.")
+        context = getattr(error, "ctx", None)
+        if error.format_message():  # empty when the help was shown instead
+            where = context.command_path if context else "segsweep"
+            complain(f"{error.format_message().rstrip('.')}; see `{where} --help`")
         return 2
     except OSError as error:
         if error.errno not in USABLE_ERRNOS:
@@ -379,6 +382,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == 130:
         complain("interrupted; give the same command again to go on")
     return int(code)
+
+
+def _say(text: str) -> None:
+    """Plain text: brackets in paths and names are no markup."""
+    console.print(text, markup=False)
 
 
 def _parsed(values: dict[str, str]) -> dict[str, Any]:
@@ -425,7 +433,7 @@ def _quality(store: Path) -> bool:
     page = write(report, store=opened, folder=store)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
-    console.print(f"quality: {errors} errors, {warnings} warnings; {page}")
+    _say(f"quality: {errors} errors, {warnings} warnings; {page}")
     return errors > 0
 
 
@@ -438,11 +446,10 @@ def _first_line(kind: recipes.Kind, name: str) -> str:
 
 
 def _describe_recipe(name: str) -> None:
-    kinds: tuple[recipes.Kind, ...] = ("trainables", "datasets", "search_spaces")
-    holders = [kind for kind in kinds if name in recipes.names(kind)]
+    holders: list[recipes.Kind] = [kind for kind in KINDS.values() if name in recipes.names(kind)]
     if not holders:
-        every = [known for kind in kinds for known in recipes.names(kind)]
-        raise RecipeError(unknown(name, kind="recipes", known=[*every, "trainables", "datasets", "spaces", "models"]))
+        every = [known for kind in KINDS.values() for known in recipes.names(kind)]
+        raise RecipeError(unknown(name, kind="recipes", known={*every, *KINDS, "models"}))
     for kind in holders:
         recipe = recipes.load(kind, name=name)
         console.print(f"[bold]{kind}/{name}[/bold]\n{escape((recipe.__doc__ or '').strip())}")
@@ -460,4 +467,4 @@ def _list_models() -> None:
     for model in models(current_workspace()):
         aliases = "".join(f" @{alias}" for alias in model.aliases)
         dice = f"  dice {model.tags['segsweep.dice']}" if "segsweep.dice" in model.tags else ""
-        console.print(f"  {model.uri}{aliases}{dice}")
+        _say(f"  {model.uri}{aliases}{dice}")
