@@ -36,6 +36,6 @@ def test_users_own_grid_of_losses(phantom_store: Path, tmp_path: Path) -> None:
     assert 0.0 <= good.last_result["dice"] <= 1.0
     assert good.last_result["status"] == "finished"
     assert analysis.best_config == {"loss": "dice_focal"}
-    assert (Path(good.path) / "run" / "model" / "weights.safetensors").is_file()
+    assert (Path(good.local_path or "") / "run" / "model" / "weights.safetensors").is_file()
     assert "loss='nonsense' cannot be used" in Path(bad.error_file or "").read_text()
-    assert not (Path(bad.path) / "run").exists()
+    assert not (Path(bad.local_path or "") / "run").exists()

@@ -100,9 +100,8 @@ def test_scores_are_averaged_over_cases_then_over_structures() -> None:
     assert summarise({}) == {}
 
 
-def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
-    run: Run, tmp_path: Path, cluster: None
-) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = Written(tmp_path / "first.jsonl")
     result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first])

@@ -68,7 +68,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def command(store: Path, *, project: Path, workspace: Workspace) -> subprocess.Popen[str]:
     """`segsweep tune` in its own process group, as a terminal starts it."""
-    code = "from segsweep.cli import main; main()"
+    code = "import sys; from segsweep.cli import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, "tune", "tiny", str(store), *ARGUMENTS],
         env={**os.environ, "SEGSWEEP_PROJECT": str(project), "SEGSWEEP_WORKSPACE": str(workspace.root)},
@@ -143,7 +143,7 @@ def test_interrupted_sweep_goes_on_where_it_was(
     assert epochs[-1] == 60
     assert int(reached.name.removeprefix("epoch-")) + 2 in epochs
     versions = models(workspace)
-    best = sorted((trial.value for trial in trials), reverse=True)
+    best = sorted((trial.value or 0.0 for trial in trials), reverse=True)
     assert [float(version.tags["segsweep.dice"]) for version in versions] == pytest.approx(best[:2], abs=1e-4)
     assert [version.aliases for version in versions] == [("candidate",), ()]
 
@@ -157,7 +157,7 @@ def test_interrupted_sweep_goes_on_where_it_was(
     again = tune("tiny", store=str(phantom_store), workspace=workspace, options=OPTIONS, params={}, report=silent)
     assert [version.uri for version in again.registered] == [version.uri for version in versions]
     assert [trial.dice for trial in again.trials] == best
-    with pytest.raises(RecipeError, match="begun with other settings .*params was"):
+    with pytest.raises(RecipeError, match=r"begun with other settings .*params was"):
         tune(
             "tiny",
             store=str(phantom_store),

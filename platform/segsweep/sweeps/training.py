@@ -172,6 +172,8 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
         prepare(chosen)  # what cannot be trained fails here, before any worker starts
         fit(chosen, folder=folder, resources=resources or Resources(cpus=1), callbacks=[TuneReportCallback()])
 
+    # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     return ray.tune.with_resources(trial, TRIAL_RESOURCES)  # type: ignore[return-value]
 
 
