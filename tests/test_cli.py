@@ -1,0 +1,338 @@
+"""The command line: its verbs and options exactly, readable help, and one sentence for everything that a user can put right."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer.main
+
+from segsweep import cli, recipes
+from segsweep.data.arrays import geometry_json
+from segsweep.data.geometry import Geometry
+from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.inference.writers import write_image
+from segsweep.learning import checkpoint
+from segsweep.learning.task import Task
+from segsweep.models.registry import register, set_alias
+from segsweep.models.tracking import Tracker
+from segsweep.run import Run
+from segsweep.workspace import Workspace
+
+# Settled: scripts depend on these names.
+VERBS = {
+    "demo": (("FOLDER",), ("--seed",)),
+    "convert": (("DATASET", "RAW"), ("--store",)),
+    "check": (("STORE",), ()),
+    "train": (("TRAINABLE", "STORE", "KEY=VALUE"), ()),
+    "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
+    "ensemble": (("STORE", "KEY=VALUE"), ()),
+    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror")),
+    "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
+    "list": (("WHAT",), ()),
+    "ui": ((), ("--port",)),
+}
+GRID = Geometry(shape=(6, 7, 8), spacing=(2.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, without settings of the person who runs the tests."""
+    for name in ("SEGSWEEP_WORKSPACE", "SEGSWEEP_PROJECT", "SEGSWEEP_STUDIES", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line, expects one sentence on stderr and exit code 2, and returns the sentence."""
+
+    def run(*argv: str) -> str:
+        code = cli.main(argv)
+        shown = capsys.readouterr()
+        assert code == 2, shown
+        lines = shown.err.splitlines()
+        assert len(lines) == 1, shown.err
+        assert lines[0].startswith("segsweep: ")
+        assert "Traceback" not in shown.out + shown.err
+        return lines[0].removeprefix("segsweep: ")
+
+    return run
+
+
+@pytest.fixture
+def store(here: Path) -> str:
+    """A store's index and plan: what is read before anything starts."""
+    record = {
+        "annotated": ["organ"], "split": "train", "geometry": geometry_json(GRID), "source_geometry": geometry_json(GRID),
+        "atoms": [[], [0]], "voxels": [300, 36], "digest": "d", "source_digests": ["s"],
+    }  # fmt: skip
+    index = {
+        "format": 1, "dataset": "mine", "channels": ["CT"], "labels": {"structures": ["organ"], "pairs": []},
+        "atoms": [[], [0]], "digest": "0123", "cases": [{**record, "case_id": name, "group": name} for name in "abcdef"],
+    }  # fmt: skip
+    plan = Plan(
+        spacing=(2.0, 1.0, 1.0), patch_size=(16, 32, 32), batch_size=2, median_shape=(6, 7, 8),
+        normalisation=(Normalisation(scheme="ct", low=-10.0, high=10.0),), head="softmax",
+    )  # fmt: skip
+    folder = here / "store"
+    folder.mkdir()
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "plan.json").write_text(json.dumps(plan.to_json()))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of a tiny network for two channels."""
+    task = Task(
+        channels=("CT", "contrast CT"),
+        table=LabelTable(labels=LabelSet(structures=("organ",)), atoms=((), (0,))),
+        head="softmax",
+        patch_size=(8, 16, 16),
+        spacing=(2.0, 1.0, 1.0),
+        normalisation=(Normalisation(scheme="ct", low=-10.0, high=10.0),) * 2,
+    )
+    params = {"features": 2, "levels": 2, "patch_size": list(task.patch_size)}
+    recipe = recipes.load("trainables", name="unet")
+    torch.manual_seed(0)
+    network = recipe.build(recipes.build_params(recipe, values=params), task)
+    snapshot = checkpoint.Snapshot(weights=network.state_dict(), metrics={}, epoch=0)
+    document = {"run": Run(trainable="unet", store="s").to_json(), "task": task.to_json(), "params": params}
+    folder = tmp_path_factory.mktemp("model") / "model"
+    checkpoint.save(folder, snapshot=snapshot, run=document)
+    return folder
+
+
+def scan(path: Path) -> Path:
+    """Write a scan of noise."""
+    path.parent.mkdir(exist_ok=True)
+    voxels = np.random.default_rng(0).integers(-100, 100, GRID.shape).astype(np.int16)
+    write_image(voxels, geometry=GRID, path=path)
+    return path
+
+
+def test_the_verbs_and_their_options_are_settled() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    found = {
+        name: (
+            tuple(param.metavar for param in command.params if param.param_type_name == "argument"),
+            tuple(option for param in command.params if param.param_type_name == "option" for option in param.opts),
+        )
+        for name, command in commands.items()
+    }
+    assert found == VERBS
+    assert list(found) == list(VERBS), "in the order of the walk"
+
+
+@pytest.mark.parametrize("verb", ("", *VERBS))
+def test_help_fits_80_columns_and_lines_stand_as_written(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([verb, "--help"] if verb else ["--help"]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.strip() for line in shown.splitlines()]
+    assert max(map(len, shown.splitlines())) <= 80
+    written = {"": cli.about, "list": cli.list_}.get(verb) or getattr(cli, verb)
+    for line in inspect.cleandoc(written.__doc__ or "").splitlines():
+        assert line.strip() in lines, f"re-wrapped or lost: {line!r}"
+    if verb in ("", "list"):
+        for name in VERBS:
+            assert verb or f"│ {name}" in shown
+    if verb not in ("", "ui"):
+        assert "Example" in shown and f"  segsweep {verb}" in shown
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr()
+    assert "Usage: segsweep" in shown.out and shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    (
+        ("tun", "No such command 'tun'. Did you mean 'tune'?; see `segsweep --help`"),
+        ("convert", "Missing argument 'DATASET'; see `segsweep convert --help`"),
+        (
+            "predict a b c --mirr x",
+            "No such option: --mirr (Possible options: --mirror); see `segsweep predict --help`",
+        ),
+        ("convert phantm raw", "no 'phantm' among datasets/ (there are: *); did you mean 'phantom'?"),
+        ("convert openkbp nowhere", "nowhere: no such folder; expected the raw scans of dataset 'openkbp'"),
+        ("convert openkbp empty", "no cases.json in empty; expected the OpenKBP folder *"),
+        ("convert phantom empty", "*empty*"),
+        ("train unte store", "no 'unte' among trainables/ (there are: *); did you mean 'unet'?"),
+        ("train unet store epoch=3", "no 'epoch' among parameters of unet *; did you mean 'epochs'?"),
+        ("train unet store preset=smal", "no 'smal' among presets of unet *; did you mean 'small'?"),
+        ("train unet store epochs=abc", "unet: epochs='abc' cannot be used: expected a whole number"),
+        ("train unet store epochs=0", "unet: epochs=0 cannot be used: expected at least 1"),
+        ("train unet store patch_size=4,4", "unet: patch_size='4,4' cannot be used: expected 3 values *"),
+        ("train unet store fold=9", "fold=9 cannot be used: expected 0 to 4 or 'all'"),
+        ("train unet store workers=two", "workers='two' cannot be used: expected a whole number, at least 1"),
+        ("train unet store epochs", "'epochs' cannot be used: expected KEY=VALUE, for example epochs=200"),
+        ("train unet store epochs=1 epochs=2", "epochs was given twice (1 and 2); expected it once"),
+        ("train unet empty", "*empty: no store found (no index.json); make one with `segsweep convert *"),
+        ("train unet newer", "*newer: store format 2 found, this segsweep reads 1; update segsweep or *"),
+        ("tune defalt store", "no 'defalt' among search_spaces/ (there are: *); did you mean 'default'?"),
+        ("tune default store trials=0", "trials=0 cannot be used: expected at least 1"),
+        ("tune default store trials=many", "trials='many' cannot be used: expected a whole number"),
+        ("tune default store fold=7", "fold=7 cannot be used: expected 0 to 4 or 'all'"),
+        ("tune default store epoch=3", "no 'epoch' among parameters of unet *; did you mean 'epochs'?"),
+        ("tune default nowhere", "*nowhere: no store found (no index.json); *"),
+        ("check nowhere", "*nowhere: no store found (no index.json); *"),
+        ("ensemble nowhere", "*nowhere: no store found (no index.json); *"),
+        ("ensemble store member=a", "no 'member' among keys of ensemble (there are: members, name); did you mean *"),
+        ("ensemble store", "0 registered models were trained on this version of 'mine'; expected at least 2: *"),
+        ("evaluate nowhere store", "*nowhere*"),
+        ("evaluate empty store", "*empty*"),
+        ("evaluate empty store --profile flare", "no 'flare' among *; did you mean 'flare2*"),
+        ("evaluate empty store --compare other", "'other' cannot be used: expected KEY=VALUE, for example *"),
+        ("list unte", "no 'unte' among recipes *; did you mean 'unet'?"),
+        ("ui --port 70000", "port 70000 cannot be used *; choose another with --port"),
+    ),
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else None,
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    argv: str, sentence: str, refused: Any, store: str, here: Path
+) -> None:
+    (here / "empty").mkdir()
+    (here / "newer").mkdir()
+    index = json.loads((Path(store) / "index.json").read_text())
+    (here / "newer" / "index.json").write_text(json.dumps({**index, "format": 2}))
+    before = sorted(here.rglob("*"))
+    found = refused(*argv.split())
+    assert re.fullmatch(".*".join(map(re.escape, sentence.split("*"))), found), found
+    after = [path for path in sorted(here.rglob("*")) if path != here / "workspace"]
+    assert after == before
+
+
+def test_a_patch_that_no_memory_holds_is_refused_before_ray_starts(refused: Any, store: str, here: Path) -> None:
+    for verb, recipe in (("train", "unet"), ("tune", "default")):
+        sentence = refused(verb, recipe, store, "patch_size=2048,2048,2048")
+        assert sentence.startswith("patch_size=(2048, 2048, 2048) with batch_size=2 needs about ")
+        assert " TB a worker, " in sentence and "are available; choose a smaller patch" in sentence
+    assert not (here / "workspace").exists()
+
+
+def test_more_workers_than_the_cluster_has_are_refused(cluster: None, refused: Any, store: str) -> None:  # noqa: ARG001
+    for verb, recipe in (("train", "unet"), ("tune", "default")):
+        sentence = refused(verb, recipe, store, "preset=small", "workers=640")
+        assert sentence.startswith("640 workers were asked for, one ")
+        assert "the cluster has " in sentence and "ask for at most workers=" in sentence
+
+
+def test_predict_names_scans_that_do_not_fit(refused: Any, model: Path, here: Path) -> None:
+    (here / "empty").mkdir()
+    assert "empty holds no scans; expected files that end with .nii.gz" in refused(
+        "predict", str(model), "empty", "out"
+    )
+    assert "nowhere is not there; expected a scan" in refused("predict", str(model), "nowhere", "out")
+    scan(here / "scans" / "patient.nii.gz")
+    sentence = refused("predict", str(model), "scans", "out")
+    assert sentence.startswith("patient: found 1 channels (patient.nii.gz), the model expects 2: patient_0000 (CT)")
+    assert not (here / "out").exists()
+
+
+def test_predict_names_bad_flips_and_damaged_models(refused: Any, model: Path, here: Path) -> None:
+    for channel in range(2):
+        scan(here / "scans" / f"patient_000{channel}.nii.gz")
+    assert "'abc'" in refused("predict", str(model), "scans", "out", "--mirror", "abc")
+    assert "no manifest.json found" in refused("predict", "scans", "scans", "out")
+    assert not (here / "out").exists()
+
+
+def test_predict_writes_label_maps_and_names_the_scan_that_failed(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for channel in range(2):
+        scan(here / "scans" / f"patient_000{channel}.nii.gz")
+        (here / "scans" / f"broken_000{channel}.nii.gz").write_bytes(b"no gzip")
+    assert cli.main(["predict", str(model), "scans", "out"]) == 2
+    shown = capsys.readouterr()
+    assert "1 scans segmented, 1 failed" in shown.out
+    assert shown.err.startswith("segsweep: ") and "broken_0000.nii.gz" in shown.err and len(shown.err.splitlines()) == 1
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["labels.json", "patient.nii.gz"]
+
+
+def test_predict_and_list_know_the_registered_models(
+    refused: Any, model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("predict", "models:/mine-unet/1", "scans", "out").startswith(
+        "no 'mine-unet' among registered models (there are: none)"
+    )
+    workspace = Workspace(root=here / "workspace")
+    tracker = Tracker(workspace, experiment="mine")
+    run_id = tracker.start("one", params={})
+    registered = register(model, name="mine-unet", tracker=tracker, run_id=run_id, tags={"segsweep.dice": "0.5000"})
+    set_alias("mine-unet", alias="candidate", version=1, workspace=workspace)
+    capsys.readouterr()
+    assert "did you mean 'mine-unet'?" in refused("predict", "models:/mine-unte/1", "scans", "out")
+    assert "no '7' among versions of mine-unet (there are: 1)" in refused("predict", "models:/mine-unet/7", "s", "out")
+    assert "did you mean 'candidate'?" in refused("predict", "models:/mine-unet@candidat", "scans", "out")
+    assert cli.main(["list", "models"]) == 0
+    assert f"{registered.uri} @candidate  dice 0.5000" in capsys.readouterr().out
+
+
+def test_list_shows_every_recipe_and_one_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for kind in recipes.EXPORTS:
+        for name in recipes.names(kind):
+            assert f"\n  {name} " in shown
+    assert cli.main(["list", "unet"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("trainables/unet", "  epochs = 1000", "  preset=small: features=16"):
+        assert text in shown
+
+
+def test_faults_of_the_machine_are_one_sentence(refused: Any, here: Path) -> None:
+    (here / "workspace").write_text("a file where the workspace belongs")
+    assert refused("list", "models") == f"{here / 'workspace'}: File exists"
+
+
+def test_mistakes_of_our_own_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(recipes, "names", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["list", "datasets"])
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "names", interrupted)
+    assert cli.main(["list", "datasets"]) == 130
+    assert "segsweep: interrupted; give the same command again to go on" in capsys.readouterr().err
+
+
+def test_the_entry_point_ends_with_the_exit_code(here: Path) -> None:
+    command = Path(sys.executable).with_name("segsweep")
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(
+        [command, "convert", "phantom", "nowhere"], cwd=here, capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "segsweep: nowhere: no such folder; expected the raw scans of dataset 'phantom'\n"
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from segsweep import cli; cli.main(['--help']);"
+        "print(sorted({'ray', 'torch', 'mlflow', 'zarr', 'optuna', 'SimpleITK'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
