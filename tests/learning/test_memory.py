@@ -1,0 +1,98 @@
+"""The memory estimate: a closed form on a network that can be counted by hand, and the size of the rest."""
+
+import pytest
+import torch
+from torch import nn
+
+from segsweep import recipes
+from segsweep.data.planning import Normalisation
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.learning.memory import PASSES, WEIGHT_COPIES, describe, machine_bytes, training_bytes
+from segsweep.learning.task import Task
+
+
+class TwoConvolutions(nn.Module):
+    """The second one works at half resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(1, 4, 3, padding=1)
+        self.activation = nn.ReLU(inplace=True)
+        self.second = nn.Conv3d(4, 2, 2, stride=2)
+
+    def forward(self, x_BCZYX: torch.Tensor) -> list[torch.Tensor]:
+        return [self.second(self.activation(self.first(x_BCZYX)))]
+
+
+def unet_bytes(patch_size: tuple[int, int, int], *, batch_size: int = 2, features: int = 4) -> int:
+    """The estimate for a small U-Net."""
+    task = Task(
+        channels=("CT",),
+        table=LabelTable(labels=LabelSet(structures=("organ",)), atoms=((), (0,))),
+        head="softmax",
+        patch_size=patch_size,
+        spacing=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation(scheme="ct"),),
+    )
+    recipe = recipes.load("trainables", name="unet")
+    params = recipes.build_params(recipe, values={"features": features, "levels": 3})
+    return training_bytes(recipe.build(params, task), patch_size=patch_size, channels=1, batch_size=batch_size)
+
+
+def test_a_network_that_can_be_counted_by_hand() -> None:
+    """Outputs: 4 x 8 x 16 x 16 and 2 x 4 x 8 x 8 values a patch; what works in place takes nothing."""
+    outputs = 3 * (4 * 8 * 16 * 16 + 2 * 4 * 8 * 8)
+    weights = (4 * 27 + 4) + (2 * 4 * 8 + 2)
+    found = training_bytes(TwoConvolutions(), patch_size=(8, 16, 16), channels=1, batch_size=3)
+    assert found == 4 * (PASSES * outputs + WEIGHT_COPIES * weights)
+
+
+def test_it_grows_with_patch_batch_and_features() -> None:
+    small = unet_bytes((16, 32, 32))
+    assert unet_bytes((16, 32, 64)) == pytest.approx(2 * small, rel=0.05)
+    assert unet_bytes((16, 32, 32), batch_size=4) == pytest.approx(2 * small, rel=0.05)
+    assert 1.8 * small < unet_bytes((16, 32, 32), features=8) < 2.5 * small
+
+
+def test_it_is_about_what_autograd_keeps() -> None:
+    """Bytes that autograd really saved for the backward pass of one step; the estimate allows for gradients on top."""
+    model, kept = TwoConvolutions(), {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(torch.zeros(2, 1, 16, 32, 32))[0].sum()
+    estimate = training_bytes(model, patch_size=(16, 32, 32), channels=1, batch_size=2)
+    assert 0.5 * estimate < sum(kept.values()) < 1.5 * estimate
+
+
+def test_nothing_is_allocated_and_the_model_stays_as_it_was() -> None:
+    """A patch of 2048 voxels an axis would need terabytes."""
+    model = TwoConvolutions().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert training_bytes(model, patch_size=(2048, 2048, 2048), channels=1, batch_size=2) > 2 * 2048**3 * 4 * 4
+    assert not model.training and not model.first._forward_hooks
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_machine_has_more_than_a_gigabyte_and_less_than_a_petabyte() -> None:
+    assert 2**30 < machine_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    (
+        (0, "0 B"),
+        (1, "1 B"),
+        (1023, "1.02e+03 B"),
+        (1024, "1 KB"),
+        (3 * 2**29, "1.5 GB"),
+        (2**40, "1 TB"),
+        (2**52, "4.1e+03 TB"),
+    ),
+)
+def test_bytes_are_written_for_people(size: int, text: str) -> None:
+    assert describe(size) == text
