@@ -1,0 +1,242 @@
+"""What every recipe promises. A recipe is enrolled here by itself as soon as its file is there."""
+
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from segsweep import recipes
+from segsweep.data.case import CaseSource
+from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.errors import InputError
+from segsweep.learning import checkpoint
+from segsweep.learning.params import TrainingParams
+from segsweep.learning.task import Head, Task
+from segsweep.run import Run
+
+TRAINABLES = recipes.names("trainables")
+SPACES = recipes.names("search_spaces")
+DATASETS = recipes.names("datasets")
+# Makes any network small, for parameters that a recipe happens to have.
+SMALL = {"features": 4, "most_features": 16}
+PATCH = (32, 48, 48)
+LABELS = LabelSet(structures=("Eye_L", "Eye_R", "Tumour"), pairs=(("Eye_L", "Eye_R"),))
+PLAN = Plan(
+    spacing=(3.0, 1.0, 1.0),
+    patch_size=(48, 160, 128),
+    batch_size=2,
+    median_shape=(100, 400, 400),
+    normalisation=(Normalisation(scheme="ct", low=-500.0, high=500.0),),
+    head="softmax",
+)
+
+
+def task_of(head: Head, *, patch_size: tuple[int, int, int] = PATCH) -> Task:
+    """Two channels, three overlapping structures in five atoms, slices three times as thick as wide."""
+    return Task(
+        channels=("CT", "contrast CT"),
+        table=LabelTable(labels=LABELS, atoms=((), (0,), (1,), (2,), (0, 2))),
+        head=head,
+        patch_size=patch_size,
+        spacing=(3.0, 1.0, 1.0),
+        normalisation=(Normalisation(scheme="ct", low=-500.0, high=500.0),) * 2,
+    )
+
+
+def small_params(recipe: ModuleType, **values: Any) -> Any:
+    """The recipe's parameters with its networks as small as it allows."""
+    fields = {field.name for field in dataclasses.fields(recipe.Params)}
+    return recipes.build_params(recipe, values={**{k: v for k, v in SMALL.items() if k in fields}, **values})
+
+
+def presets(name: str) -> list[dict[str, str]]:
+    """No preset, and every preset of a trainable."""
+    recipe = recipes.load("trainables", name=name)
+    return [{}, *({"preset": preset} for preset in getattr(recipe, "PRESETS", {}))]
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+def test_params_are_a_frozen_json_able_value(name: str) -> None:
+    recipe = recipes.load("trainables", name=name)
+    assert issubclass(recipe.Params, TrainingParams)
+    assert recipe.Params.__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(recipe.Params))
+    for values in presets(name):
+        params = recipes.build_params(recipe, values=values)
+        document = json.loads(json.dumps(recipes.params_json(params)))
+        assert recipes.build_params(recipe, values=document) == params
+        assert hash(params) == hash(recipes.build_params(recipe, values=document))
+    assert recipe.Params() == recipes.build_params(recipe, values={}), "the defaults are a run of their own"
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+def test_a_trainable_says_where_it_comes_from(name: str) -> None:
+    recipe = recipes.load("trainables", name=name)
+    assert (recipe.__doc__ or "").strip()
+    assert (recipe.Params.__doc__ or "").strip() and not recipe.Params.__doc__.startswith("Params(")
+    assert list(inspect.signature(recipe.build).parameters) == ["params", "task"]
+
+
+@pytest.mark.parametrize("head", ("softmax", "sigmoid"))
+@pytest.mark.parametrize(
+    ("name", "values"), [(name, values) for name in TRAINABLES for values in presets(name)], ids=str
+)
+def test_a_network_keeps_the_model_contract(name: str, values: dict[str, str], head: Head, tmp_path: Path) -> None:
+    recipe, task = recipes.load("trainables", name=name), task_of(head)
+    params = small_params(recipe, **values, head=head)
+    torch.manual_seed(0)
+    model = recipe.build(params, task).train()
+    x_BCZYX = torch.randn(2, 2, *PATCH)
+    levels = model(x_BCZYX)
+    assert isinstance(levels, list) and len(levels) >= 1
+    assert tuple(levels[0].shape) == (2, task.outputs, *PATCH), "full resolution first"
+    sizes = [level.shape[2:].numel() for level in levels]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    assert all(level.shape[:2] == (2, task.outputs) for level in levels)
+    sum(level.square().mean() for level in levels).backward()
+    without = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert without == [], "every parameter must take part, or DDP waits for ever"
+    with torch.no_grad():
+        alone = model.eval()(x_BCZYX[:1])
+    assert len(alone) == 1 and tuple(alone[0].shape) == (1, task.outputs, *PATCH)
+    assert bool(torch.isfinite(alone[0]).all())
+    _demand_reload(model, params=params, task=task, name=name, folder=tmp_path / "model", x_BCZYX=x_BCZYX[:1])
+
+
+def _demand_reload(
+    model: torch.nn.Module, *, params: Any, task: Task, name: str, folder: Path, x_BCZYX: torch.Tensor
+) -> None:
+    """A saved model comes back by its recipe's name and gives the same logits."""
+    document = {
+        "run": Run(trainable=name, store="s").to_json(),
+        "task": task.to_json(),
+        "params": recipes.params_json(params),
+    }
+    checkpoint.save(folder, snapshot=checkpoint.Snapshot(weights=model.state_dict(), metrics={}, epoch=0), run=document)
+    loaded = checkpoint.load_model(folder)
+    assert loaded.task == task and not loaded.model.training
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x_BCZYX)[0], model(x_BCZYX)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+def test_a_network_has_no_state_outside_its_weights(name: str) -> None:
+    """Equal seeds give equal networks, and a second call gives what the first gave."""
+    recipe, task = recipes.load("trainables", name=name), task_of("softmax")
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = recipe.build(small_params(recipe), task).eval()
+        with torch.no_grad():
+            outputs += [model(torch.ones(1, 2, *PATCH))[0] for _ in range(2)]
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+def test_a_trainable_imports_no_tracking_and_no_cluster(name: str) -> None:
+    code = (
+        f"import sys; from segsweep import recipes; recipes.load('trainables', name={name!r});"
+        "print(sorted({'mlflow', 'ray', 'optuna', 'SimpleITK', 'zarr'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_yields_parameters_that_its_trainable_accepts(name: str) -> None:
+    """Its first trials and 20 draws, on a plan; with the parameters that all its trials share."""
+    recipe = recipes.load("search_spaces", name=name)
+    trainable = recipes.load("trainables", name=recipe.TRAINABLE)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    first = getattr(recipe, "first", lambda _: [])(PLAN)
+    for values in first:
+        study.enqueue_trial(values)
+    drawn = set()
+    for number in range(20):
+        trial = study.ask()
+        overrides = recipe.space(trial, PLAN)
+        json.dumps(overrides)
+        values = {"patch_size": PLAN.patch_size, **getattr(recipe, "PARAMS", {}), **overrides}
+        params = recipes.build_params(trainable, values=values)
+        assert all(getattr(params, key) is not None for key in overrides)
+        if number < len(first):
+            assert {key: trial.params[key] for key in first[number]} == first[number], "an enqueued value was ignored"
+        drawn.add(json.dumps(overrides, sort_keys=True))
+    assert len(drawn) > 5, "a sweep that draws the same again and again"
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_networks_of_a_space_can_be_built(name: str) -> None:
+    recipe = recipes.load("search_spaces", name=name)
+    trainable = recipes.load("trainables", name=recipe.TRAINABLE)
+    for seed in range(5):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        shared = {"patch_size": PLAN.patch_size, **getattr(recipe, "PARAMS", {})}
+        params = small_params(trainable, **{**shared, **recipe.space(study.ask(), PLAN)})
+        model = trainable.build(params, task_of(params.head, patch_size=params.patch_size)).to("meta").eval()
+        with torch.no_grad():
+            logits = model(torch.empty(1, 2, *params.patch_size, device="meta"))
+        assert logits[0].shape[2:] == params.patch_size
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_dataset_names_its_labels_and_refuses_an_empty_folder(name: str, tmp_path: Path) -> None:
+    recipe = recipes.load("datasets", name=name)
+    assert isinstance(recipe.LABELS, LabelSet) and recipe.LABELS.structures
+    assert isinstance(recipe.CHANNELS, tuple) and all(isinstance(channel, str) for channel in recipe.CHANNELS)
+    assert (recipe.__doc__ or "").strip()
+    assert list(inspect.signature(recipe.cases).parameters) == ["raw"]
+    with pytest.raises(InputError, match=r"\w"):
+        recipe.cases(tmp_path)
+
+
+def test_the_phantoms_cases_keep_the_contract(phantom_raw: Path) -> None:
+    recipe = recipes.load("datasets", name="phantom")
+    found = recipe.cases(phantom_raw)
+    assert found and all(isinstance(case, CaseSource) for case in found)
+    for case in found:
+        assert len(case.images) == len(recipe.CHANNELS)
+        assert set(case.annotated) <= set(recipe.LABELS.structures)
+        assert all(path.is_file() for path in (*case.images, *(label.path for label in case.labels)))
+
+
+def test_the_unet_is_nnunets_plain_one_name_by_name() -> None:
+    """The plan of METHODS.md for openKBP: 128^3 isotropic, six stages, one channel, eight outputs, 31.2 M parameters."""
+    unet = recipes.load("trainables", name="unet")
+    task = dataclasses.replace(
+        task_of("softmax", patch_size=(128, 128, 128)),
+        channels=("CT",),
+        table=LabelTable(labels=LabelSet(structures=tuple("abcdefg")), atoms=((), *((i,) for i in range(7)))),
+        spacing=(3.0, 3.0, 3.0),
+    )
+    with torch.device("meta"):
+        model = unet.build(unet.Params(), task)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert round(checkpoint.parameter_count(model) / 1e6, 1) == 31.2
+    features = (32, 64, 128, 256, 320, 320)
+    for stage, (inputs, outputs) in enumerate(zip((1, *features[:-1]), features, strict=True)):
+        for number, into in enumerate((inputs, outputs)):
+            prefix = f"encoder.stages.{stage}.0.convs.{number}"
+            assert shapes.pop(f"{prefix}.conv.weight") == (outputs, into, 3, 3, 3)
+            for rest in ("conv.bias", "norm.weight", "norm.bias"):
+                assert shapes.pop(f"{prefix}.{rest}") == (outputs,)
+    for stage, (below, above) in enumerate(zip(features[:0:-1], features[-2::-1], strict=True)):
+        assert shapes.pop(f"decoder.transpconvs.{stage}.weight") == (below, above, 2, 2, 2)
+        assert shapes.pop(f"decoder.transpconvs.{stage}.bias") == (above,)
+        assert shapes.pop(f"decoder.seg_layers.{stage}.weight") == (8, above, 1, 1, 1)
+        assert shapes.pop(f"decoder.seg_layers.{stage}.bias") == (8,)
+        for number, into in enumerate((2 * above, above)):
+            prefix = f"decoder.stages.{stage}.convs.{number}"
+            assert shapes.pop(f"{prefix}.conv.weight") == (above, into, 3, 3, 3)
+            for rest in ("conv.bias", "norm.weight", "norm.bias"):
+                assert shapes.pop(f"{prefix}.{rest}") == (above,)
+    assert shapes == {}, "parameters that nnU-Net's network does not have"
