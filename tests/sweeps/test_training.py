@@ -13,7 +13,7 @@ from ray.train import UserCallback
 from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
-from segsweep.sweeps.cluster import Resources, most_concurrent, share
+from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.training import demand_memory, fit, prepare, summarise
 
 TINY = {
@@ -81,7 +81,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(run: Run) -> N
 
 
 @pytest.mark.usefixtures("cluster")
-def test_request_beyond_the_cluster_names_what_there_is() -> None:
+def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
     cores = int(ray.cluster_resources()["CPU"])
     with pytest.raises(ResourceError, match=f"{cores + 1} workers were asked for.*has {cores}; .*workers={cores}"):
         share(workers=cores + 1)
@@ -89,8 +89,12 @@ def test_request_beyond_the_cluster_names_what_there_is() -> None:
         ResourceError, match=f"{cores + 1} runs of 1 workers at once .*has {cores}; .*concurrent={cores}"
     ):
         share(workers=1, concurrent=cores + 1)
-    assert share(workers=1, concurrent=cores).cpus == 1
+    assert share(workers=1, concurrent=cores).cpus == plain_resources().cpus == 1
     assert share(workers=1).cpus == cores
+    beyond = Run(trainable="unet", store="nowhere", workers=cores + 1)
+    with pytest.raises(ResourceError, match=f"{cores + 1} workers with 1 CPU each .*has {cores} CPU"):
+        fit(beyond, folder=tmp_path / "run", resources=plain_resources())
+    assert not (tmp_path / "run").exists()
     assert (most_concurrent(workers=1), most_concurrent(workers=cores)) == (cores, 1)
 
 

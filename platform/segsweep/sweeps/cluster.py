@@ -70,6 +70,22 @@ def share(*, workers: int, concurrent: int = 1) -> Resources:
     return Resources(cpus=max(1, cpus // max(gpus, wanted)), gpus=1.0 if gpus else 0.0)
 
 
+def plain_resources() -> Resources:
+    """One core a worker, and one GPU where the cluster has any."""
+    return Resources(cpus=1, gpus=1.0 if ray.cluster_resources().get("GPU", 0) else 0.0)
+
+
+def demand_resources(resources: Resources, *, workers: int) -> None:
+    """Raise ResourceError when the cluster can never start that many workers at once: Ray Train would wait for ever."""
+    total = ray.cluster_resources()
+    for kind, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+        if workers * each > total.get(kind, 0):
+            raise ResourceError(
+                f"{workers} workers with {each:g} {kind} each were asked for; the cluster has {total.get(kind, 0):g} {kind}; "
+                "ask for fewer workers, or add nodes"
+            )
+
+
 def most_concurrent(*, workers: int) -> int:
     """How many runs of `workers` workers fit at once, one core or GPU a worker."""
     total = ray.cluster_resources()

@@ -33,7 +33,7 @@ from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.task import Task
 from segsweep.run import Run
-from segsweep.sweeps.cluster import Resources
+from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
 
 RESULT, STOP, VALIDATION = "result.json", "stop", "validation.json"
 # Worker processes that die (spot nodes, memory) are replaced this often; the new ones go on from the last checkpoint.
@@ -126,9 +126,13 @@ def train_run(config: Mapping[str, Any]) -> None:
 
 
 def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | None = None) -> Mapping[str, Any]:
-    """Train a run with Ray Train into `folder` and return its result; an existing result is returned at once."""
+    """Train a run with Ray Train into `folder` and return its result; an existing result is returned at once.
+
+    Raises ResourceError when the cluster can never hold its workers.
+    """
     if (folder / RESULT).is_file():
         return read_result(folder)
+    demand_resources(resources, workers=run.workers)
     folder.mkdir(parents=True, exist_ok=True)
     _tidy(folder)
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
@@ -170,7 +174,7 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
             return
         chosen = dataclasses.replace(run, params={**run.params, **overrides})
         prepare(chosen)  # what cannot be trained fails here, before any worker starts
-        fit(chosen, folder=folder, resources=resources or Resources(cpus=1), callbacks=[TuneReportCallback()])
+        fit(chosen, folder=folder, resources=resources or plain_resources(), callbacks=[TuneReportCallback()])
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
