@@ -69,7 +69,7 @@ def test_params_are_a_frozen_json_able_value(name: str) -> None:
     recipe = recipes.load("trainables", name=name)
     assert issubclass(recipe.Params, TrainingParams)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.Params().epochs = 1
+        recipe.Params().epochs = 1  # type: ignore[misc]
     assert all(field.kw_only for field in dataclasses.fields(recipe.Params))
     for values in presets(name):
         params = recipes.build_params(recipe, values=values)
