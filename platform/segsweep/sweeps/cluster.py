@@ -20,6 +20,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 # What a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
@@ -40,6 +41,8 @@ def connect() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"ray\..*")
+    # It repeats what failed; `Follow` says it in one line and keeps the log.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS")
     environment = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     if address:
