@@ -1,5 +1,6 @@
 """MLflow's and Optuna's own pages on this workspace, served to this machine only."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -14,6 +15,17 @@ from segsweep.workspace import Workspace
 HOST = "127.0.0.1"
 # How often it is looked whether both servers still run, and how long one may take to end (seconds).
 LOOK_EVERY, PATIENCE = 0.5, 5.0
+
+# The dashboard makes no tables: without this, a workspace in which nothing was ever tuned would end it.
+DASHBOARD = """
+import sys
+import optuna
+optuna.storages.get_storage(sys.argv[1])
+from optuna_dashboard._cli import main
+main()
+"""
+# Nothing is sent anywhere, and MLflow starts none of its background jobs (it serves runs and models here).
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +57,12 @@ def serve(workspace: Workspace, *, port: int) -> Iterator[Servers]:
     for number in (port, port + 1):
         _demand_free(number)
     mlflow = ["-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri]
-    mlflow += ["--default-artifact-root", workspace.artifacts.as_uri(), "--host", HOST, "--port", str(port)]
-    dashboard = ["-c", "from optuna_dashboard._cli import main; main()", workspace.studies_uri]
-    dashboard += ["--host", HOST, "--port", str(port + 1)]
+    mlflow += ["--default-artifact-root", workspace.artifacts.as_uri(), "--workers", "1"]
+    mlflow += ["--host", HOST, "--port", str(port)]
+    dashboard = ["-c", DASHBOARD, workspace.studies_uri, "--host", HOST, "--port", str(port + 1)]
     commands = {"MLflow": mlflow, "optuna-dashboard": dashboard}
-    processes = {name: subprocess.Popen([sys.executable, *command]) for name, command in commands.items()}
+    environment = {**os.environ, **QUIET}
+    processes = {name: subprocess.Popen([sys.executable, *line], env=environment) for name, line in commands.items()}
     try:
         yield Servers(processes=processes)
     finally:

@@ -1,0 +1,68 @@
+"""The pages of `segsweep ui`: both answer on this machine, on an empty workspace too, and end with the block."""
+
+import socket
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from segsweep.errors import ResourceError
+from segsweep.models.browsing import HOST, serve
+from segsweep.workspace import Workspace
+
+
+def free_port() -> int:
+    """The first of two free ports in a row."""
+    for port in range(20000, 30000, 7):
+        if not any(answers(port + step) for step in range(2)):
+            return port
+    raise AssertionError("no free ports")
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def fetch(address: str, *, patience: float = 240.0) -> bytes:
+    """A page, once its server has started."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=10) as page:
+                return page.read()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def test_both_pages_answer_on_an_empty_workspace_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "SEGSWEEP_STUDIES"):
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    with serve(Workspace(root=tmp_path), port=port) as servers:
+        assert b"study_summaries" in fetch(f"http://{HOST}:{port + 1}/api/studies")
+        assert b"<html" in fetch(f"http://{HOST}:{port}/")
+        assert [process.poll() for process in servers.processes.values()] == [None, None]
+    assert all(process.poll() is not None for process in servers.processes.values())
+    assert not answers(port) and not answers(port + 1)
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.socket() as other:
+        other.bind((HOST, port + 1))
+        other.listen()
+        complaint = rf"port {port + 1} cannot be used .*choose another with --port"
+        with pytest.raises(ResourceError, match=complaint), serve(Workspace(root=tmp_path), port=port):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_ends_by_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGSWEEP_STUDIES", "no-such-database://x")
+    complaint = r"optuna-dashboard ended by itself \(exit code 1\)"
+    with pytest.raises(ResourceError, match=complaint), serve(Workspace(root=tmp_path), port=free_port()) as servers:
+        servers.wait()
