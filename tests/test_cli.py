@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,33 @@ def test_more_workers_than_the_cluster_has_are_refused(cluster: None, refused: A
         sentence = refused(verb, recipe, store, "preset=small", "workers=640")
         assert sentence.startswith("640 workers were asked for, one ")
         assert "the cluster has " in sentence and "ask for at most workers=" in sentence
+
+
+def test_convert_goes_on_with_a_store_and_check_looks_at_it(
+    phantom_raw: Path, phantom_store: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "copy [1]"
+    shutil.copytree(phantom_store, folder)
+    assert cli.main(["convert", "phantom", str(phantom_raw), "--store", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert f"{folder}: 0 cases written, 16 kept, 0 failed" in shown.out
+    plan = r"^plan: spacing [\d.]+ x [\d.]+ x [\d.]+ mm, patch \(\d+, \d+, \d+\) voxels \(z, y, x\), batch \d+$"
+    assert re.search(plan, shown.out, re.MULTILINE), shown.out
+    assert "" not in shown.out.splitlines(), "bars leave no empty lines where there is no terminal"
+    assert f"next: segsweep train unet {folder} preset=small" in shown.out
+    assert (folder / "quality.html").is_file()
+    assert shown.err == ""
+    assert cli.main(["check", str(folder)]) in (0, 1)
+    assert f"{folder}/quality.html" in capsys.readouterr().out
+
+
+def test_check_ends_with_1_when_there_are_errors(phantom_store: Path, here: Path) -> None:
+    folder = here / "copy"
+    shutil.copytree(phantom_store, folder)
+    assert cli.main(["check", str(folder)]) == 0
+    voxels = next(path for path in (folder / "cases").glob("*/grids/native/image/c/**/*") if path.is_file())
+    voxels.write_bytes(voxels.read_bytes()[:-8])
+    assert cli.main(["check", str(folder)]) == 1
 
 
 def test_predict_names_scans_that_do_not_fit(refused: Any, model: Path, here: Path) -> None:

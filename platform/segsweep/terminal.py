@@ -65,5 +65,5 @@ def bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)
