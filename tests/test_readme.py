@@ -19,7 +19,11 @@ def test_the_file_map_names_every_module_once() -> None:
     listed = re.findall(r"^    ((?:segsweep|trainables|search_spaces|datasets)/\S+\.py) ", README, flags=re.MULTILINE)
     engine = (path.relative_to(ROOT / "platform") for path in (ROOT / "platform" / "segsweep").rglob("*.py"))
     modules = [path.as_posix() for path in engine if path.name != "__init__.py"]
-    recipe_files = [f"{kind}/{path.name}" for kind in ("trainables", "search_spaces", "datasets") for path in (ROOT / kind).glob("*.py")]
+    recipe_files = [
+        f"{kind}/{path.name}"
+        for kind in ("trainables", "search_spaces", "datasets")
+        for path in (ROOT / kind).glob("*.py")
+    ]
     assert sorted(listed) == sorted([*modules, *recipe_files])
 
 

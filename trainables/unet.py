@@ -28,6 +28,12 @@ class Params(TrainingParams):
     stem_stride: int = 1
     levels: int = 7
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("features", "most_features", "convolutions", "stem_stride", "levels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected at least 1")
+
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {

@@ -125,6 +125,12 @@ def test_a_newer_format_is_refused(copy: Path) -> None:
         open_store(copy)
 
 
+def test_a_cut_index_is_named(copy: Path) -> None:
+    (copy / "index.json").write_text((copy / "index.json").read_text()[:100])
+    with pytest.raises(StoreError, match=r"index\.json: cannot be read"):
+        open_store(copy)
+
+
 def test_no_store_and_unknown_case(phantom_store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store found"):
         open_store(tmp_path)

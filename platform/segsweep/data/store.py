@@ -125,7 +125,10 @@ def open_store(uri: str | Path) -> Store:
         raise StoreError(
             f"{folder}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {folder.name}`"
         )
-    index = json.loads(path.read_text())
+    try:
+        index = json.loads(path.read_text())
+    except ValueError as error:
+        raise StoreError(f"{path}: cannot be read ({error}); delete it and convert again, the cases are kept") from None
     if index.get("format") != FORMAT:
         raise StoreError(
             f"{folder}: store format {index.get('format')!r} found, this segsweep reads {FORMAT}; "

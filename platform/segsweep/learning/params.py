@@ -1,5 +1,6 @@
 """Training parameters that every trainable shares; a recipe's `Params` adds its architecture's own."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,9 @@ class TrainingParams:
         for name in ("epochs", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected at least 1")
+        for name in ("learning_rate", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected a number from 0")
         if not 0.0 <= self.foreground <= 1.0:
             raise ValueError(f"foreground={self.foreground} cannot be used: expected a share from 0 to 1")
         if self.patch_size is not None and min(self.patch_size) < 8:
