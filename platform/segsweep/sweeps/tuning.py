@@ -96,9 +96,7 @@ def tune(
     study = open_study(
         workspace.studies_uri, name=name, settings=_settings(space, base=base, store=opened), seed=options.seed
     )
-    if not study.trials:
-        for first in getattr(recipe, "first", _no_first)(opened.plan):
-            study.enqueue_trial(first)
+    _enqueue_first(study, recipe=recipe, plan=opened.plan)
     suggest = partial(
         _suggest,
         recipe=recipe,
@@ -175,8 +173,11 @@ def _settings(space: str, *, base: Run, store: Store) -> dict[str, Any]:
     return {"space": space, "data": store.digest, **{k: v for k, v in base.to_json().items() if k != "store"}}
 
 
-def _no_first(_plan: Plan) -> list[dict[str, Any]]:
-    return []
+def _enqueue_first(study: Any, *, recipe: ModuleType, plan: Plan) -> None:
+    """Put the recipe's own first trials before all others, once."""
+    if not study.trials and hasattr(recipe, "first"):
+        for params in recipe.first(plan):
+            study.enqueue_trial(params)
 
 
 def _parent_run(tracker: Tracker, *, name: str, base: Run, store: Store) -> str:
