@@ -68,7 +68,9 @@ def test_heavy_packages_enter_through_named_files(package: str) -> None:
         if any(name.split(".")[0] == package for name in imported(path)):
             relative = path.relative_to(ENGINE)
             allowed = FENCES[package]
-            assert relative.as_posix() in allowed or f"{relative.parts[0]}/*" in allowed, f"{relative} imports {package}"
+            assert relative.as_posix() in allowed or f"{relative.parts[0]}/*" in allowed, (
+                f"{relative} imports {package}"
+            )
 
 
 def test_learning_needs_torch_and_numpy_alone() -> None:

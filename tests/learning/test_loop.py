@@ -47,7 +47,9 @@ class Small(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.LeakyReLU())
+        self.body = nn.Sequential(
+            nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.LeakyReLU()
+        )
         self.head = nn.Conv3d(4, outputs, 1)
 
     def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
@@ -62,13 +64,22 @@ def setting(*, epochs: int = 3, stages: tuple[Stage, ...] | None = None, optimiz
     )  # fmt: skip
     rule = Normalisation(scheme="ct", low=-100, high=200, mean=20, deviation=50)
     task = Task(
-        channels=("CT",), table=LABELS, head="softmax", patch_size=(16, 16, 16), spacing=(1.0, 1.0, 1.0), normalisation=(rule,)
+        channels=("CT",),
+        table=LABELS,
+        head="softmax",
+        patch_size=(16, 16, 16),
+        spacing=(1.0, 1.0, 1.0),
+        normalisation=(rule,),
     )
     grids = [BallGrid(seed) for seed in range(3)]
     cases = []
     for grid in grids:
         where = np.argwhere(grid.arrays()[1])
-        cases.append(TrainingCase(case_id=str(grid.seed), grid=dataclasses.replace(grid, foreground={1: where}), annotated=(True,)))
+        cases.append(
+            TrainingCase(
+                case_id=str(grid.seed), grid=dataclasses.replace(grid, foreground={1: where}), annotated=(True,)
+            )
+        )
     torch.manual_seed(0)
     return Setting(
         model=Small(task.outputs), task=task, params=params, stages=stages or default_stages(params),

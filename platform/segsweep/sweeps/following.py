@@ -21,6 +21,10 @@ PAUSE = 60.0
 Report = Callable[[str, int, int, str], None]
 
 
+def silent(_trial: str, _done: int, _total: int, _words: str) -> None:
+    """The Report that says nothing."""
+
+
 class Follow(Callback):
     """Logs trials under one parent run and reports their progress. `close` it when the trials are over.
 

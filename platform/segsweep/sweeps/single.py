@@ -13,10 +13,10 @@ from segsweep.errors import SegsweepError
 from segsweep.models.registry import Registered, register
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
-from segsweep.sweeps.cluster import memory_per_worker, share
-from segsweep.sweeps.following import ERROR, Follow, Report, failure
+from segsweep.sweeps.cluster import connect, memory_per_worker, share
+from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
-from segsweep.workspace import Workspace
+from segsweep.workspace import Workspace, current_workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,20 @@ class Trained:
     registered: Registered
 
 
-def train(run: Run, *, workspace: Workspace, report: Report) -> Trained:
+def train(run: Run, *, workspace: Workspace | None = None, report: Report = silent) -> Trained:
     """Train a run in the workspace, or go on where it was interrupted; a finished run is not trained again.
 
     Raises RecipeError, StoreError or ResourceError before anything starts, SegsweepError when the training fails.
     """
+    connect()
+    place = workspace or current_workspace()
     prepared = prepare(run)
     run = dataclasses.replace(run, store=prepared.store.uri)
     dataset = prepared.store.dataset
-    name = f"{run.trainable}-{dataset}-{run.digest}"
-    folder = workspace.runs / name
-    tracker = Tracker(workspace, experiment=dataset)
+    # Other data under the same address is another run.
+    name = f"{run.trainable}-{dataset}-{run.digest}-{prepared.store.digest[:6]}"
+    folder = place.runs / name
+    tracker = Tracker(place, experiment=dataset)
     follow = Follow(tracker, parent=None, sweep="", report=report)
     if not (folder / RESULT).is_file():
         demand_memory(prepared, available=memory_per_worker(workers=run.workers))

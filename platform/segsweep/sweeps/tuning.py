@@ -18,12 +18,12 @@ from segsweep.errors import ModelError, SegsweepError
 from segsweep.models.registry import Registered, register, set_alias
 from segsweep.models.tracking import Status, Tracker
 from segsweep.run import Fold, Run
-from segsweep.sweeps.cluster import memory_per_worker, most_concurrent, share
-from segsweep.sweeps.following import ERROR, Follow, Report, failure
+from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
+from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.stopping import CooperativeASHA
 from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
 from segsweep.sweeps.tuning_study import CONFIG, StudySearch, ended_trials, has_unfinished, open_study, trial_folder
-from segsweep.workspace import Workspace
+from segsweep.workspace import Workspace, current_workspace
 
 # ASHA's upper rung: trials end by their own number of epochs.
 MOST_EPOCHS = 10**6
@@ -72,67 +72,73 @@ class Swept:
 
 
 def tune(
-    space: str, *, store: str, workspace: Workspace, options: SweepOptions, params: Mapping[str, Any], report: Report
+    space: str,
+    *,
+    store: str,
+    options: SweepOptions | None = None,
+    params: Mapping[str, Any] | None = None,
+    workspace: Workspace | None = None,
+    report: Report = silent,
 ) -> Swept:
-    """Run or resume a sweep of a search-space recipe on a store; `params` hold for every trial, the space's values override them.
+    """Run or resume a sweep of a search-space recipe on a store.
 
-    Raises RecipeError, StoreError or ResourceError before anything starts.
+    `params` hold for every trial, also where the space would choose another value. Raises RecipeError, StoreError or ResourceError
+    before anything starts.
     """
+    connect()
+    chosen, place = options or SweepOptions(), workspace or current_workspace()
     recipe = recipes.load("search_spaces", name=space)
     opened = open_store(store)
-    base = Run(
-        trainable=recipe.TRAINABLE,
-        store=opened.uri,
-        fold=options.fold,
-        seed=options.seed,
-        workers=options.workers,
-        params={**getattr(recipe, "PARAMS", {}), **params},
-    )
+    base = _base_run(recipe, store=opened, options=chosen, params=params or {})
     prepare(base)
-    concurrent = options.concurrent or most_concurrent(workers=options.workers)
-    resources = share(workers=options.workers, concurrent=concurrent)
-    name = options.name or f"{space}-{opened.dataset}"
-    sweep = workspace.sweeps / name
-    study = open_study(
-        workspace.studies_uri, name=name, settings=_settings(space, base=base, store=opened), seed=options.seed
-    )
+    concurrent = chosen.concurrent or most_concurrent(workers=chosen.workers)
+    resources = share(workers=chosen.workers, concurrent=concurrent)
+    name = chosen.name or f"{space}-{opened.dataset}"
+    settings = {**_settings(space, base=base, store=opened), "fixed": dict(params or {})}
+    study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed)
     _enqueue_first(study, recipe=recipe, plan=opened.plan)
-    suggest = partial(
-        _suggest,
-        recipe=recipe,
-        base=base,
-        plan=opened.plan,
-        memory=memory_per_worker(workers=options.workers * concurrent),
-    )
-    search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=options.trials, report=report)
-    tracker = Tracker(workspace, experiment=opened.dataset)
+    memory = memory_per_worker(workers=chosen.workers * concurrent)
+    suggest = partial(_suggest, recipe=recipe, base=base, fixed=params or {}, plan=opened.plan, memory=memory)
+    sweep = place.sweeps / name
+    search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=chosen.trials, report=report)
+    tracker = Tracker(place, experiment=opened.dataset)
     parent = _parent_run(tracker, name=name, base=base, store=opened)
     follow = Follow(tracker, parent=parent, sweep=name, report=report)
     status: Status = "KILLED"
     try:
         if search.remaining:
             trainable = as_trainable(base, resources=resources)
-            _run_trials(
-                trainable, search=search, follow=follow, grace=options.grace, concurrent=concurrent, sweep=sweep
-            )
+            _run_trials(trainable, search=search, follow=follow, grace=chosen.grace, concurrent=concurrent, sweep=sweep)
         trials = tuple(_swept(trial, sweep=sweep) for trial in ended_trials(study))
-        interrupted = search.remaining > 0 or has_unfinished(study)
-        if interrupted:
+        if search.remaining > 0 or has_unfinished(study):
             return Swept(name=name, trials=trials, registered=(), interrupted=True)
         status = "FAILED"
         _demand_any(trials, name=name)
-        registered = _register_best(trials, count=options.register, base=base, follow=follow, store=opened)
+        registered = _register_best(trials, count=chosen.register, base=base, follow=follow, store=opened)
         status = "FINISHED"
         return Swept(name=name, trials=trials, registered=registered, interrupted=False)
     finally:
         tracker.finish(parent, status=status)
 
 
-def _suggest(trial: Any, *, recipe: ModuleType, base: Run, plan: Plan, memory: int) -> dict[str, Any]:
-    """The parameters of a trial. Raises SegsweepError when they cannot be trained."""
-    config = recipe.space(trial, plan)
-    chosen = dataclasses.replace(base, params={**base.params, **config})
-    demand_memory(prepare(chosen), available=memory)
+def _base_run(recipe: ModuleType, *, store: Store, options: SweepOptions, params: Mapping[str, Any]) -> Run:
+    """What all trials share."""
+    return Run(
+        trainable=recipe.TRAINABLE,
+        store=store.uri,
+        fold=options.fold,
+        seed=options.seed,
+        workers=options.workers,
+        params={**getattr(recipe, "PARAMS", {}), **params},
+    )
+
+
+def _suggest(
+    trial: Any, *, recipe: ModuleType, base: Run, fixed: Mapping[str, Any], plan: Plan, memory: int
+) -> dict[str, Any]:
+    """The parameters of a trial; what the user fixed goes before what the space draws. Raises SegsweepError when they cannot be trained."""
+    config = {**recipe.space(trial, plan), **{key: value for key, value in fixed.items() if key != "preset"}}
+    demand_memory(prepare(dataclasses.replace(base, params={**base.params, **config})), available=memory)
     return config
 
 
