@@ -14,7 +14,7 @@ PARAMS = {
     "batch_size": 2,
     "iterations": 30,
     "validation_iterations": 4,
-    "learning_rate": 8e-3,
+    "learning_rate": 1e-2,
     "mirror": "x",
 }
 
