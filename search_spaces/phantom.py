@@ -14,7 +14,7 @@ PARAMS = {
     "batch_size": 2,
     "iterations": 30,
     "validation_iterations": 4,
-    "learning_rate": 1e-2,
+    "learning_rate": 8e-3,
     "mirror": "x",
 }
 
@@ -26,7 +26,7 @@ def space(trial: optuna.Trial, plan: Plan) -> dict[str, Any]:  # noqa: ARG001
     return {
         "patch_size": PATCHES[trial.suggest_categorical("patch_size", tuple(PATCHES))],
         "foreground": trial.suggest_float("foreground", 0.33, 0.9),
-        "epochs": trial.suggest_categorical("epochs", (6, 8, 10)),
+        "epochs": trial.suggest_categorical("epochs", (8, 9, 10)),
         "loss": trial.suggest_categorical("loss", ("dice_ce", "dice_focal")),
     }
 

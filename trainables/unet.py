@@ -41,6 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "most_features": 128,
         "stem_stride": 2,
         "levels": 5,
+        "patch_size": [96, 96, 96],
         "batch_size": 2,
         "epochs": 40,
         "iterations": 50,

@@ -21,8 +21,8 @@ from segsweep.sweeps.tuning import SweepOptions, Swept, tune
 from segsweep.terminal import bars, console
 from segsweep.workspace import Workspace, current_workspace
 
-# Two workers a trial show data-parallel training; early stopping may end a trial from the fourth epoch on.
-SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=4, register=2)
+# Two workers a trial show data-parallel training; early stopping may end a trial from the third epoch on.
+SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=3, register=2)
 
 
 def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mapping[str, Any] | None = None) -> None:
@@ -129,5 +129,5 @@ def _say_where(folder: Path, *, report: Evaluation, combined: Registered, second
         "the same walk on your own data:\n"
         f"  {command} list datasets\n"
         f"  {command} convert DATASET RAW --store STORE\n"
-        f"  {command} tune default STORE trials=20 preset=small"
+        f"  {command} tune default STORE trials=20"
     )

@@ -66,9 +66,9 @@ def tracker(workspace: Workspace) -> Tracker:
     return Tracker(workspace, experiment="phantom")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Name of a tiny recipe in a project of its own."""
+    """Name of a tiny recipe in a project of its own, gone again after the module."""
     project = tmp_path_factory.mktemp("project")
     (project / "trainables").mkdir()
     (project / "trainables" / "threshold_net.py").write_text(textwrap.dedent(RECIPE))

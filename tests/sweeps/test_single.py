@@ -44,8 +44,9 @@ def finish(run: Run, *, folder: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_finished_run_is_registered_once_and_not_trained_again(phantom_store: Path, workspace: Workspace) -> None:
     run = Run(trainable="unet", store=str(phantom_store), params=PARAMS)
-    stored = dataclasses.replace(run, store=prepare(run).store.uri)
-    folder = workspace.runs / f"unet-phantom-{stored.digest}"
+    store = prepare(run).store
+    stored = dataclasses.replace(run, store=store.uri)
+    folder = workspace.runs / f"unet-phantom-{stored.digest}-{store.digest[:6]}"
     finish(stored, folder=folder)
     first, second = (train(run, workspace=workspace, report=silent) for _ in range(2))
     assert first.folder == folder

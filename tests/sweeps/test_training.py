@@ -62,7 +62,8 @@ def test_plan_presets_and_params_in_that_order(run: Run) -> None:
     assert (plain.task.patch_size, plain.task.spacing) == (plan.patch_size, plan.spacing)
     small = prepared(run, preset="small")
     assert (small.params.batch_size, small.params.features, small.params.epochs) == (2, 16, 40)
-    assert small.params.patch_size == plan.patch_size
+    covering = tuple(min(96, -(-n // 16) * 16) for n in plan.median_shape)
+    assert small.params.patch_size == covering
     mine = prepared(run, preset="small", batch_size=5, epochs=3, patch_size=[16, 32, 48])
     assert (mine.params.batch_size, mine.params.features, mine.params.epochs) == (5, 16, 3)
     assert mine.task.patch_size == (16, 32, 48)
@@ -71,6 +72,8 @@ def test_plan_presets_and_params_in_that_order(run: Run) -> None:
 def test_what_cannot_be_trained_is_refused_before_anything_starts(run: Run) -> None:
     with pytest.raises(RecipeError, match=r"no 'epoch' among parameters of unet .*did you mean 'epochs'"):
         prepared(run, epoch=3)
+    with pytest.raises(RecipeError, match=r"patch_size=\(40, 50, 50\) cannot be halved"):
+        demand_memory(prepared(run, patch_size=[40, 50, 50]), available=1 << 40)
     with pytest.raises(RecipeError, match="no 'huge' among presets of unet"):
         prepared(run, preset="huge")
     with pytest.raises(StoreError):

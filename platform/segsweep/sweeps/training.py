@@ -22,9 +22,9 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
-from segsweep.data.geometry import Spacing
+from segsweep.data.geometry import Size, Spacing
 from segsweep.data.store import Store, open_store, write_json
-from segsweep.errors import ResourceError, StoreError
+from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Epoch, Setting, default_stages, train
@@ -53,12 +53,17 @@ class Prepared:
 
 
 def prepare(run: Run) -> Prepared:
-    """Fill what the run leaves to the plan. Raises RecipeError, StoreError or ResourceError in one sentence."""
+    """Fill what the run leaves to its preset and, after that, to the plan. A preset's patch is no larger than the median scan needs.
+
+    Raises RecipeError, StoreError or ResourceError in one sentence.
+    """
     store = open_store(run.store)
     recipe = recipes.load("trainables", name=run.trainable)
     given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
     presets = getattr(recipe, "PRESETS", {}).get(run.params.get("preset"), {})
-    values = {**{key: value for key, value in given.items() if key not in presets}, **run.params}
+    if "patch_size" in presets:
+        given["patch_size"] = _covering(store.plan.median_shape, largest=presets["patch_size"])
+    values = {**{key: value for key, value in given.items() if key == "patch_size" or key not in presets}, **run.params}
     params = recipes.build_params(recipe, values=values)
     if not store.training(run.fold):
         raise StoreError(f"{store.uri}: fold {run.fold} has no training cases; expected cases of split 'train'")
@@ -73,13 +78,24 @@ def prepare(run: Run) -> Prepared:
     return Prepared(run=run, store=store, params=params, task=task)
 
 
+def _covering(shape: Size, *, largest: Size) -> list[int]:
+    """The smallest multiples of 16 voxels (z, y, x) that cover a scan, or the largest patch allowed."""
+    return [min(most, -(-n // 16) * 16) for n, most in zip(shape, largest, strict=True)]
+
+
 def demand_memory(prepared: Prepared, *, available: int) -> None:
-    """Raise ResourceError when a worker's training step cannot fit into `available` bytes."""
+    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, RecipeError when the patch fits no network."""
     params, task = prepared.params, prepared.task
     recipe = recipes.load("trainables", name=prepared.run.trainable)
     model = recipe.build(params, task)
     batch_size = params.batch_size or 1
-    needed = training_bytes(model, patch_size=task.patch_size, channels=len(task.channels), batch_size=batch_size)
+    try:
+        needed = training_bytes(model, patch_size=task.patch_size, channels=len(task.channels), batch_size=batch_size)
+    except RuntimeError:
+        raise RecipeError(
+            f"patch_size={task.patch_size} cannot be halved as often as {prepared.run.trainable} does; "
+            "choose multiples of 16 or 32 voxels (z, y, x), or fewer levels"
+        ) from None
     if needed > available:
         raise ResourceError(
             f"patch_size={task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "
