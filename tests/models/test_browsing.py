@@ -51,10 +51,10 @@ def test_both_pages_answer_on_an_empty_workspace_and_end(tmp_path: Path, monkeyp
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    port = free_port()
     with socket.socket() as other:
-        other.bind((HOST, port + 1))
+        other.bind((HOST, 0))
         other.listen()
+        port = other.getsockname()[1] - 1
         complaint = rf"port {port + 1} cannot be used .*choose another with --port"
         with pytest.raises(ResourceError, match=complaint), serve(Workspace(root=tmp_path), port=port):
             pass
