@@ -1,5 +1,6 @@
 """The whole walk on a phantom: make scans, convert, tune, register, ensemble, predict, evaluate, and say where everything is."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -22,7 +23,8 @@ from segsweep.terminal import bars, console
 from segsweep.workspace import Workspace, current_workspace
 
 # Two workers a trial show data-parallel training; early stopping may end a trial from the third epoch on.
-SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=3, register=2)
+MEMBERS = 2
+SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=3, register=MEMBERS)
 
 
 def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mapping[str, Any] | None = None) -> None:
@@ -70,6 +72,13 @@ def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mappin
 def _tune(store: Store, *, workspace: Workspace, sweep: SweepOptions, params: Mapping[str, Any]) -> Swept:
     with bars() as shown:
         swept = tune("phantom", store=store.uri, workspace=workspace, options=sweep, params=params, report=shown.trial)
+    if len(swept.registered) < MEMBERS and not swept.interrupted:
+        # All others were stopped early: one more trial, which may end.
+        longer = dataclasses.replace(sweep, trials=sweep.trials + 1, grace=0)
+        with bars() as shown:
+            swept = tune(
+                "phantom", store=store.uri, workspace=workspace, options=longer, params=params, report=shown.trial
+            )
     for trial in swept.trials:
         dice = "stopped early" if trial.dice is None else f"dice {trial.dice:.3f}"
         console.print(f"  {trial.name}: {trial.state} after {trial.epochs} epochs, {dice}")
