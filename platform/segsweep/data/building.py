@@ -14,8 +14,8 @@ from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geome
 from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.resampling import resample_image, resample_label
-from segsweep.data.store import NATIVE, check_sizes, committed, folder_digest, grid_key, labels_json, write_json
-from segsweep.data.structures import LabelSet, encode
+from segsweep.data.store import NATIVE, check_sizes, committed, folder_digest, grid_key, write_json
+from segsweep.data.structures import LabelSet, encode, labels_json
 from segsweep.errors import InputError, StoreError
 
 # Values below are padding outside the scanner's field of view, not tissue (HU).

@@ -19,8 +19,8 @@ from segsweep.data.building import build_case, derive_grid, is_current, read_cas
 from segsweep.data.case import CaseSource
 from segsweep.data.fingerprint import CaseFingerprint, make_plan
 from segsweep.data.geometry import Spacing
-from segsweep.data.store import FORMAT, Store, labels_json, open_store, write_json
-from segsweep.data.structures import LabelSet, join
+from segsweep.data.store import FORMAT, Store, open_store, write_json
+from segsweep.data.structures import LabelSet, join, labels_json
 from segsweep.errors import InputError, SegsweepError
 
 # Told after each finished piece of work: what it is called, how many are done, of how many.

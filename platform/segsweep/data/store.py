@@ -29,7 +29,7 @@ from segsweep.data.case import Split
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.planning import Plan, plan_from_json
 from segsweep.data.splits import folds
-from segsweep.data.structures import Atom, LabelSet, LabelTable, lookup
+from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
 from segsweep.errors import StoreError, unknown
 from segsweep.run import Fold
 
@@ -146,17 +146,6 @@ def open_store(uri: str | Path) -> Store:
     )
 
 
-def labels_json(labels: LabelSet) -> dict[str, Any]:
-    """JSON-able dictionary; `labels_from_json` takes it back."""
-    return {"structures": list(labels.structures), "pairs": [list(pair) for pair in labels.pairs]}
-
-
-def labels_from_json(values: Mapping[str, Any]) -> LabelSet:
-    """The LabelSet that `labels_json` wrote."""
-    pairs = tuple((left, right) for left, right in values["pairs"])
-    return LabelSet(structures=tuple(values["structures"]), pairs=pairs)
-
-
 def grid_key(native: Geometry, *, spacing: Spacing) -> str:
     """Folder name of the grid at a spacing: the native one where resampling would not change the shape."""
     if native.resampled(spacing).shape == native.shape:
@@ -203,14 +192,6 @@ def check_sizes(folder: Path, *, name: str) -> None:
             raise StoreError(
                 f"{name}: file {relative} {what}, expected {expected['bytes']} bytes; convert the case again"
             )
-
-
-def check_sums(folder: Path, *, name: str) -> None:
-    """Compare every file of a manifest by sha256. Raises StoreError that names the file."""
-    check_sizes(folder, name=name)
-    for relative, expected in _manifest(folder, name=name).items():
-        if _sha256(folder / relative) != expected["sha256"]:
-            raise StoreError(f"{name}: file {relative} is damaged (its sha256 differs); convert the case again")
 
 
 def folder_digest(folder: Path) -> str:

@@ -6,6 +6,7 @@ array lossless, and turns a softmax over atoms and a sigmoid per structure into 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,17 @@ class LabelSet:
         """Index of each structure's counterpart under a left/right flip (itself where it has none)."""
         partner = dict(self.pairs) | {right: left for left, right in self.pairs}
         return tuple(self.structures.index(partner.get(name, name)) for name in self.structures)
+
+
+def labels_json(labels: LabelSet) -> dict[str, Any]:
+    """JSON-able dictionary; `labels_from_json` takes it back."""
+    return {"structures": list(labels.structures), "pairs": [list(pair) for pair in labels.pairs]}
+
+
+def labels_from_json(values: Mapping[str, Any]) -> LabelSet:
+    """The LabelSet that `labels_json` wrote."""
+    pairs = tuple((left, right) for left, right in values["pairs"])
+    return LabelSet(structures=tuple(values["structures"]), pairs=pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segsweep.data.geometry import Size, Spacing
 from segsweep.data.planning import Normalisation
-from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.data.structures import LabelTable, labels_from_json
 
 Head = Literal["softmax", "sigmoid"]
 
@@ -45,10 +45,7 @@ class Task:
 def task_from_json(values: Mapping[str, Any]) -> Task:
     """The Task that `to_json` wrote."""
     table = values["table"]
-    labels = LabelSet(
-        structures=tuple(table["labels"]["structures"]),
-        pairs=tuple((left, right) for left, right in table["labels"]["pairs"]),
-    )
+    labels = labels_from_json(table["labels"])
     patch, spacing = values["patch_size"], values["spacing"]
     return Task(
         channels=tuple(values["channels"]),
