@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from segsweep import recipes
-from segsweep.errors import InputError, RecipeError, SegsweepError, unknown
+from segsweep.errors import RecipeError, SegsweepError, unknown
 from segsweep.run import Run
 from segsweep.terminal import bars, complain, console
 from segsweep.workspace import current_workspace
@@ -90,12 +90,10 @@ def convert(
       segsweep convert openkbp data/openkbp --store stores/openkbp
     """
     from segsweep.data.conversion import convert as run
+    from segsweep.data.dataset import describe
     from segsweep.sweeps.cluster import connect
 
-    recipe = recipes.load("datasets", name=dataset)
-    if not raw.is_dir():
-        raise InputError(f"{raw}: no such folder; expected the raw scans of dataset {dataset!r}")
-    recipe.cases(raw)  # refuses a wrong layout before Ray starts
+    describe(dataset, raw=raw)  # refuses a wrong layout before Ray starts
     target = store or current_workspace().root / "stores" / dataset
     connect()
     with bars() as shown:

@@ -20,11 +20,11 @@ from segsweep.errors import RecipeError, unknown
 
 Kind = Literal["trainables", "search_spaces", "datasets"]
 
-# What a recipe of each kind must define (CONTRIBUTING.md says what each is).
+# What a recipe of each kind must define (CONTRIBUTING.md says what each is); "A or b" is either of the two.
 EXPORTS: Mapping[Kind, tuple[str, ...]] = {
     "trainables": ("Params", "build"),
     "search_spaces": ("TRAINABLE", "space"),
-    "datasets": ("LABELS", "CHANNELS", "cases"),
+    "datasets": ("LABELS or labels", "CHANNELS or channels", "cases"),
 }
 
 
@@ -58,7 +58,9 @@ def load(kind: Kind, *, name: str) -> ModuleType:
         raise RecipeError(
             f"{kind}/{name}: cannot be imported ({type(error).__name__}: {detail}); correct it"
         ) from error
-    missing = [export for export in EXPORTS[kind] if not hasattr(recipe, export)]
+    missing = [
+        export for export in EXPORTS[kind] if not any(hasattr(recipe, choice) for choice in export.split(" or "))
+    ]
     if missing:
         raise RecipeError(
             f"{recipe.__file__}: defines no {' and no '.join(missing)}; expected {', '.join(EXPORTS[kind])}"

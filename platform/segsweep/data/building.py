@@ -2,21 +2,20 @@
 
 import json
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data import readers
+from segsweep.data import reading
 from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geometry_json, write_grid
-from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.geometry import Geometry, Spacing
+from segsweep.data.case import CaseSource
+from segsweep.data.geometry import Spacing
 from segsweep.data.resampling import resample_image, resample_label
 from segsweep.data.store import NATIVE, check_sizes, committed, folder_digest, grid_key, write_json
 from segsweep.data.structures import LabelSet, encode, labels_json
-from segsweep.errors import InputError, StoreError
+from segsweep.errors import StoreError
 
 # Values below are padding outside the scanner's field of view, not tissue (HU).
 AIR_HU = -1024
@@ -29,15 +28,14 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
 
     Raises InputError that names the case and what is wrong.
     """
-    images = _read_images(source)
-    geometry = images[0].geometry
-    masks, label_digests = _read_masks(source, labels=labels, geometry=geometry)
-    turn = geometry.reorientation
-    atoms = encode({index: turn.apply(mask) for index, mask in masks.items()}, shape=geometry.canonical().shape)
+    raw = reading.read_case(source, labels=labels)
+    turn = raw.geometry.reorientation
+    canonical = raw.geometry.canonical()
+    atoms = encode({index: turn.apply(mask) for index, mask in raw.masks.items()}, shape=canonical.shape)
     data = GridData(
-        image=np.ascontiguousarray(turn.apply(np.stack([scan.voxels for scan in images]))),
+        image=np.ascontiguousarray(turn.apply(np.stack(raw.images))),
         label=np.ascontiguousarray(atoms.label),
-        geometry=geometry.canonical(),
+        geometry=canonical,
     )
     counts = np.bincount(atoms.label.ravel(), minlength=len(atoms.atoms))
     record: dict[str, Any] = {
@@ -46,16 +44,16 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
         "split": source.split,
         "group": source.group,
         "geometry": geometry_json(data.geometry),
-        "source_geometry": geometry_json(geometry),
+        "source_geometry": geometry_json(raw.geometry),
         "atoms": [list(atom) for atom in atoms.atoms],
         "voxels": counts.tolist(),
-        "source_digests": [scan.digest for scan in images] + label_digests,
+        "source_digests": list(raw.digests),
         "labels": labels_json(labels),
     }
     seed = zlib.crc32(source.case_id.encode())
     with committed(folder) as partial:
         with committed(partial / "grids" / NATIVE) as grid:
-            write_grid(grid, data=data, num_atoms=len(atoms.atoms), channels=_names(len(images)), seed=seed)
+            write_grid(grid, data=data, num_atoms=len(atoms.atoms), channels=_names(len(raw.images)), seed=seed)
         np.save(partial / "intensities.npy", _foreground_intensities(data, seed=seed), allow_pickle=False)
         write_json(partial / "case.json", record)
     return read_case(folder)
@@ -75,8 +73,7 @@ def is_current(folder: Path, *, source: CaseSource, labels: LabelSet) -> bool:
         record = read_case(folder)
     except StoreError:
         return False
-    digests = [readers.file_digest(path) for path in (*source.images, *(file.path for file in source.labels))]
-    same_source = record["source_digests"] == digests and record["labels"] == json.loads(
+    same_source = record["source_digests"] == list(reading.source_digests(source)) and record["labels"] == json.loads(
         json.dumps(labels_json(labels))
     )
     described = (record["annotated"], record["split"], record["group"])
@@ -116,54 +113,6 @@ def derive_grid(folder: Path, *, spacing: Spacing) -> bool:
             seed=zlib.crc32(folder.name.encode()),
         )
     return True
-
-
-def _read_images(source: CaseSource) -> Sequence[readers.Scan]:
-    scans = [readers.read_scan(path) for path in source.images]
-    for path, scan in zip(source.images[1:], scans[1:], strict=True):
-        _demand_same_grid(source, scan=scan, path=path, expected=scans[0].geometry)
-    return scans
-
-
-def _read_masks(
-    source: CaseSource, *, labels: LabelSet, geometry: Geometry
-) -> tuple[dict[int, NDArray[np.bool_]], list[str]]:
-    """Structure index -> mask in the file's axis order, and the label files' digests."""
-    masks: dict[int, NDArray[np.bool_]] = {}
-    digests = []
-    for file in source.labels:
-        scan = readers.read_labels(file.path)
-        _demand_same_grid(source, scan=scan, path=file.path, expected=geometry)
-        _demand_known_values(source, file=file, voxels=scan.voxels)
-        digests.append(scan.digest)
-        for value, names in file.values.items():
-            mask = scan.voxels == value
-            for index in (labels.structures.index(name) for name in names):
-                masks[index] = masks[index] | mask if index in masks else mask
-    return masks, digests
-
-
-def _demand_same_grid(source: CaseSource, *, scan: readers.Scan, path: Path, expected: Geometry) -> None:
-    if scan.geometry.same_grid(expected):
-        return
-    if scan.geometry.shape != expected.shape:
-        found = f"{scan.geometry.shape} voxels (z, y, x), the image {expected.shape}"
-    else:
-        found = f"corners up to {scan.geometry.corner_distance(expected):.2f} mm away from the image's"
-    raise InputError(
-        f"case {source.case_id}: {path.name} lies on another grid than the image: it has {found}; resample or re-export it"
-    )
-
-
-def _demand_known_values(source: CaseSource, *, file: LabelFile, voxels: NDArray) -> None:
-    found = set(np.unique(voxels).tolist()) - {0}
-    unknown = sorted(found - set(file.values))
-    if unknown:
-        known = ", ".join(f"{value} {'+'.join(names)}" for value, names in sorted(file.values.items()))
-        raise InputError(
-            f"case {source.case_id}: {file.path.name} holds label value {unknown[0]}; expected 0 or one of: {known}; "
-            "correct the file or declare the value in the dataset"
-        )
 
 
 def _foreground_intensities(data: GridData, *, seed: int) -> NDArray:

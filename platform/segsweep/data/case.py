@@ -13,11 +13,45 @@ CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Series:
+    """The slices of one DICOM series, one file each, in any order."""
+
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A label map on the scan's grid. `values` says which structures a voxel value stands for; 0 is background."""
+    """A label map on the scan's grid. `values` says which structures a voxel value stands for; 0 is background.
+
+    Voxels of value `ignore` count as unknown: nothing is learnt from them and nothing is scored there.
+    """
 
     path: Path
     values: Mapping[int, tuple[str, ...]]
+    ignore: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFile:
+    """A file of its own for one structure, on the scan's grid: every voxel that is not 0 belongs to it."""
+
+    path: Path
+    structure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentFile:
+    """RTSTRUCT, DICOM SEG or `.seg.nrrd`: named segments, which may overlap. `names` maps their names to structures.
+
+    Segments that `names` leaves out are not read.
+    """
+
+    path: Path
+    names: Mapping[str, str]
+
+
+Image = Path | Series
+Labels = LabelFile | MaskFile | SegmentFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +62,8 @@ class CaseSource:
     """
 
     case_id: str
-    images: tuple[Path, ...]
-    labels: tuple[LabelFile, ...] = ()
+    images: tuple[Image, ...]
+    labels: tuple[Labels, ...] = ()
     annotated: tuple[str, ...] = field(default=())
     group: str = ""
     split: Split = "train"

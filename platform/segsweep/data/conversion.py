@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from segsweep import recipes
 from segsweep.data.building import build_case, derive_grid, is_current, read_case
 from segsweep.data.case import CaseSource
+from segsweep.data.dataset import describe
 from segsweep.data.fingerprint import CaseFingerprint, make_plan
 from segsweep.data.geometry import Spacing
 from segsweep.data.store import FORMAT, Store, open_store, write_json
@@ -45,13 +45,13 @@ def convert(dataset: str, *, raw: Path, store: Path, progress: Progress | None =
     Bad cases are left out and named in `failures`; the others go on. Raises InputError when no case is usable, RecipeError for an
     unknown dataset, StoreError when the store belongs to another dataset. A plan.json that a person has edited is kept.
     """
-    recipe = recipes.load("datasets", name=dataset)
-    sources = _sources(recipe.cases(raw), raw=raw)
+    described = describe(dataset, raw=raw)
+    sources = _sources(described.cases, raw=raw)
     _demand_same_dataset(store, dataset=dataset)
     cases = store / "cases"
     cases.mkdir(parents=True, exist_ok=True)
     outcomes = dict(
-        _in_parallel(sources, work=_build, fixed=(recipe.LABELS, str(cases)), label="cases", progress=progress)
+        _in_parallel(sources, work=_build, fixed=(described.labels, str(cases)), label="cases", progress=progress)
     )
     by_id = {source.case_id: outcomes[index] for index, source in enumerate(sources)}
     failures = {case_id: text for case_id, (kind, text) in by_id.items() if kind == "failed"}
@@ -61,7 +61,7 @@ def convert(dataset: str, *, raw: Path, store: Path, progress: Progress | None =
             f"{raw}: none of {len(sources)} cases could be converted; the first: {next(iter(failures.values()))}"
         )
     records = [read_case(cases / case_id) for case_id in good]
-    _write_index(store, dataset=dataset, channels=recipe.CHANNELS, labels=recipe.LABELS, records=records)
+    _write_index(store, dataset=dataset, channels=described.channels, labels=described.labels, records=records)
     opened = open_store(store)
     _write_plan(opened)
     opened = open_store(store)

@@ -1,0 +1,111 @@
+"""The raw files of one case as arrays on one grid: its images, and one mask for every structure that its labels hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsweep.data import readers
+from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile
+from segsweep.data.geometry import Geometry
+from segsweep.data.readers import Scan
+from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawCase:
+    """One case as read. Arrays are (z, y, x) in the files' own axis order, on `geometry`; `masks` has structure indices as keys."""
+
+    images: Sequence[NDArray]
+    geometry: Geometry
+    masks: Mapping[int, NDArray[np.bool_]]
+    digests: tuple[str, ...]
+
+
+def read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
+    """Read and check all files of a case. Raises InputError that names the case or file and what is wrong."""
+    scans = [_read_image(image) for image in source.images]
+    for image, scan in zip(source.images[1:], scans[1:], strict=True):
+        _demand_same_grid(source, scan=scan, path=_path(image), expected=scans[0].geometry)
+    masks: dict[int, NDArray[np.bool_]] = {}
+    digests = [scan.digest for scan in scans]
+    for file in source.labels:
+        digests.append(_digest(file))
+        for name, mask in _named_masks(file, source=source, scan=scans[0]):
+            index = labels.structures.index(name)
+            masks[index] = masks[index] | mask if index in masks else mask
+    return RawCase(
+        images=[scan.voxels for scan in scans], geometry=scans[0].geometry, masks=masks, digests=tuple(digests)
+    )
+
+
+def source_digests(source: CaseSource) -> tuple[str, ...]:
+    """The `digests` that reading the case would give, without decoding any file. Raises InputError for a missing one."""
+    return (*(_image_digest(image) for image in source.images), *(_digest(file) for file in source.labels))
+
+
+def _read_image(image: Image) -> Scan:
+    match image:
+        case Path():
+            return readers.read_scan(image)
+        case _:
+            raise NotImplementedError
+
+
+def _image_digest(image: Image) -> str:
+    match image:
+        case Path():
+            return readers.file_digest(image)
+        case _:
+            raise NotImplementedError
+
+
+def _path(image: Image) -> Path:
+    return image if isinstance(image, Path) else image.files[0].parent
+
+
+def _digest(file: Labels) -> str:
+    return readers.file_digest(file.path)
+
+
+def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """(structure, mask) pairs of one label file; a structure may come more than once."""
+    read = readers.read_labels(file.path)
+    _demand_same_grid(source, scan=read, path=file.path, expected=scan.geometry)
+    match file:
+        case LabelFile():
+            _demand_known_values(source, file=file, voxels=read.voxels)
+            for value, names in file.values.items():
+                mask = read.voxels == value
+                for name in names:
+                    yield name, mask
+        case MaskFile():
+            yield file.structure, read.voxels > 0
+        case _:
+            raise NotImplementedError
+
+
+def _demand_same_grid(source: CaseSource, *, scan: readers.Scan, path: Path, expected: Geometry) -> None:
+    if scan.geometry.same_grid(expected):
+        return
+    if scan.geometry.shape != expected.shape:
+        found = f"{scan.geometry.shape} voxels (z, y, x), the image {expected.shape}"
+    else:
+        found = f"corners up to {scan.geometry.corner_distance(expected):.2f} mm away from the image's"
+    raise InputError(
+        f"case {source.case_id}: {path.name} lies on another grid than the image: it has {found}; resample or re-export it"
+    )
+
+
+def _demand_known_values(source: CaseSource, *, file: LabelFile, voxels: NDArray) -> None:
+    found = set(np.unique(voxels).tolist()) - {0}
+    unknown = sorted(found - set(file.values))
+    if unknown:
+        known = ", ".join(f"{value} {'+'.join(names)}" for value, names in sorted(file.values.items()))
+        raise InputError(
+            f"case {source.case_id}: {file.path.name} holds label value {unknown[0]}; expected 0 or one of: {known}; "
+            "correct the file or declare the value in the dataset"
+        )
