@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -19,7 +20,8 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 MAX_LABEL = 65535
 
 _FORMATS = {".nii.gz": "NiftiImageIO", ".nii": "NiftiImageIO", ".nrrd": "NrrdImageIO"}
-_HEADER_BYTES = 65536
+# A `.seg.nrrd` of a hundred segments has a header of 50 kB.
+_HEADER_BYTES = 2**20
 
 # ITK would print its warnings to the terminal; what matters is checked here and said as an InputError.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -35,6 +37,15 @@ class Scan:
     voxels: NDArray
     geometry: Geometry
     digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """A NRRD file of one or more label maps on one grid: voxels (layer, z, y, x), and the header's own key/value pairs."""
+
+    voxels: NDArray
+    geometry: Geometry
+    fields: Mapping[str, str]
 
 
 def is_scan(path: Path) -> bool:
@@ -82,6 +93,24 @@ def read_labels(path: Path) -> Scan:
     return Scan(voxels=voxels, geometry=scan.geometry, digest=scan.digest)
 
 
+def read_layers(path: Path) -> Layers:
+    """All layers of a NRRD file, layers first, in the file's own axis order. Raises InputError for a damaged file and fractions."""
+    with _reading(path, suffix=".nrrd"):
+        reader = _opened(path, suffix=".nrrd", layers="many")
+        voxels = sitk.GetArrayFromImage(reader.Execute())
+    if not np.isfinite(voxels).all() or not _whole(voxels):
+        raise InputError(f"{path.name}: its layers hold fractions; expected whole numbers; save the segmentation again")
+    voxels = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[np.newaxis]
+    return Layers(voxels=voxels, geometry=_geometry(reader, name=path.name), fields=_fields(reader, name=path.name))
+
+
+def read_layer_fields(path: Path) -> Mapping[str, str]:
+    """The `fields` that reading the layers would give, from the header alone. Raises InputError for a damaged header."""
+    with _reading(path, suffix=".nrrd"):
+        reader = _opened(path, suffix=".nrrd", layers="many")
+    return _fields(reader, name=path.name)
+
+
 def file_digest(path: Path) -> str:
     """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
     if not path.is_file():
@@ -107,26 +136,33 @@ def _suffix(path: Path) -> str:
 
 def _read(path: Path) -> Scan:
     suffix = _suffix(path)
-    if not path.is_file():
-        raise InputError(f"{path.name} is not there (in {path.parent}); expected a {suffix} file; check the path")
-    if suffix in (".nii", ".nii.gz"):
-        check_nifti(path)
-    try:
-        _detached(path)
-        with _quiet():
-            reader = _opened(path, suffix=suffix)
-            voxels = sitk.GetArrayFromImage(reader.Execute())
+    with _reading(path, suffix=suffix):
+        if suffix in (".nii", ".nii.gz"):
+            check_nifti(path)
+        reader = _opened(path, suffix=suffix)
+        voxels = sitk.GetArrayFromImage(reader.Execute())
         digest = file_digest(path)
-    except (RuntimeError, OSError) as error:
-        raise InputError(
-            f"{path.name} cannot be read ({_reason(error)}); expected an intact {suffix} file; copy or export it again"
-        ) from None
     if not np.isfinite(voxels).all():
         raise InputError(
             f"{path.name}: some voxels are NaN or infinite; expected finite numbers; export the scan again"
         )
     voxels = voxels.reshape(voxels.shape[-3:])
     return Scan(voxels=voxels, geometry=_geometry(reader, name=path.name), digest=digest)
+
+
+@contextmanager
+def _reading(path: Path, *, suffix: str) -> Iterator[None]:
+    """Turns what ITK and the system raise while a file is read into one InputError, and keeps ITK quiet."""
+    if not path.is_file():
+        raise InputError(f"{path.name} is not there (in {path.parent}); expected a {suffix} file; check the path")
+    try:
+        _detached(path)
+        with _quiet():
+            yield
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{path.name} cannot be read ({_reason(error)}); expected an intact {suffix} file; copy or export it again"
+        ) from None
 
 
 @contextmanager
@@ -142,19 +178,22 @@ def _quiet() -> Iterator[None]:
         os.close(terminal)
 
 
-def _opened(path: Path, *, suffix: str) -> sitk.ImageFileReader:
+def _opened(path: Path, *, suffix: str, layers: Literal["one", "many"] = "one") -> sitk.ImageFileReader:
     """The reader with the header read and judged, so that no memory is taken for a header's absurd claim."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_FORMATS.get(suffix, "MetaImageIO"))
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    size = reader.GetSize()
-    if len(size) < 3 or any(count != 1 for count in size[3:]) or reader.GetNumberOfComponents() != 1:
+    size, numbers = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) < 3 or any(count != 1 for count in size[3:]) or (numbers != 1 and layers == "one"):
         raise InputError(
-            f"{path.name}: size is {size} with {reader.GetNumberOfComponents()} numbers a voxel; "
+            f"{path.name}: size is {size} with {numbers} numbers a voxel; "
             "expected one 3D scan with one; split or convert the file"
         )
-    if not all(1 <= count <= MAX_VOXELS_AN_AXIS for count in size) or 8 * np.prod(size, dtype=object) > 4 * MAX_BYTES:
+    if (
+        not all(1 <= count <= MAX_VOXELS_AN_AXIS for count in size)
+        or 8 * np.prod((*size, numbers), dtype=object) > 4 * MAX_BYTES
+    ):
         raise InputError(
             f"{path.name}: size is {size}; expected 1 to {MAX_VOXELS_AN_AXIS} voxels an axis; crop or export it again"
         )
@@ -180,6 +219,13 @@ def _geometry(reader: sitk.ImageFileReader, *, name: str) -> Geometry:
         origin=(origin[0], origin[1], origin[2]),
         direction=tuple(direction.ravel().tolist()),
     )
+
+
+def _fields(reader: sitk.ImageFileReader, *, name: str) -> Mapping[str, str]:
+    try:
+        return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: its header is not UTF-8 text; expected UTF-8; save the segmentation again") from None
 
 
 def _detached(path: Path) -> list[Path]:
