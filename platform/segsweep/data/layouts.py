@@ -1,0 +1,167 @@
+"""What the folders of public datasets have in common: files listed in a fixed order, names from a JSON file that must not
+lead out of the folder, channels by number, and left/right pairs by name.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from segsweep.data.readers import is_scan, stem
+from segsweep.errors import InputError
+
+MAX_JSON_BYTES = 10 * 2**20
+MAX_JSON_DEPTH = 32
+MAX_NAME = 1024
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+# How names say left, and what says right in its place: Eye_L, EyeL, L_Eye, LK, left_eye, Eye_Lt.
+_LEFT = (
+    (re.compile("left"), "right"),
+    (re.compile("Left"), "Right"),
+    (re.compile("LEFT"), "RIGHT"),
+    (re.compile("(?<![A-Z])L(?![a-z])"), "R"),
+    (re.compile("(?<![A-Za-z])l(?![A-Za-z])"), "r"),
+    (re.compile("(?<![A-Za-z])Lt(?![A-Za-z])"), "Rt"),
+    (re.compile("(?<![A-Za-z])lt(?![A-Za-z])"), "rt"),
+)
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The file that a name from a manifest means. The name is untrusted: whatever could lead out of `root` is an InputError."""
+    # Look-alikes of dots and slashes are judged as what they look like.
+    plain = unicodedata.normalize("NFKC", relative) if isinstance(relative, str) else ""
+    reason = _hostile(plain)
+    path = root / PurePosixPath(relative) if not reason else root
+    if not reason and not _resolves_inside(path, root=root):
+        reason = "leads out of the dataset's folder"
+    if reason:
+        shown = repr(relative)
+        shown = shown if len(shown) <= 120 else f"{shown[:60]} … {len(shown)} characters"
+        raise InputError(f"the name {shown} {reason}; expected a file inside {root.name}/; correct the name")
+    return path
+
+
+def read_json(path: Path, *, what: str) -> dict[str, Any]:
+    """The JSON object in a file of at most 10 MB, nested at most 32 deep. `what` says what the file should be."""
+    if not path.is_file():
+        raise InputError(f"no {path.name} in {path.parent}; expected {what}; choose the folder that holds it")
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, dict) or _deeper_than(content, levels=MAX_JSON_DEPTH):
+            raise ValueError("no JSON object, or nested too deep")
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path.name} cannot be used ({error}); expected {what}; copy it again") from None
+    return content
+
+
+def scans(root: Path, pattern: str) -> list[Path]:
+    """The files of a readable format that match a glob below `root`, sorted; hidden ones (`._x`, `.x/`) are passed over.
+
+    Raises InputError for a link that leads out of `root`.
+    """
+    found = sorted(path for path in root.glob(pattern) if is_scan(path) and not _hidden(path, root=root))
+    folders = {path.parent for path in found}
+    for path in (*folders, *(path for path in found if path.is_symlink())):
+        if not _resolves_inside(path, root=root):
+            raise InputError(
+                f"{path.relative_to(root)} is a link that leads out of {root.name}/; expected the data itself; copy it there"
+            )
+    return [path for path in found if path.is_file()]
+
+
+def demand(path: Path, *, case_id: str) -> Path:
+    """The path. Raises InputError that names the case when there is no such file."""
+    if not path.is_file():
+        raise InputError(
+            f"{case_id}: {path.parent.name}/{path.name} is missing; expected every file of the case; copy it again"
+        )
+    return path
+
+
+def demand_cases(found: Sequence[Any], *, raw: Path, layout: str) -> None:
+    """Raises InputError when nothing was found. `layout` says what the folder should hold."""
+    if not found:
+        raise InputError(f"{raw} holds no cases; expected {layout}; choose the folder that holds them")
+
+
+def one_each(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their name without suffix, which must be unique. Raises InputError that names two files of one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(stem(path), path)
+        if other != path:
+            raise InputError(
+                f"{stem(path)} is there twice, in {other.parent.name}/ and in {path.parent.name}/; "
+                "expected it once; take one away"
+            )
+    return found
+
+
+def channel_files(paths: Iterable[Path], *, num_channels: int) -> dict[str, tuple[Path, ...]]:
+    """Images named CASE_0000, CASE_0001 … by case, in the order of channels.
+
+    Raises InputError for another name, and for a case without exactly `num_channels` images numbered from 0.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    for path in paths:
+        name = _CHANNEL.fullmatch(stem(path))
+        if name is None:
+            raise InputError(
+                f"{path.parent.name}/{path.name} has no channel number; expected CASE_0000 and so on; rename the file"
+            )
+        other = found.setdefault(name["case"], {}).setdefault(int(name["channel"]), path)
+        if other != path:
+            raise InputError(f"{other.name} and {path.name} are the same channel; expected one; take one away")
+    for case_id, channels in found.items():
+        if sorted(channels) != list(range(num_channels)):
+            raise InputError(
+                f"{case_id}: has channels {sorted(channels)}; expected 0 to {num_channels - 1}; "
+                "copy the missing file or take away the extra one"
+            )
+    return {case_id: tuple(path for _, path in sorted(channels.items())) for case_id, channels in found.items()}
+
+
+def pairs_of(structures: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(left, right) pairs among the names. The chambers of the heart are none: a mirrored left ventricle is no right one."""
+    pairs: dict[str, str] = {}
+    for name in structures:
+        for pattern, right in _LEFT:
+            for match in pattern.finditer(name):
+                other = name[: match.start()] + right + name[match.end() :]
+                if other in structures and "heart" not in name.lower():
+                    pairs[name] = other
+    return tuple(pairs.items())
+
+
+def _hostile(name: str) -> str:
+    """Why a name is refused whatever is on disk; empty when it is not."""
+    if not name.strip() or len(name) > MAX_NAME:
+        return f"is empty, no text, or longer than {MAX_NAME} characters"
+    if any(unicodedata.category(character).startswith("C") for character in name) or "\\" in name:
+        return "holds a backslash or a character that cannot be printed"
+    if PureWindowsPath(name).drive or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return "is absolute, has a drive or goes up by '..'"
+    return ""
+
+
+def _resolves_inside(path: Path, *, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links, or a name that is too long for the disk
+        return False
+
+
+def _hidden(path: Path, *, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _deeper_than(content: Any, *, levels: int) -> bool:
+    if not isinstance(content, dict | list):
+        return False
+    parts = content.values() if isinstance(content, dict) else content
+    return levels == 0 or any(_deeper_than(part, levels=levels - 1) for part in parts)
