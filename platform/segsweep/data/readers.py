@@ -222,10 +222,12 @@ def _geometry(reader: sitk.ImageFileReader, *, name: str) -> Geometry:
 
 
 def _fields(reader: sitk.ImageFileReader, *, name: str) -> Mapping[str, str]:
+    fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     try:
-        return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-    except UnicodeDecodeError:
+        "".join(fields.values()).encode()
+    except UnicodeEncodeError:  # SimpleITK smuggles other bytes through as lone surrogates
         raise InputError(f"{name}: its header is not UTF-8 text; expected UTF-8; save the segmentation again") from None
+    return fields
 
 
 def _detached(path: Path) -> list[Path]:
