@@ -165,3 +165,24 @@ def test_refusals(tmp_path, reference):
     (predictions / "labels.json").write_text('{"liver": [1, "2"]}')
     with pytest.raises(InputError, match="'liver' has"):
         evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+
+
+def test_named_predictions_need_a_named_reference(tmp_path):
+    reference = folder(tmp_path / "plain", maps={"a": organs()}, labels=None)
+    predictions = folder(tmp_path / "named", maps={"a": organs()})
+    with pytest.raises(InputError, match="plain has no labels.json; expected names for both; pass --labels"):
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+    table = tmp_path / "named" / "labels.json"
+    found = evaluate(
+        predictions, reference=reference, profile="plain", out=tmp_path / "out", options=Options(labels=table)
+    )
+    assert found.rows()[-1][1].startswith("1.000")
+
+
+def test_hidden_files_are_no_cases_and_a_name_is_no_two_files(tmp_path, reference):
+    predictions = folder(tmp_path / "named", maps={"case0": organs(), ".12.case0": organs()})
+    found = evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+    assert {row.case for row in found.scores["named"]} == {"case0"}
+    write_label_map(organs(), geometry=GRID, path=predictions / "case0.nrrd")
+    with pytest.raises(InputError, match=r"case0\.nii\.gz and case0\.nrrd"):
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")

@@ -33,6 +33,21 @@ def test_a_store_scored_against_its_own_labels(tmp_path: Path, phantom_store: Pa
         evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
 
 
+def test_a_held_out_case_without_prediction_is_missing(tmp_path: Path, phantom_store: Path) -> None:
+    store = open_store(phantom_store)
+    first, *others = [case for case in store.cases if store.cases[case].split != "train"]
+    geometry = store.cases[first].source_geometry
+    label = geometry.reorientation.invert(store.grid(first).read_label())
+    write_label_map(label, geometry=geometry, path=tmp_path / "p" / f"{first}.nii.gz")
+    names = {name: list(store.table.values(name)) for name in store.table.labels.structures}
+    (tmp_path / "p" / "labels.json").write_text(json.dumps(names))
+    expected = [case for case in others if store.cases[case].split == store.cases[first].split]
+    assert expected
+    found = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
+    assert found.summary["missing_cases"] == {"p": expected}
+    assert {score.case for score in found.scores["p"]} == {first}
+
+
 def test_values_of_labels_json(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_text('{"background": 0, "a": 1, "b": [1, 2]}')

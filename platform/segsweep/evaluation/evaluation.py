@@ -6,7 +6,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def evaluate(
 ) -> Evaluation:
     """Score `<case>.nii.gz` + labels.json in `predictions` against a store or a folder of references.
 
-    A store is scored on the cases that have a prediction, in the structures annotated in each; a folder on all its cases.
+    A store is scored in the structures annotated in each case, on the cases that have a prediction, and a held-out split with any on all
+    its cases; a folder on all its cases. What a case without a prediction scores is the profile's rule.
     Raises InputError that names the case for a prediction on another grid, and RecipeError for an unknown profile.
     """
     chosen = options or Options()
@@ -80,7 +81,7 @@ def evaluate(
         reference = open_store(str(reference))
     source = open_reference(reference, labels=chosen.labels)
     if isinstance(source, MapFolder):
-        models = _named_like(models, reference=source)
+        models = _named_like(models, reference=source, folder=Path(str(reference)))
     cases = _cases(source, predicted=next(iter(models.values())))
     marks = _Marks()
     scores: dict[str, list[Score]] = {name: [] for name in models}
@@ -127,8 +128,13 @@ def _models(predictions: Path, *, compare: Mapping[str, Path]) -> Mapping[str, S
     }
 
 
-def _named_like(models: Mapping[str, Source], *, reference: MapFolder) -> Mapping[str, Source]:
+def _named_like(models: Mapping[str, Source], *, reference: MapFolder, folder: Path) -> Mapping[str, Source]:
     """A folder without its own labels.json holds the values of the reference."""
+    for name, model in models.items():
+        if reference.values is None and isinstance(model, MapFolder) and model.values is not None:
+            raise InputError(
+                f"{name} names its structures but {folder} has no labels.json; expected names for both; pass --labels FILE"
+            )
     return {
         name: dataclasses.replace(model, values=reference.values)
         if isinstance(model, MapFolder) and model.values is None
@@ -147,7 +153,15 @@ def _cases(source: Source, *, predicted: Source) -> tuple[str, ...]:
         return source.cases
     for case in predicted.cases:
         require(case, source=source)
-    return predicted.cases
+    return tuple(sorted({*predicted.cases, *_due(source.store, predicted=predicted.cases)}))
+
+
+def _due(store: Store, *, predicted: tuple[str, ...]) -> Iterator[str]:
+    """Annotated cases of each held-out split that predictions were made for: one that lacks its prediction is missing."""
+    splits = {store.cases[case].split for case in predicted}
+    for case, record in store.cases.items():
+        if record.split != "train" and record.split in splits and record.annotated:
+            yield case
 
 
 def _score_case(

@@ -143,10 +143,10 @@ def open_folder(folder: Path, *, labels: Path | None = None) -> MapFolder | Mask
         raise InputError(f"{folder}: not a folder; expected one with label maps or with a sub-folder of masks a case")
     own = folder / "labels.json"
     table = labels or (own if own.is_file() else None)
-    maps = {stem(path): path for path in sorted(folder.iterdir()) if is_scan(path)}
+    maps = _by_name(folder)
     if maps:
         return MapFolder(files=maps, values=read_values(table) if table else None)
-    masks = {child.name: _masks(child) for child in sorted(folder.iterdir()) if child.is_dir()}
+    masks = {child.name: _by_name(child) for child in sorted(folder.iterdir()) if child.is_dir()}
     masks = {case: files for case, files in masks.items() if files}
     if not masks:
         raise InputError(
@@ -193,8 +193,16 @@ def _values(name: str, *, given: object, path: Path) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    return {stem(path): path for path in sorted(folder.iterdir()) if is_scan(path)}
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Label maps of a folder by their names without suffix; hidden files are somebody's unfinished ones."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not is_scan(path) or path.name.startswith("."):
+            continue
+        other = found.setdefault(stem(path), path)
+        if other != path:
+            raise InputError(f"{folder}: holds {other.name} and {path.name}; expected one file a name; remove one")
+    return found
 
 
 def _whole(shape: tuple[int, int, int]) -> Box:
