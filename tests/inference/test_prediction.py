@@ -219,6 +219,20 @@ def test_a_damaged_scan_does_not_stop_the_others(tmp_path: Path):
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"soft": [1], "bone": [2]}
 
 
+def test_a_scan_that_memory_cannot_hold_does_not_stop_the_others(tmp_path: Path):
+    class Large:
+        case_id = "large"
+
+        def load(self):
+            raise MemoryError
+
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "small.nii.gz")
+    small = ScanCase(case_id="small", images=(tmp_path / "small.nii.gz",))
+    done = predict([Large(), small], predictor=bands(), out=tmp_path / "out")
+    assert done.written == ("small",)
+    assert "memory" in done.failures["large"]
+
+
 def test_channels_on_other_grids_are_a_failure(tmp_path: Path):
     write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "p_0000.nii.gz")
     other = replace(grid((8, 8, 8)), origin=(0.0, 0.0, 0.0))

@@ -5,6 +5,7 @@ Voxels are areas, not points: grids of different shape share their outer faces, 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +79,28 @@ def resample_label(label: NDArray, *, source: Geometry, target: Geometry) -> NDA
     return result
 
 
-def linear_weights(n: int, *, m: int) -> NDArray[np.float32]:
-    """(m, n): weights of n voxels in each of m voxels over the same extent, linear between centres; rows sum to 1."""
+@dataclass(frozen=True, kw_only=True)
+class Taps:
+    """For each target voxel of an axis: its two source neighbours and the upper one's share."""
+
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    share: NDArray[np.float64]
+
+
+def linear_taps(n: int, *, m: int) -> Taps:
+    """Where n voxels lie around each of m voxels over the same extent; beyond the outermost centres the edge counts."""
     position = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
-    low = np.floor(position).astype(int)
-    high = np.minimum(low + 1, n - 1)
+    low = np.floor(position).astype(np.int64)
+    return Taps(low=low, high=np.minimum(low + 1, n - 1), share=position - low)
+
+
+def linear_weights(n: int, *, m: int) -> NDArray[np.float32]:
+    """(m, n): the same as a matrix; rows sum to 1."""
+    taps = linear_taps(n, m=m)
     weights = np.zeros((m, n))
-    np.add.at(weights, (np.arange(m), low), 1 - (position - low))
-    np.add.at(weights, (np.arange(m), high), position - low)
+    np.add.at(weights, (np.arange(m), taps.low), 1 - taps.share)
+    np.add.at(weights, (np.arange(m), taps.high), taps.share)
     return weights.astype(np.float32)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from segsweep.data.geometry import Geometry
-from segsweep.data.resampling import require_same_extent
+from segsweep.data.resampling import Taps, linear_taps, require_same_extent
 from segsweep.errors import ModelError
 from segsweep.learning.task import Task
 
@@ -57,7 +57,7 @@ def label_on_grid(
     table = None if membership is None else np.asarray(membership, dtype=np.float64).T
     num_atoms = len(scores_KZYX) if table is None else table.shape[1]
     result = np.empty(geometry_to.shape, dtype=np.uint8 if num_atoms <= 256 else np.uint16)
-    z, y, x = (_taps(n, m=m) for n, m in zip(geometry_from.shape, geometry_to.shape, strict=True))
+    z, y, x = (linear_taps(n, m=m) for n, m in zip(geometry_from.shape, geometry_to.shape, strict=True))
     planes: dict[int, _Plane] = {}
     for index in range(len(result)):
         low, high = int(z.low[index]), int(z.high[index])
@@ -101,15 +101,6 @@ def combine(outputs: Sequence[Output]) -> Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Taps:
-    """For each target voxel of an axis: its two source neighbours and the upper one's share."""
-
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
-    share: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Plane:
     """One source slice with channels last, (y, x, k), and the best atom of each of its voxels."""
 
@@ -126,12 +117,6 @@ class _Pair:
     share: float
 
 
-def _taps(n: int, *, m: int) -> _Taps:
-    position = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
-    low = np.floor(position).astype(np.int64)
-    return _Taps(low=low, high=np.minimum(low + 1, n - 1), share=position - low)
-
-
 def _plane(scores_KYX: NDArray, *, table: NDArray | None) -> _Plane:
     values = np.ascontiguousarray(np.moveaxis(scores_KYX, 0, -1))
     return _Plane(values=values, best=np.argmax(_atoms(values, table=table), axis=-1))
@@ -141,7 +126,7 @@ def _atoms(values: NDArray, *, table: NDArray | None) -> NDArray:
     return values if table is None else values.astype(np.float64) @ table
 
 
-def _slice(pair: _Pair, *, y: _Taps, x: _Taps, table: NDArray | None) -> NDArray[np.int64]:
+def _slice(pair: _Pair, *, y: Taps, x: Taps, table: NDArray | None) -> NDArray[np.int64]:
     best = pair.low.best
     mixed = _mixed(np.stack([best, pair.high.best]))
     label = best[y.low][:, x.low]
@@ -161,7 +146,7 @@ def _mixed(best: NDArray) -> NDArray[np.bool_]:
     return np.any([(corner != best[0]).any(axis=0) for corner in corners], axis=0)
 
 
-def _interpolate(pair: _Pair, *, y: _Taps, x: _Taps, at: tuple[NDArray, NDArray]) -> NDArray[np.float64]:
+def _interpolate(pair: _Pair, *, y: Taps, x: Taps, at: tuple[NDArray, NDArray]) -> NDArray[np.float64]:
     """Scores (voxels, k) in float64: the weighted sum of eight neighbours."""
     rows, columns = at
     total = np.zeros((len(rows), pair.low.values.shape[-1]))

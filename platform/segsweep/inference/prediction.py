@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from segsweep.data.building import AIR_HU
 from segsweep.data.geometry import Geometry
 from segsweep.data.resampling import resample_image, resample_scores
 from segsweep.data.structures import LabelTable
@@ -23,8 +24,6 @@ from segsweep.inference.writers import write_label_map
 from segsweep.learning.checkpoint import load_model
 from segsweep.learning.task import Task, normalise
 
-# Values below are padding outside the scanner's field of view, not tissue (HU); stores are resampled by the same rule.
-AIR_HU = -1024
 LABELS = "labels.json"
 
 
@@ -87,9 +86,10 @@ class Predicted:
 
 
 def load_member(folder: Path, *, weight: float = 1.0) -> Member:
-    """The model of a checkpoint folder. Raises ModelError when it is absent or damaged."""
+    """The model of a checkpoint folder, on the GPU where there is one. Raises ModelError when it is absent or damaged."""
     loaded = load_model(folder)
-    return Member(model=loaded.model, task=loaded.task, weight=weight)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Member(model=loaded.model.to(device), task=loaded.task, weight=weight)
 
 
 def predict(
@@ -113,10 +113,12 @@ def predict(
     failures: dict[str, str] = {}
     for done, scan in enumerate(scans, start=1):
         try:
-            _predict_one(scan, predictor=predictor, path=out / f"{scan.case_id}.nii.gz", mirror=mirror)
+            segment_scan(scan, predictor=predictor, path=out / f"{scan.case_id}.nii.gz", mirror=mirror)
             written.append(scan.case_id)
         except (SegsweepError, OSError) as error:
             failures[scan.case_id] = str(error)
+        except (MemoryError, torch.OutOfMemoryError):
+            failures[scan.case_id] = f"{scan.case_id}: the memory does not suffice to segment it; crop the scan"
         if progress is not None:
             progress(done, len(scans))
     if written:
@@ -124,7 +126,8 @@ def predict(
     return Predicted(written=tuple(written), failures=failures)
 
 
-def _predict_one(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str) -> None:
+def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str = "none") -> None:
+    """Write the scan's label map to `path`, on the scan's own grid and in its own axis order."""
     loaded = scan.load()
     label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror)
     write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=path)

@@ -34,8 +34,9 @@ class Task:
 
     @property
     def mirrored_outputs(self) -> tuple[int, ...] | None:
-        """Output that stands at each output's place after a left/right flip; None when the flip cannot be expressed."""
-        return self.table.mirrored_atoms if self.head == "softmax" else self.table.labels.mirrored
+        """Output that stands at each output's place after a left/right flip; None when training could not flip either."""
+        atoms = self.table.mirrored_atoms
+        return atoms if atoms is None or self.head == "softmax" else self.table.labels.mirrored
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dictionary; `task_from_json` takes it back."""

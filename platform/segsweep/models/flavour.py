@@ -6,9 +6,8 @@ from typing import Any
 
 from segsweep.data.readers import is_scan, stem
 from segsweep.errors import InputError
-from segsweep.inference.prediction import Predictor, predict
+from segsweep.inference.prediction import Predictor, predict, segment_scan
 from segsweep.inference.scans import ScanCase
-from segsweep.inference.writers import write_label_map
 from segsweep.models.ensemble import load_predictor
 from segsweep.workspace import current_workspace
 
@@ -34,9 +33,7 @@ class Segmenter:
         output = Path(row["output"])
         scan = _case(row["image"])
         if is_scan(output):
-            loaded = scan.load()
-            label = self.predictor.segment(loaded.image, geometry=loaded.geometry)
-            write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=output)
+            segment_scan(scan, predictor=self.predictor, path=output)
             return output
         failures = predict([scan], predictor=self.predictor, out=output).failures
         if failures:
