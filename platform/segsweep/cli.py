@@ -18,7 +18,7 @@ from rich.table import Table
 from segsweep import recipes
 from segsweep.errors import RecipeError, SegsweepError, unknown
 from segsweep.run import Run
-from segsweep.terminal import bars, complain, console
+from segsweep.terminal import bars, complain, console, say
 from segsweep.workspace import current_workspace
 
 # What `list` calls the kinds of recipes.
@@ -99,11 +99,11 @@ def convert(
     with bars() as shown:
         done = run(dataset, raw=raw, store=target, progress=shown.count)
     plan = done.store.plan
-    _say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
+    say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
-    _say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
+    say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
-    _say(f"next: segsweep train unet {target} preset=small\n      segsweep tune default {target} preset=small")
+    say(f"next: segsweep train unet {target} preset=small\n      segsweep tune default {target} preset=small")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
@@ -155,9 +155,9 @@ def train(
     with bars() as shown:
         trained = run(chosen, workspace=current_workspace(), report=shown.trial)
     dice = f", dice {trained.result['dice']:.4f}" if "dice" in trained.result else ""
-    _say(f"{trained.folder}: {trained.result['status']} after {trained.result['epoch']} epochs{dice}")
-    _say(f"registered as {trained.registered.uri}")
-    _say(f"next: segsweep predict {trained.registered.uri} SCANS predictions/")
+    say(f"{trained.folder}: {trained.result['status']} after {trained.result['epoch']} epochs{dice}")
+    say(f"registered as {trained.registered.uri}")
+    say(f"next: segsweep predict {trained.registered.uri} SCANS predictions/")
 
 
 @app.command()
@@ -207,10 +207,10 @@ def tune(
         table.add_row(trial.name, trial.state, dice, str(trial.epochs), escape(describe(trial.config)))
     console.print(table)
     for version in swept.registered:
-        _say(f"registered {version.uri}")
+        say(f"registered {version.uri}")
     if swept.interrupted:
         raise typer.Exit(130)
-    _say(f"next: segsweep ensemble {store}   or   segsweep ui")
+    say(f"next: segsweep ensemble {store}   or   segsweep ui")
 
 
 @app.command()
@@ -238,8 +238,8 @@ def ensemble(store: StorePath, values: Values = None) -> None:
     members = members or best_members(opened.dataset, data=opened.digest, workspace=workspace)
     name = given.get("name", f"{opened.dataset}-ensemble")
     registered = build(members, name=name, tracker=Tracker(workspace, experiment=opened.dataset))
-    _say(f"registered {registered.uri}: the mean of {', '.join(members)}")
-    _say(f"next: segsweep predict {registered.uri} SCANS predictions/")
+    say(f"registered {registered.uri}: the mean of {', '.join(members)}")
+    say(f"next: segsweep predict {registered.uri} SCANS predictions/")
 
 
 @app.command()
@@ -270,7 +270,7 @@ def predict(
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
-    _say(f"{out}: {len(done.written)} scans segmented, {len(done.failures)} failed")
+    say(f"{out}: {len(done.written)} scans segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
@@ -307,7 +307,7 @@ def evaluate(
     for row in done.rows():
         table.add_row(*map(escape, row))
     console.print(table)
-    _say(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
 
 
 @app.command("list")
@@ -349,8 +349,8 @@ def ui(
     from segsweep.models.browsing import serve
 
     with serve(current_workspace(), port=port) as servers:
-        _say(f"MLflow            http://127.0.0.1:{port}")
-        _say(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
+        say(f"MLflow            http://127.0.0.1:{port}")
+        say(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
         servers.wait()
 
 
@@ -380,11 +380,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == 130:
         complain("interrupted; give the same command again to go on")
     return int(code)
-
-
-def _say(text: str) -> None:
-    """Plain text: brackets in paths and names are no markup."""
-    console.print(text, markup=False)
 
 
 def _parsed(values: dict[str, str]) -> dict[str, Any]:
@@ -431,7 +426,7 @@ def _quality(store: Path) -> bool:
     page = write(report, store=opened, folder=store)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
-    _say(f"quality: {errors} errors, {warnings} warnings; {page}")
+    say(f"quality: {errors} errors, {warnings} warnings; {page}")
     return errors > 0
 
 
@@ -465,4 +460,4 @@ def _list_models() -> None:
     for model in models(current_workspace()):
         aliases = "".join(f" @{alias}" for alias in model.aliases)
         dice = f"  dice {model.tags['segsweep.dice']}" if "segsweep.dice" in model.tags else ""
-        _say(f"  {model.uri}{aliases}{dice}")
+        say(f"  {model.uri}{aliases}{dice}")

@@ -19,7 +19,7 @@ from segsweep.models.registry import Registered
 from segsweep.models.tracking import Tracker
 from segsweep.sweeps.cluster import connect
 from segsweep.sweeps.tuning import SweepOptions, Swept, tune
-from segsweep.terminal import bars, console
+from segsweep.terminal import bars, say
 from segsweep.workspace import Workspace, current_workspace
 
 # Two workers a trial show data-parallel training; early stopping may end a trial from the third epoch on.
@@ -47,9 +47,7 @@ def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mappin
     connect()
     with bars() as shown:
         store = convert("phantom", raw=raw, store=folder / "store", progress=shown.count).store
-    console.print(
-        f"  {len(store.cases)} cases, {len(store.table.labels.structures)} structures, spacing {store.plan.spacing} mm"
-    )
+    say(f"  {len(store.cases)} cases, {len(store.table.labels.structures)} structures, spacing {store.plan.spacing} mm")
     _title(
         3,
         f"tune: {sweep.trials} trials over patch size, oversampling, epochs and loss; {sweep.workers} DDP workers a trial",
@@ -61,7 +59,7 @@ def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mappin
     tracker = Tracker(workspace, experiment=store.dataset)
     members = [version.uri for version in swept.registered]
     combined = build(members, name="phantom-ensemble", tracker=tracker)
-    console.print(f"  {combined.uri} = mean of {', '.join(members)}")
+    say(f"  {combined.uri} = mean of {', '.join(members)}")
     _title(5, "predict: held-out scans, each on its own grid and orientation")
     predictions = _predict(folder, store=store, versions=(combined, *swept.registered), workspace=workspace)
     _title(6, "evaluate: Dice and NSD per structure and case, against the single models")
@@ -81,9 +79,9 @@ def _tune(store: Store, *, workspace: Workspace, sweep: SweepOptions, params: Ma
             )
     for trial in swept.trials:
         dice = "stopped early" if trial.dice is None else f"dice {trial.dice:.3f}"
-        console.print(f"  {trial.name}: {trial.state} after {trial.epochs} epochs, {dice}")
+        say(f"  {trial.name}: {trial.state} after {trial.epochs} epochs, {dice}")
     for version in swept.registered:
-        console.print(f"  registered {version.uri}")
+        say(f"  registered {version.uri}")
     return swept
 
 
@@ -102,7 +100,7 @@ def _predict(folder: Path, *, store: Store, versions: tuple[Registered, ...], wo
             done = predict(
                 scans, predictor=predictor, out=out, progress=lambda n, total, name=name: shown.count(name, n, total)
             )
-        console.print(f"  {name}: {len(done.written)} scans")
+        say(f"  {name}: {len(done.written)} scans")
         predictions[name] = out
     return predictions
 
@@ -115,23 +113,23 @@ def _evaluate(folder: Path, *, store: Store, predictions: dict[str, Path]) -> Ev
 
 
 def _title(number: int, text: str) -> None:
-    console.print(f"[bold]{number}/6[/bold] {text}")
+    say(f"{number}/6 {text}", style="bold")
 
 
 def _say_where(folder: Path, *, report: Evaluation, combined: Registered, seconds: float) -> None:
     for line in report.lines():
-        console.print(f"  {line}")
+        say(f"  {line}")
     workspace = folder / "workspace"
-    console.print(f"\ndone in {seconds:.0f} s. Everything is under {folder}:")
+    say(f"\ndone in {seconds:.0f} s. Everything is under {folder}:")
     for path, what in (
         (folder / "evaluation" / "report.html", "the report: open it in a browser"),
         (folder / "store" / "plan.json", "the plan: edit it, then tune again"),
         (folder / "predictions", "label maps on the scans' own grids"),
         (workspace / "mlflow.db", "runs and registered models"),
     ):
-        console.print(f"  {path}  {what}")
+        say(f"  {path}  {what}")
     command = sys.argv[0] if Path(sys.argv[0]).name == "segsweep" else "segsweep"
-    console.print(
+    say(
         f"\nnext:\n  export SEGSWEEP_WORKSPACE={workspace}\n"
         f"  {command} ui                                   browse runs, models and the sweep\n"
         f"  {command} predict {combined.uri} SCANS OUT\n"

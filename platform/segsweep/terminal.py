@@ -14,6 +14,11 @@ LINE_EVERY = 10.0
 console = Console(highlight=False, soft_wrap=True)
 
 
+def say(text: str, *, style: str = "") -> None:
+    """Print a text as it is: paths and messages may hold square brackets, which are no markup."""
+    console.print(text, style=style, markup=False)
+
+
 def complain(*sentences: str) -> None:
     """Each sentence as one line on stderr, whatever line breaks it holds."""
     for sentence in sentences:
@@ -39,7 +44,7 @@ class Bars:
     def trial(self, label: str, done: int, total: int, words: str) -> None:
         """A training has done so many epochs; `words` is what it measured or what happened to it."""
         if words.startswith(("starting", "ended", "failed")):
-            self._progress.console.print(f"  {label}  {words}")
+            self._print(f"  {label}  {words}")
             self._printed[label] = time.monotonic()
         self._update(label, done, total, words)
 
@@ -51,7 +56,10 @@ class Bars:
         elif done == total or time.monotonic() - self._printed.get(label, 0.0) >= LINE_EVERY:
             self._printed[label] = time.monotonic()
             if not words.startswith(("starting", "ended", "failed")):
-                self._progress.console.print(f"  {label}  {done}/{total}  {words}".rstrip())
+                self._print(f"  {label}  {done}/{total}  {words}".rstrip())
+
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, markup=False)
 
 
 @contextmanager
@@ -59,11 +67,11 @@ def bars() -> Iterator[Bars]:
     """Bars for the time of a `with` block."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)
