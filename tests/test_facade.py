@@ -10,7 +10,7 @@ import pytest
 import segsweep
 
 NAMES = [
-    "Run", "SegsweepError", "SweepOptions", "as_trainable", "check", "connect", "convert", "current_workspace", "ensemble",
+    "Run", "SegsweepError", "SweepOptions", "Tracker", "as_trainable", "check", "connect", "convert", "current_workspace", "ensemble",
     "evaluate", "find_scans", "load_predictor", "open_store", "predict", "train", "tune",
 ]  # fmt: skip
 HEAVY = ("ray", "mlflow", "torch", "SimpleITK", "numpy", "zarr", "optuna")

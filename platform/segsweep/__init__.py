@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from segsweep.errors import SegsweepError
     from segsweep.evaluation.evaluation import evaluate
     from segsweep.inference.prediction import predict
-    from segsweep.inference.scans import find as find_scans
+    from segsweep.inference.scans import find_scans
     from segsweep.models.ensemble import build as ensemble
     from segsweep.models.ensemble import load_predictor
+    from segsweep.models.tracking import Tracker
     from segsweep.run import Run
     from segsweep.sweeps.cluster import connect
     from segsweep.sweeps.single import train
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "SegsweepError",
     "SweepOptions",
+    "Tracker",
     "as_trainable",
     "check",
     "connect",
@@ -47,6 +49,7 @@ _ORIGINS = {
     "Run": ("run", "Run"),
     "SegsweepError": ("errors", "SegsweepError"),
     "SweepOptions": ("sweeps.tuning", "SweepOptions"),
+    "Tracker": ("models.tracking", "Tracker"),
     "as_trainable": ("sweeps.training", "as_trainable"),
     "check": ("data.quality", "check"),
     "connect": ("sweeps.cluster", "connect"),
@@ -54,7 +57,7 @@ _ORIGINS = {
     "current_workspace": ("workspace", "current_workspace"),
     "ensemble": ("models.ensemble", "build"),
     "evaluate": ("evaluation.evaluation", "evaluate"),
-    "find_scans": ("inference.scans", "find"),
+    "find_scans": ("inference.scans", "find_scans"),
     "load_predictor": ("models.ensemble", "load_predictor"),
     "open_store": ("data.store", "open_store"),
     "predict": ("inference.prediction", "predict"),

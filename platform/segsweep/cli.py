@@ -262,11 +262,11 @@ def predict(
       segsweep predict models:/openkbp-ensemble stores/openkbp predictions/
     """
     from segsweep.inference.prediction import predict as run
-    from segsweep.inference.scans import find
+    from segsweep.inference.scans import find_scans
     from segsweep.models.ensemble import load_predictor
 
     predictor = load_predictor(model, workspace=current_workspace())
-    cases = find(scans, channels=predictor.table_task.channels, split=split)
+    cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
@@ -294,7 +294,7 @@ def evaluate(
 
     Examples:
       segsweep evaluate predictions/ stores/openkbp
-      segsweep evaluate predictions/ labels/ --profile flare22 --compare old=old/
+      segsweep evaluate predictions/ labels/ --labels labels.json --profile flare22
     """
     from segsweep.evaluation.evaluation import Options
     from segsweep.evaluation.evaluation import evaluate as run

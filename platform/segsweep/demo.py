@@ -13,7 +13,7 @@ from segsweep.data.conversion import convert
 from segsweep.data.store import Store
 from segsweep.evaluation.evaluation import Evaluation, Options, evaluate
 from segsweep.inference.prediction import predict
-from segsweep.inference.scans import find_scans
+from segsweep.inference.scans import find_files
 from segsweep.models.ensemble import build, load_predictor
 from segsweep.models.registry import Registered
 from segsweep.models.tracking import Tracker
@@ -89,7 +89,7 @@ def _predict(folder: Path, *, store: Store, versions: tuple[Registered, ...], wo
     """Predictions of every version on the held-out scans, by the version's short name, the ensemble first."""
     held_out = set(store.held_out("validation"))
     scans = [
-        scan for scan in find_scans(folder / "raw" / "images", channels=store.channels) if scan.case_id in held_out
+        scan for scan in find_files(folder / "raw" / "images", channels=store.channels) if scan.case_id in held_out
     ]
     predictions = {}
     for version in versions:

@@ -170,7 +170,7 @@ def test_refusals(tmp_path, reference):
 def test_named_predictions_need_a_named_reference(tmp_path):
     reference = folder(tmp_path / "plain", maps={"a": organs()}, labels=None)
     predictions = folder(tmp_path / "named", maps={"a": organs()})
-    with pytest.raises(InputError, match="plain has no labels.json; expected names for both; pass --labels"):
+    with pytest.raises(InputError, match=r"plain has no labels\.json; expected names for both; pass --labels"):
         evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
     table = tmp_path / "named" / "labels.json"
     found = evaluate(

@@ -15,7 +15,7 @@ from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, ModelError
 from segsweep.inference.prediction import Member, Predictor, predict
-from segsweep.inference.scans import ScanCase, find, find_scans
+from segsweep.inference.scans import ScanCase, find_files, find_scans
 from segsweep.inference.writers import write_image
 from segsweep.learning.task import Head, Normalisation, Task
 
@@ -111,7 +111,7 @@ def test_labels_lie_at_the_patients_own_sides(tmp_path: Path, name: str, tilted:
     canonical = geometry.canonical()
     sides = task(SIDES, head="sigmoid", patch_size=canonical.shape, spacing=canonical.spacing)
     predictor = Predictor(members=(Member(model=Where(), task=sides),))
-    cases = find_scans(tmp_path / f"a{suffix}", channels=("CT",))
+    cases = find_files(tmp_path / f"a{suffix}", channels=("CT",))
     done = predict(cases, predictor=predictor, out=tmp_path / "out")
     assert done.written == ("a",) and not done.failures
     found = read_labels(tmp_path / "out" / "a.nii.gz")
@@ -130,7 +130,7 @@ def test_every_voxel_keeps_its_own_label(tmp_path: Path, shape: Size, name: str)
     voxels = noise(shape, seed=3)
     geometry = grid(shape, direction=DIRECTIONS[name])
     write_image(voxels, geometry=geometry, path=tmp_path / "scan.nii.gz")
-    predict(find_scans(tmp_path, channels=("CT",)), predictor=bands(), out=tmp_path / "out", mirror="zyx")
+    predict(find_files(tmp_path, channels=("CT",)), predictor=bands(), out=tmp_path / "out", mirror="zyx")
     found = read_labels(tmp_path / "out" / "scan.nii.gz")
     assert found.geometry.same_grid(geometry)
     assert np.array_equal(found.voxels[clear(voxels)], expected_bands(voxels)[clear(voxels)])
@@ -195,7 +195,7 @@ def test_channels_keep_their_order_and_may_lie_in_different_axis_orders(tmp_path
     canonical = geometry.reorientation.apply(second)
     write_image(np.ascontiguousarray(canonical), geometry=geometry.canonical(), path=tmp_path / "p_0001.nii.gz")
     predictor = Predictor(members=(Member(model=Difference(), task=task(BANDS, head="sigmoid", channels=2)),))
-    cases = find(tmp_path, channels=("CT0", "CT1"))
+    cases = find_scans(tmp_path, channels=("CT0", "CT1"))
     assert predict(cases, predictor=predictor, out=tmp_path / "out").written == ("p",)
     found = read_labels(tmp_path / "out" / "p.nii.gz")
     apart = first != second
@@ -209,7 +209,7 @@ def test_a_damaged_scan_does_not_stop_the_others(tmp_path: Path):
         write_image(noise((8, 8, 8)), geometry=geometry, path=tmp_path / f"{name}.nii.gz")
     (tmp_path / "b.nii.gz").write_bytes(b"no scan at all")
     seen: list[tuple[int, int]] = []
-    cases = find_scans(tmp_path, channels=("CT",))
+    cases = find_files(tmp_path, channels=("CT",))
     done = predict(
         cases, predictor=bands(), out=tmp_path / "out", progress=lambda count, total: seen.append((count, total))
     )
@@ -238,7 +238,7 @@ def test_channels_on_other_grids_are_a_failure(tmp_path: Path):
     other = replace(grid((8, 8, 8)), origin=(0.0, 0.0, 0.0))
     write_image(noise((8, 8, 8)), geometry=other, path=tmp_path / "p_0001.nii.gz")
     predictor = Predictor(members=(Member(model=Difference(), task=task(BANDS, head="sigmoid", channels=2)),))
-    done = predict(find(tmp_path, channels=("CT0", "CT1")), predictor=predictor, out=tmp_path / "out")
+    done = predict(find_scans(tmp_path, channels=("CT0", "CT1")), predictor=predictor, out=tmp_path / "out")
     assert not done.written and "p_0001.nii.gz" in done.failures["p"]
 
 
@@ -246,14 +246,14 @@ def test_a_folder_of_another_models_labels_is_refused_before_any_work(tmp_path: 
     (tmp_path / "labels.json").write_text('{"liver": [1]}')
     write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "in" / "a.nii.gz")
     with pytest.raises(InputError, match="another meaning"):
-        predict(find_scans(tmp_path / "in", channels=("CT",)), predictor=bands(), out=tmp_path)
+        predict(find_files(tmp_path / "in", channels=("CT",)), predictor=bands(), out=tmp_path)
     assert not (tmp_path / "a.nii.gz").exists()
 
 
 def test_a_second_call_adds_to_the_folder(tmp_path: Path):
     for name in ("a", "b"):
         write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")
-        predict(find_scans(tmp_path / f"{name}.nii.gz", channels=("CT",)), predictor=bands(), out=tmp_path / "out")
+        predict(find_files(tmp_path / f"{name}.nii.gz", channels=("CT",)), predictor=bands(), out=tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz", "labels.json"]
 
 
@@ -284,17 +284,17 @@ def test_a_stores_cases_come_back_on_their_files_grids(tmp_path: Path):
         "digest": "",
     }
     (tmp_path / "store" / "index.json").write_text(json.dumps(index))
-    cases = find(tmp_path / "store", channels=("CT0",))
+    cases = find_scans(tmp_path / "store", channels=("CT0",))
     assert predict(cases, predictor=bands(), out=tmp_path / "out").written == ("a",)
     found = read_labels(tmp_path / "out" / "a.nii.gz")
     assert found.geometry.same_grid(read_scan(tmp_path / "a.nii.gz").geometry)
     assert np.array_equal(found.voxels[clear(voxels)], expected_bands(voxels)[clear(voxels)])
     with pytest.raises(InputError, match="no cases in the split 'test'"):
-        find(tmp_path / "store", channels=("CT0",), split="test")
+        find_scans(tmp_path / "store", channels=("CT0",), split="test")
     with pytest.raises(InputError, match="no 'tests' among splits"):
-        find(tmp_path / "store", channels=("CT0",), split="tests")
+        find_scans(tmp_path / "store", channels=("CT0",), split="tests")
     with pytest.raises(InputError, match="the model expects"):
-        find(tmp_path / "store", channels=("MR",))
+        find_scans(tmp_path / "store", channels=("MR",))
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -304,7 +304,7 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_cases_of_a_folder(tmp_path: Path):
     touch(tmp_path, "b.nii.gz", "a.mha", "scan_2019.nii.gz", "readme.txt", ".hidden.nii.gz", "c_0000.nrrd")
-    assert find_scans(tmp_path, channels=("CT",)) == [
+    assert find_files(tmp_path, channels=("CT",)) == [
         ScanCase(case_id="a", images=(tmp_path / "a.mha",)),
         ScanCase(case_id="b", images=(tmp_path / "b.nii.gz",)),
         ScanCase(case_id="c", images=(tmp_path / "c_0000.nrrd",)),
@@ -314,7 +314,7 @@ def test_cases_of_a_folder(tmp_path: Path):
 
 def test_one_file_brings_its_other_channels(tmp_path: Path):
     touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "q_0000.nii.gz")
-    (case,) = find_scans(tmp_path / "p_0000.nii.gz", channels=("plain", "contrast"))
+    (case,) = find_files(tmp_path / "p_0000.nii.gz", channels=("plain", "contrast"))
     assert case.images == (tmp_path / "p_0000.nii.gz", tmp_path / "p_0001.nii.gz")
 
 
@@ -332,12 +332,12 @@ def test_one_file_brings_its_other_channels(tmp_path: Path):
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path, files: list[str], channels: tuple[str, ...], message: str):
     touch(tmp_path, *files)
     with pytest.raises(InputError, match=message):
-        find_scans(tmp_path, channels=channels)
+        find_files(tmp_path, channels=channels)
 
 
 def test_absent_paths_and_other_files_are_refused(tmp_path: Path):
     touch(tmp_path, "notes.txt")
     with pytest.raises(InputError, match="not there"):
-        find(tmp_path / "absent", channels=("CT",))
+        find_scans(tmp_path / "absent", channels=("CT",))
     with pytest.raises(InputError, match="no scan"):
-        find(tmp_path / "notes.txt", channels=("CT",))
+        find_scans(tmp_path / "notes.txt", channels=("CT",))

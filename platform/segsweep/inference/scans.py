@@ -72,11 +72,11 @@ class StoreCase:
         return LoadedScan(image=image, geometry=grid.geometry, source=self.store.cases[self.case_id].source_geometry)
 
 
-def find(path: Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
+def find_scans(path: Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
     """The cases at `path`: a scan file, a folder of scans, or a store (then those of `split`), sorted by id."""
     if (path / "index.json").is_file():
         return find_in_store(open_store(str(path)), channels=channels, split=split)
-    return find_scans(path, channels=channels)
+    return find_files(path, channels=channels)
 
 
 def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[StoreCase]:
@@ -95,7 +95,7 @@ def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[
     return [StoreCase(case_id=case_id, store=store) for case_id in cases]
 
 
-def find_scans(path: Path, *, channels: Sequence[str]) -> list[ScanCase]:
+def find_files(path: Path, *, channels: Sequence[str]) -> list[ScanCase]:
     """The cases of a file or folder: `CASE.nii.gz`, or `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ... with several channels.
 
     Raises InputError for a path without scans, and a case with another number of channels than the model's.
