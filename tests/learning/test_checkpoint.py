@@ -33,7 +33,8 @@ def test_optimizer_state_comes_back_exactly(tmp_path: Path, kind: str) -> None:
         made = {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True), "adamw": torch.optim.AdamW}
         optimizer = made[kind](model.parameters())
         if resume:
-            checkpoint.to_device(resume, model=model, optimizer=optimizer)
+            model.load_state_dict(dict(resume.weights))
+            optimizer.load_state_dict(dict(resume.optimizer))
         for step in range(steps):
             optimizer.zero_grad()
             model(torch.full((1, 3), float(step + 1))).sum().backward()
@@ -66,6 +67,26 @@ def test_a_missing_file_is_refused(saved: Path) -> None:
     (saved / "weights.safetensors").unlink()
     with pytest.raises(ModelError, match="missing"):
         checkpoint.verify(saved)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"files": ',
+        b"[]",
+        b"{}",
+        b'{"files": []}',
+        b'{"files": {"run.json": {}}}',
+        b'{"files": {"a": 1}}',
+        b"\xff",
+    ],
+)
+def test_a_damaged_manifest_is_refused(saved: Path, content: bytes) -> None:
+    (saved / "manifest.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"^epoch-00003: manifest\.json is damaged"):
+        checkpoint.verify(saved)
+    assert checkpoint.latest(saved.parent) is None
 
 
 def test_a_manifest_cannot_point_outside(saved: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ def test_it_learns() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_resuming_after_any_epoch_changes_nothing(tmp_path: Path, after: int, optimizer: str) -> None:
     whole = setting(epochs=4, optimizer=optimizer)
     expected = [epoch.metrics for epoch in train(whole)]
@@ -108,6 +109,18 @@ def test_resuming_after_any_epoch_changes_nothing(tmp_path: Path, after: int, op
     assert metrics == expected[after + 1 :]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NCCL needs a GPU")
+def test_metrics_of_several_gpus_are_pooled() -> None:
+    device = torch.device("cuda")
+    plain = setting()
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        epochs = list(train(dataclasses.replace(plain, model=plain.model.to(device), device=device)))
+    finally:
+        dist.destroy_process_group()
+    assert all(0.0 <= epoch.metrics["patch_dice"] <= 1.0 for epoch in epochs)
 
 
 def test_a_stage_trains_only_what_it_names() -> None:

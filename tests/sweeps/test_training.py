@@ -130,6 +130,12 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     assert fit(run, folder=folder, resources=Resources(cpus=1)) == result
     assert kept.stat().st_mtime_ns == before
 
+    scored_again = tmp_path / "scored-again"  # its workers died after the last epoch, before the result was written
+    shutil.copytree(folder / "checkpoints", scored_again / "checkpoints")
+    third = Written(tmp_path / "third.jsonl")
+    assert fit(run, folder=scored_again, resources=Resources(cpus=1), callbacks=[third])["dice"] == result["dice"]
+    assert len(third.read()) == 1, "an epoch was trained again"
+
     longer = tmp_path / "longer"
     shutil.copytree(folder / "checkpoints", longer / "checkpoints")
     (longer / "checkpoints" / ".epoch-00002.partial-1").mkdir()

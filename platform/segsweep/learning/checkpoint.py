@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -127,17 +126,28 @@ def verify(folder: Path) -> str:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise ModelError(f"{folder}: no {MANIFEST} found; expected a checkpoint or ensemble folder")
-    for name, expected in json.loads(manifest.read_text())["files"].items():
+    for name, (size, digest) in _listed(manifest).items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise ModelError(
                 f"{folder.name}: file {name!r} is missing; expected it from the manifest; copy the folder again"
             )
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size or _sha256(path) != digest:
             raise ModelError(
                 f"{folder.name}: file {name!r} is damaged (its sha256 differs from the manifest); use another checkpoint"
             )
     return hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
+def _listed(manifest: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and sha256 of every file that a manifest names."""
+    try:
+        files = json.loads(manifest.read_text())["files"]
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(
+            f"{manifest.parent.name}: {MANIFEST} is damaged (it lists no files with their sums); use another checkpoint"
+        ) from None
 
 
 def _split(optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -171,15 +181,3 @@ def _write_json(path: Path, value: Any) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of trained values."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def to_device(snapshot: Snapshot, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a snapshot's weights and optimizer state into live objects (on whatever device they are)."""
-    model.load_state_dict(dict(snapshot.weights))
-    if snapshot.optimizer:
-        optimizer.load_state_dict(dict(snapshot.optimizer))

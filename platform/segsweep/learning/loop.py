@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segsweep.learning.batches import Batch, draw, prefetch
-from segsweep.learning.checkpoint import Snapshot, to_device
+from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.losses import build_loss, dice_counts
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
@@ -55,26 +55,22 @@ class Epoch:
 def train(setting: Setting, *, resume: Snapshot | None = None) -> Iterator[Epoch]:
     """Train stage by stage and yield after every epoch; with `resume`, from the epoch after the snapshot's.
 
-    Under an initialised process group the model is trained data-parallel and metrics are those of all ranks together.
+    A snapshot of the last epoch yields nothing: its weights are in `setting.model` then. Under an initialised process group the model is trained data-parallel and metrics are those of all ranks together.
     """
     total = sum(stage.epochs for stage in setting.stages)
     first = 0 if resume is None else resume.epoch + 1
     smoothed = None if resume is None else resume.metrics.get("patch_dice_smoothed")
     loss = build_loss(setting.params.loss, task=setting.task, batch_dice=False)
+    if resume is not None:
+        setting.model.load_state_dict(dict(resume.weights))
     begin = 0
     for stage in setting.stages:
         end = begin + stage.epochs
         if first < end:
             optimizer = _start_stage(setting, stage=stage)
-            if resume is not None:
-                # A snapshot from an earlier stage carries that stage's optimizer: only its weights go on.
-                same_stage = begin <= resume.epoch < end
-                to_device(
-                    resume if same_stage else dataclasses.replace(resume, optimizer={}),
-                    model=setting.model,
-                    optimizer=optimizer,
-                )
-                resume = None
+            # A snapshot from an earlier stage carries that stage's optimizer: only its weights go on.
+            if resume is not None and begin <= resume.epoch < end:
+                optimizer.load_state_dict(dict(resume.optimizer))
             model = _parallel(setting.model)
             for number in range(max(first, begin), end):
                 rate = stage.rate(number - begin)
@@ -155,7 +151,9 @@ def _validate(setting: Setting) -> dict[str, float]:
         logits = setting.model(batch.image.to(setting.device))[0].cpu()
         counts += dice_counts(logits, atoms=batch.atoms, annotated=batch.annotated, task=setting.task)
     if dist.is_initialized():
+        counts = counts.to(setting.device)  # NCCL moves nothing that lies in main memory
         dist.all_reduce(counts)
+        counts = counts.cpu()
     hits, false, missed = counts.T
     dice = torch.where(
         hits + missed + false > 0, 2 * hits / (2 * hits + false + missed).clamp(min=1), torch.nan
