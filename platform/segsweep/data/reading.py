@@ -11,13 +11,16 @@ from segsweep.data import readers
 from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Scan
-from segsweep.data.structures import LabelSet
+from segsweep.data.structures import IGNORE, LabelSet
 from segsweep.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawCase:
-    """One case as read. Arrays are (z, y, x) in the files' own axis order, on `geometry`; `masks` has structure indices as keys."""
+    """One case as read. Arrays are (z, y, x) in the files' own axis order, on `geometry`.
+
+    `masks` has structure indices as keys, and IGNORE for the voxels of which a label file says that nobody knows.
+    """
 
     images: Sequence[NDArray]
     geometry: Geometry
@@ -35,7 +38,7 @@ def read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
     for file in source.labels:
         digests.append(_digest(file))
         for name, mask in _named_masks(file, source=source, scan=scans[0]):
-            index = labels.structures.index(name)
+            index = IGNORE if name is None else labels.structures.index(name)
             masks[index] = masks[index] | mask if index in masks else mask
     return RawCase(
         images=[scan.voxels for scan in scans], geometry=scans[0].geometry, masks=masks, digests=tuple(digests)
@@ -71,8 +74,8 @@ def _digest(file: Labels) -> str:
     return readers.file_digest(file.path)
 
 
-def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """(structure, mask) pairs of one label file; a structure may come more than once."""
+def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
+    """(structure, mask) pairs of one label file; a structure may come more than once, and None stands for ignored voxels."""
     read = readers.read_labels(file.path)
     _demand_same_grid(source, scan=read, path=file.path, expected=scan.geometry)
     match file:
@@ -82,6 +85,8 @@ def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tu
                 mask = read.voxels == value
                 for name in names:
                     yield name, mask
+            if file.ignore is not None:
+                yield None, read.voxels == file.ignore
         case MaskFile():
             yield file.structure, read.voxels > 0
         case _:
@@ -101,7 +106,7 @@ def _demand_same_grid(source: CaseSource, *, scan: readers.Scan, path: Path, exp
 
 
 def _demand_known_values(source: CaseSource, *, file: LabelFile, voxels: NDArray) -> None:
-    found = set(np.unique(voxels).tolist()) - {0}
+    found = set(np.unique(voxels).tolist()) - {0, file.ignore}
     unknown = sorted(found - set(file.values))
     if unknown:
         known = ", ".join(f"{value} {'+'.join(names)}" for value, names in sorted(file.values.items()))

@@ -15,6 +15,11 @@ from segsweep.errors import InputError
 
 Atom = tuple[int, ...]
 
+# Where nobody knows what a voxel is. The atom stands in a case's own atoms only, never in a table: it belongs to no structure, not even
+# to background, and an array of a table's values has the first value after the table there (`LabelTable.ignored`).
+IGNORE = -1
+IGNORED: Atom = (IGNORE,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSet:
@@ -58,6 +63,18 @@ class LabelTable:
     def __post_init__(self) -> None:
         if not self.atoms or self.atoms[0] != ():
             raise InputError("an atom table starts with the empty set (background)")
+        if IGNORED in self.atoms:
+            raise InputError("an atom table holds the ignored atom (-1,); expected it in a case's own atoms only")
+
+    @property
+    def ignored(self) -> int:
+        """Value of ignored voxels in an array of atom values: the first that is no atom's."""
+        return len(self.atoms)
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The smallest integers that hold every atom's value and `ignored`."""
+        return np.uint8 if self.ignored <= np.iinfo(np.uint8).max else np.uint16
 
     @property
     def membership(self) -> NDArray[np.bool_]:
@@ -81,8 +98,8 @@ class LabelTable:
         return tuple(value for value, atom in enumerate(self.atoms) if wanted in atom)
 
     def mask(self, label: NDArray, *, structure: str) -> NDArray[np.bool_]:
-        """Voxels of one structure in an array of atom values."""
-        wanted = np.zeros(len(self.atoms), dtype=bool)
+        """Voxels of one structure in an array of atom values; ignored ones are not among them."""
+        wanted = np.zeros(len(self.atoms) + 1, dtype=bool)
         wanted[list(self.values(structure))] = True
         return wanted[label]
 
@@ -96,10 +113,13 @@ class Atoms:
 
 
 def encode(masks: Mapping[int, NDArray[np.bool_]], *, shape: tuple[int, int, int]) -> Atoms:
-    """Overlapping structure masks (structure index -> mask) as one exclusive array; exact, whatever overlaps."""
+    """Overlapping structure masks (structure index -> mask) as one exclusive array; exact, whatever overlaps.
+
+    The voxels of the mask of IGNORE become the atom IGNORED, whatever else covers them; it stands after all others.
+    """
     label = np.zeros(shape, dtype=np.int32)
     atoms: list[Atom] = [()]
-    for structure in sorted(masks):
+    for structure in sorted(masks.keys() - {IGNORE}):
         mask = masks[structure]
         inside = np.unique(label[mask])
         lookup = np.arange(len(atoms) + len(inside), dtype=np.int32)
@@ -107,24 +127,27 @@ def encode(masks: Mapping[int, NDArray[np.bool_]], *, shape: tuple[int, int, int
             lookup[value] = len(atoms)
             atoms.append((*atoms[value], structure))
         label[mask] = lookup[label[mask]]
+    if IGNORE in masks:
+        label[masks[IGNORE]] = len(atoms)
+        atoms.append(IGNORED)
     return _compact(label, atoms)
 
 
 def join(tables: Iterable[tuple[Atom, ...]]) -> tuple[Atom, ...]:
-    """The atoms of several cases as one table: the empty set, then by number of structures and their order."""
-    every = {atom for table in tables for atom in table} | {()}
+    """The atoms of several cases as one table: the empty set, then by number of structures and their order; never IGNORED."""
+    every = {atom for table in tables for atom in table if atom != IGNORED} | {()}
     return tuple(sorted(every, key=lambda atom: (len(atom), atom)))
 
 
 def lookup(source: tuple[Atom, ...], *, target: tuple[Atom, ...]) -> NDArray[np.int64]:
-    """For each value of the source table, its value in the target table (which must hold every source atom)."""
-    index = {atom: value for value, atom in enumerate(target)}
+    """For each value of the source table, its value in the target table (which must hold every source atom but IGNORED)."""
+    index = {atom: value for value, atom in enumerate((*target, IGNORED))}
     return np.asarray([index[atom] for atom in source], dtype=np.int64)
 
 
 def _compact(label: NDArray, atoms: list[Atom]) -> Atoms:
     used = sorted({0, *np.unique(label).tolist()})
-    order = sorted(used, key=lambda value: (len(atoms[value]), atoms[value]))
+    order = sorted(used, key=lambda value: (atoms[value] == IGNORED, len(atoms[value]), atoms[value]))
     lookup_table = np.zeros(len(atoms), dtype=np.uint8 if len(used) <= 256 else np.uint16)
     lookup_table[order] = np.arange(len(order))
     return Atoms(label=lookup_table[label], atoms=tuple(atoms[value] for value in order))
