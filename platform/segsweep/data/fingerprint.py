@@ -127,7 +127,7 @@ def _normalisation(cases: Sequence[CaseFingerprint], *, channel: int, name: str)
 
 def _intensities(cases: Sequence[CaseFingerprint], *, channel: int) -> NDArray[np.float64]:
     """Foreground HU of all cases; tissue anywhere in them when no case has foreground."""
-    labelled = [case.intensities[channel] for case in cases if len(case.atoms) > 1]
+    labelled = [case.intensities[channel] for case in cases if len(join([case.atoms])) > 1]
     inside = np.concatenate([np.zeros(0), *labelled])
     if inside.size:
         return inside

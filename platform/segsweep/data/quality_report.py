@@ -128,7 +128,8 @@ def _overlay(case_id: str, *, names: list[str], store: Store) -> bytes:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(image, cmap="gray", vmin=SOFT_TISSUE_HU[0], vmax=SOFT_TISSUE_HU[1], aspect=mm_y / mm_x)
-    _outline(axes, mask=(label[middle] > 0) & ~wanted[middle], colour=OTHER)
+    others = (label[middle] > 0) & (label[middle] != store.table.ignored) & ~wanted[middle]
+    _outline(axes, mask=others, colour=OTHER)
     _outline(axes, mask=wanted[middle], colour=CONCERNED)
     stream = io.BytesIO()
     canvas.print_png(stream)
