@@ -28,6 +28,15 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What ties a DICOM series to the objects drawn on it: UIDs, those of the slices in the order of z. Never stored."""
+
+    frame_of_reference: str
+    series_uid: str
+    sop_uids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scan:
     """Voxels (z, y, x) in the file's own axis order, the file's geometry, and the sha256 of the file's bytes.
 
@@ -37,6 +46,7 @@ class Scan:
     voxels: NDArray
     geometry: Geometry
     digest: str
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
