@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segsweep.data.structures import LabelSet, LabelTable, encode, join, lookup
+from segsweep.data.structures import IGNORE, IGNORED, LabelSet, LabelTable, encode, join, lookup
 from segsweep.errors import InputError
 
 SHAPE = (2, 3, 4)
@@ -76,3 +76,40 @@ def test_contradictions_are_refused(structures: tuple[str, ...], pairs: tuple[tu
 def test_a_table_starts_with_background() -> None:
     with pytest.raises(InputError, match="background"):
         LabelTable(labels=LABELS, atoms=((0,),))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from((IGNORE, 0, 1, 2, 3)), arrays(np.bool_, SHAPE), max_size=5),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_ignored_voxels_belong_to_nothing_and_stand_outside_the_table(cases: list[dict[int, np.ndarray]]) -> None:
+    coded = [encode(masks, shape=SHAPE) for masks in cases]
+    table = LabelTable(labels=LABELS, atoms=join(case.atoms for case in coded))
+    assert IGNORED not in table.atoms
+    for masks, case in zip(cases, coded, strict=True):
+        ignored = masks.get(IGNORE, np.zeros(SHAPE, bool))
+        assert case.atoms.index(IGNORED) == len(case.atoms) - 1 if ignored.any() else IGNORED not in case.atoms
+        label = lookup(case.atoms, target=table.atoms).astype(table.dtype)[case.label]
+        np.testing.assert_array_equal(label == table.ignored, ignored)
+        for index, name in enumerate(LABELS.structures):
+            expected = masks.get(index, np.zeros(SHAPE, bool)) & ~ignored
+            np.testing.assert_array_equal(table.mask(label, structure=name), expected)
+
+
+@pytest.mark.parametrize(("num_atoms", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_the_value_of_ignored_voxels_fits_the_integers(num_atoms: int, dtype: type) -> None:
+    structures = tuple(f"s{index}" for index in range(num_atoms - 1))
+    atoms = ((), *((index,) for index in range(num_atoms - 1)))
+    table = LabelTable(labels=LabelSet(structures=structures), atoms=atoms)
+    label = lookup((*atoms, IGNORED), target=table.atoms).astype(table.dtype)
+    assert table.dtype is dtype
+    assert label.tolist() == [*range(num_atoms), table.ignored]
+
+
+def test_a_table_refuses_the_ignored_atom() -> None:
+    with pytest.raises(InputError, match="ignored"):
+        LabelTable(labels=LABELS, atoms=((), IGNORED))

@@ -158,3 +158,15 @@ def test_closing_early_ends_the_thread_and_reads_no_further(depth):
     items.close()
     assert alive() == []
     assert len(made) <= depth + 3
+
+
+def test_ignored_voxels_stay_ignored_through_flips_and_turns():
+    scan = case(shape=(8, 8, 16))
+    wide = replace(TASK, patch_size=(8, 8, 16))
+    ignored = TASK.table.ignored
+    grid_of(scan).label[6:] = ignored
+    params = replace(PARAMS, batch_size=1, augmentation="nnunet", mirror="zyx", foreground=0.0)
+    for step in range(30):
+        batch = draw([scan], task=wide, params=params, key=(step,))
+        assert set(batch.atoms.unique().tolist()) <= {0, 1, 2, ignored}
+        assert (batch.atoms == ignored).any()

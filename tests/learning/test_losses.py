@@ -252,3 +252,73 @@ def test_dice_counts_are_voxel_counts_over_annotated_samples(head):
     counts = dice_counts(logits, atoms=atoms, annotated=torch.as_tensor(annotated), task=task(head))
     assert counts.tolist() == expected.tolist()
     assert counts[2].tolist() == [0, 0, 0]
+
+
+def with_ignored(atoms, *, slices):
+    """The atoms with the first slices (z) of each sample ignored."""
+    changed = atoms.clone()
+    for sample, count in zip(changed, slices, strict=True):
+        sample[:count] = TABLE.ignored
+    return changed
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("annotated", [([1, 1, 1], [1, 1, 1]), ([1, 0, 1], [0, 0, 1])])
+def test_ignored_voxels_get_exactly_zero_gradient(head, name, batch_dice, annotated):
+    logits, atoms = example(outputs=task(head).outputs)
+    partly = with_ignored(atoms, slices=(1, 3))
+    build_loss(name, task=task(head), batch_dice=batch_dice)([logits], partly, known(*annotated)).backward()
+    touched = gradient(logits).abs().sum(1) > 0
+    assert torch.equal(touched, partly != TABLE.ignored)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("annotated", [([1, 1, 1], [1, 1, 1]), ([1, 0, 1], [1, 1, 1])])
+def test_the_loss_with_ignored_voxels_is_that_of_the_cropped_rest(head, name, batch_dice, annotated):
+    logits, atoms = example(outputs=task(head).outputs)
+    loss = build_loss(name, task=task(head), batch_dice=batch_dice)
+    value = loss([logits], with_ignored(atoms, slices=(2, 2)), known(*annotated))
+    torch.testing.assert_close(value, loss([logits[:, :, 2:]], atoms[:, 2:], known(*annotated)))
+
+
+def test_cross_entropy_is_the_mean_over_all_known_voxels_of_the_batch():
+    logits, atoms = example(outputs=4)
+    partly = with_ignored(atoms, slices=(0, 3))
+    hot = F.one_hot(partly, 5).movedim(-1, 1)[:, :4].float()
+    inside = logits.softmax(1) * (partly != TABLE.ignored)[:, None]
+    expected = F.cross_entropy(logits, partly, ignore_index=TABLE.ignored) - dice_by_hand(inside, hot)[:, 1:].mean()
+    loss = build_loss("dice_ce", task=task("softmax"), batch_dice=False)
+    torch.testing.assert_close(loss([logits], partly, known([1, 1, 1], [1, 1, 1])), expected)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_a_sample_of_ignored_voxels_alone_counts_like_an_unlabelled_one(head, name, batch_dice):
+    logits, atoms = example(outputs=task(head).outputs)
+    loss = build_loss(name, task=task(head), batch_dice=batch_dice)
+    value = loss([logits], with_ignored(atoms, slices=(0, 4)), known([1, 1, 1], [1, 1, 1]))
+    value.backward()
+    torch.testing.assert_close(value, loss([logits[:1]], atoms[:1], known([1, 1, 1])))
+    assert not gradient(logits)[1].any()
+    assert loss([logits], with_ignored(atoms, slices=(4, 4)), known([1, 1, 1], [1, 1, 1])).item() == 0
+
+
+def test_shrinking_a_target_keeps_what_is_ignored():
+    _, atoms = example(outputs=4)
+    coarse = shrink(with_ignored(atoms, slices=(2, 0)), shape=(2, 5, 3))
+    assert (coarse[0, 0] == TABLE.ignored).all()
+    assert (coarse[0, 1] != TABLE.ignored).all()
+    assert (coarse[1] != TABLE.ignored).all()
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_dice_counts_leave_ignored_voxels_out(head):
+    logits, atoms = example(outputs=task(head).outputs)
+    full = known([1, 1, 1], [1, 1, 1])
+    counts = dice_counts(logits, atoms=with_ignored(atoms, slices=(1, 1)), annotated=full, task=task(head))
+    assert torch.equal(counts, dice_counts(logits[:, :, 1:], atoms=atoms[:, 1:], annotated=full, task=task(head)))

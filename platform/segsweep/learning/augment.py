@@ -134,7 +134,9 @@ def resampled(source: Source, *, corner: Size, patch_size: Size, warp: Warp) -> 
 def swap_sides(patch: Cut, *, task: Task) -> Cut:
     """The label of a left/right flipped patch: paired structures change names."""
     mirrored = task.table.mirrored_atoms
-    return patch if mirrored is None else Cut(image=patch.image, atoms=torch.tensor(mirrored)[patch.atoms])
+    if mirrored is None:
+        return patch
+    return Cut(image=patch.image, atoms=torch.tensor((*mirrored, task.table.ignored))[patch.atoms])
 
 
 def _flippable(mirror: str, *, task: Task) -> str:

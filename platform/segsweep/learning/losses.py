@@ -1,9 +1,11 @@
 """The losses of both heads, with deep supervision, and what is not annotated left out (METHODS.md 1.2 and 4.2).
 
-A sigmoid output whose structure is not annotated in a sample gets exactly zero gradient from that sample. For a softmax
-head, atoms that the sample's annotation cannot tell apart are merged (their probabilities added) before the loss.
+A sigmoid output whose structure is not annotated in a sample gets exactly zero gradient from that sample, and every output does from
+an ignored voxel. For a softmax head, atoms that the sample's annotation cannot tell apart are merged (their probabilities added)
+before the loss.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,10 +23,12 @@ from segsweep.learning.task import Task
 LossName = Literal["dice_ce", "dice_focal"]
 
 SMOOTH = 1e-5
+# Below one voxel of the largest patch: where nothing counts, 0 is divided by it.
+LEAST_SHARE = 1e-12
 
 
 class Loss(Protocol):
-    """`levels` (B, outputs, z, y, x) logits, finest first; `atoms` (B, z, y, x); `annotated` (B, structures)."""
+    """`levels` (B, outputs, z, y, x) logits, finest first; `atoms` (B, z, y, x), ignored voxels too; `annotated` (B, structures)."""
 
     def __call__(self, levels: list[Tensor], atoms: Tensor, annotated: Tensor) -> Tensor: ...
 
@@ -48,8 +52,8 @@ RECIPES: dict[str, Recipe] = {
 class Terms:
     """One level before averaging.
 
-    `voxelwise` (B, n) is the mean voxel loss and `counted` (B, n) whether it counts. `sums` (3, B, outputs) holds soft
-    intersection, predicted and true volume in voxels, and `compared` (B, outputs) whether they count.
+    `voxelwise` (B, n) is the loss of the voxels that count over the number of all, and `counted` (B, n) the share of voxels that count.
+    `sums` (3, B, outputs) holds soft intersection, predicted and true volume in voxels, and `compared` (B, outputs) whether they count.
     """
 
     voxelwise: Tensor
@@ -92,23 +96,23 @@ def focal(cross_entropy: Tensor, *, gamma: float) -> Tensor:
 def dice_counts(logits: Tensor, *, atoms: Tensor, annotated: Tensor, task: Task) -> Tensor:
     """(structures, 3) int64: true positive, false positive, false negative voxels of the hard prediction.
 
-    `logits` are those of full resolution. A sample counts only for the structures annotated in it. The counts of
-    batches add up to those of the pseudo-Dice.
+    `logits` are those of full resolution. A sample counts only for the structures annotated in it, and without its ignored voxels. The
+    counts of batches add up to those of the pseudo-Dice.
     """
-    membership = _membership(task.table, like=logits)
+    membership, known = _membership(task.table, like=logits), atoms != task.table.ignored
     chosen = logits.argmax(1) if task.head == "softmax" else None
     rows = []
     for structure in range(membership.shape[1]):
         inside = membership[:, structure]
         true = inside[atoms]
-        predicted = logits[:, structure] > 0 if chosen is None else inside[chosen]
+        predicted = known & (logits[:, structure] > 0 if chosen is None else inside[chosen])
         voxels = torch.stack((true & predicted, ~true & predicted, true & ~predicted))
         rows.append((voxels.flatten(2).sum(2) * annotated[:, structure]).sum(1))
     return torch.stack(rows)
 
 
 def _combine(terms: Terms, *, offset: float, batch_dice: bool) -> Tensor:
-    voxelwise = (terms.voxelwise * terms.counted).sum() / terms.counted.sum().clamp(min=1)
+    voxelwise = terms.voxelwise.sum() / terms.counted.sum().clamp(min=LEAST_SHARE)
     sums, compared = terms.sums * terms.compared, terms.compared
     if batch_dice:
         sums, compared = _over_ranks(sums.sum(1)), _over_ranks(compared.sum(0)).clamp(max=1)
@@ -125,34 +129,40 @@ def _sigmoid_terms(logits: Tensor, *, atoms: Tensor, annotated: Tensor, table: L
     membership = _membership(table, like=logits).T.to(logits.dtype)
     true = torch.stack([row[atoms] for row in membership], dim=1)
     losses = focal(F.binary_cross_entropy_with_logits(logits, true, reduction="none"), gamma=recipe.gamma)
-    counted = annotated.to(logits.dtype)
-    sums = _soft_sums(torch.sigmoid(logits), true=true)
-    return Terms(voxelwise=losses.flatten(2).mean(2), counted=counted, sums=sums, compared=counted)
+    known = (atoms != table.ignored).unsqueeze(1)
+    return _terms(losses, known=known, kept=annotated, probabilities=torch.sigmoid(logits), true=true)
 
 
 def _softmax_terms(logits: Tensor, *, atoms: Tensor, annotated: Tensor, table: LabelTable, recipe: Recipe) -> Terms:
     groups = groups_of(annotated, table=table)
     leading = groups == torch.arange(groups.shape[1], device=groups.device)
     scores = torch.log_softmax(logits, dim=1)
-    target = atoms
+    known = (atoms != table.ignored).unsqueeze(1)
+    target = atoms.unsqueeze(1) * known  # an index is needed where nothing counts, too
     if not bool(leading.all()):
         scores = torch.stack([_merge(sample, groups=group) for sample, group in zip(scores, groups, strict=True)])
-        target = groups.gather(1, atoms.flatten(1)).view_as(atoms)
-    losses = focal(-scores.gather(1, target.unsqueeze(1)), gamma=recipe.gamma)
-    hot = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, target.unsqueeze(1), True)
+        target = groups.gather(1, target.flatten(1)).view_as(target)
+    losses = focal(-scores.gather(1, target), gamma=recipe.gamma)
+    hot = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, target, known)
     # One group only: the annotation tells nothing apart, so nothing can be learned from the sample.
-    counted = (leading.sum(1, keepdim=True) > 1).to(scores.dtype)
-    compared = leading * counted
+    kept = leading.sum(1, keepdim=True) > 1
+    terms = _terms(losses, known=known, kept=kept, probabilities=scores.exp(), true=hot)
+    compared = terms.compared * leading
     if not recipe.background:
         compared[:, 0] = 0
+    return dataclasses.replace(terms, compared=compared)
+
+
+def _terms(losses: Tensor, *, known: Tensor, kept: Tensor, probabilities: Tensor, true: Tensor) -> Terms:
+    """Terms over the voxels of `known` (B, 1, z, y, x), in the samples and outputs of `kept` (B, n); `true` holds no other voxel."""
+    share = known.flatten(2).to(losses.dtype).mean(2)
+    volumes = (probabilities * true, probabilities * known, true)
     return Terms(
-        voxelwise=losses.flatten(2).mean(2), counted=counted, sums=_soft_sums(scores.exp(), true=hot), compared=compared
+        voxelwise=(losses * known).flatten(2).mean(2) * kept,
+        counted=kept * share,
+        sums=torch.stack([volume.flatten(2).sum(2).to(losses.dtype) for volume in volumes]),
+        compared=(kept * (share > 0)).to(losses.dtype),
     )
-
-
-def _soft_sums(probabilities: Tensor, *, true: Tensor) -> Tensor:
-    volumes = (probabilities * true, probabilities, true)
-    return torch.stack([volume.flatten(2).sum(2).to(probabilities.dtype) for volume in volumes])
 
 
 def groups_of(annotated: Tensor, *, table: LabelTable) -> Tensor:
@@ -176,4 +186,5 @@ def _merge(scores: Tensor, *, groups: Tensor) -> Tensor:
 
 
 def _membership(table: LabelTable, *, like: Tensor) -> Tensor:
-    return torch.as_tensor(table.membership, device=like.device)
+    """(atoms + 1, structures): what each value belongs to; the last one is that of ignored voxels, which belong to nothing."""
+    return torch.as_tensor(np.pad(table.membership, ((0, 1), (0, 0))), device=like.device)
