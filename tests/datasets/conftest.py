@@ -1,0 +1,59 @@
+"""Miniature trees of public datasets: scans of 4 x 5 x 6 voxels written under the test's own folder, and what a label map means."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segsweep.data.dataset import Dataset
+from segsweep.data.geometry import Geometry
+from segsweep.data.reading import read_case
+from segsweep.inference.writers import write_image, write_label_map
+
+SHAPE = (4, 5, 6)
+LPS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """write(name) makes an image, write(name, 1, 2, 2) a label map whose first voxels have those values; x0 moves it (mm)."""
+
+    def one(name: str, *values: int, unit: float = 1, x0: float = 0.0) -> Path:
+        geometry = Geometry(shape=SHAPE, spacing=(3.0, 1.5, 1.5), origin=(x0, 0.0, 0.0), direction=LPS)
+        voxels = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+        if values:
+            label = np.zeros(SHAPE, dtype=np.uint8)
+            label.ravel()[: len(values)] = values
+            write_label_map(label, geometry=geometry, path=tmp_path / name)
+        else:
+            kind = np.int16 if unit == 1 else np.float32
+            write_image((voxels * unit).astype(kind), geometry=geometry, path=tmp_path / name)
+        return tmp_path / name
+
+    return one
+
+
+@pytest.fixture
+def junk(tmp_path: Path) -> Callable[..., None]:
+    """What a Mac leaves in the folders given: `._` twins of scans and `.DS_Store`."""
+
+    def all_of(*folders: str) -> None:
+        for folder in folders:
+            (tmp_path / folder / ".DS_Store").write_bytes(b"\0")
+            for path in sorted((tmp_path / folder).glob("*.nii*")):
+                path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+
+    return all_of
+
+
+@pytest.fixture
+def voxels() -> Callable[..., dict[str, int]]:
+    """voxels(dataset, case_id) reads the case and counts the voxels of every structure that its labels hold."""
+
+    def count(dataset: Dataset, case_id: str) -> dict[str, int]:
+        source = next(case for case in dataset.cases if case.case_id == case_id)
+        raw = read_case(source, labels=dataset.labels)
+        return {dataset.labels.structures[index]: int(mask.sum()) for index, mask in raw.masks.items()}
+
+    return count
