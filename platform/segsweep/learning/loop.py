@@ -55,7 +55,8 @@ class Epoch:
 def train(setting: Setting, *, resume: Snapshot | None = None) -> Iterator[Epoch]:
     """Train stage by stage and yield after every epoch; with `resume`, from the epoch after the snapshot's.
 
-    A snapshot of the last epoch yields nothing: its weights are in `setting.model` then. Under an initialised process group the model is trained data-parallel and metrics are those of all ranks together.
+    A snapshot of the last epoch yields nothing: its weights are in `setting.model` then. Under an initialised process group the
+    model is trained data-parallel and metrics are those of all ranks together.
     """
     total = sum(stage.epochs for stage in setting.stages)
     first = 0 if resume is None else resume.epoch + 1
