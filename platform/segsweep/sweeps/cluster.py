@@ -3,7 +3,9 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 import torch
@@ -22,8 +24,11 @@ QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
-# What a worker must know to find the same recipes and results.
+# Folders that a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
+
+# What a node offers, by Ray's names: CPU, GPU, memory (bytes).
+Node = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,13 @@ class Resources:
 
 
 def connect() -> None:
-    """Join the cluster that `RAY_ADDRESS` names, or start a local one. Does nothing when already connected."""
+    """Join the cluster that `RAY_ADDRESS` names, or start a local one. Does nothing when already connected.
+
+    Folders in the environment become absolute: workers run in folders of their own.
+    """
+    for name in PASSED_ON:
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if ray.is_initialized():
         return
     for name, value in QUIET.items():
@@ -61,16 +72,32 @@ def share(*, workers: int, concurrent: int = 1) -> Resources:
 
     With GPUs each worker gets one; otherwise the cores are divided. Raises ResourceError when the cluster can never hold them all.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    kind, there = ("GPU", gpus) if gpus else ("CPU core", cpus)
-    wanted = workers * concurrent
+    return divide(_nodes(), workers=workers, concurrent=concurrent)
+
+
+def divide(nodes: Sequence[Node], *, workers: int, concurrent: int) -> Resources:
+    """`share` for these nodes. A worker lies on one node, so what counts is how many fit on each.
+
+    Cores of GPUs that stay free stay free too.
+    """
+    gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    least = Resources(cpus=1, gpus=gpus)
+    there, wanted = room(nodes, each=least), workers * concurrent
     if wanted > there:
         asked = f"{workers} workers" if concurrent == 1 else f"{concurrent} runs of {workers} workers at once"
         hint = f"workers={there}" if concurrent == 1 else f"concurrent={there // workers}"
         advice = f"ask for at most {hint}, or add nodes" if there >= workers else f"ask for at most workers={there}"
+        kind = "GPU" if gpus else "CPU core"
         raise ResourceError(f"{asked} were asked for, one {kind} a worker; the cluster has {there}; {advice}")
-    return Resources(cpus=max(1, cpus // max(gpus, wanted)), gpus=1.0 if gpus else 0.0)
+    usable = [node for node in nodes if _holds(node, least)]
+    most = max(int(node["CPU"] // (node["GPU"] if gpus else 1)) for node in usable)
+    sizes = (Resources(cpus=cpus, gpus=gpus) for cpus in range(most, 1, -1))
+    return next((each for each in sizes if room(usable, each=each) >= wanted), least)
+
+
+def room(nodes: Sequence[Node], *, each: Resources) -> int:
+    """How many workers of this size the nodes hold at once."""
+    return sum(_holds(node, each) for node in nodes)
 
 
 def plain_resources() -> Resources:
@@ -80,24 +107,32 @@ def plain_resources() -> Resources:
 
 def demand_resources(resources: Resources, *, workers: int) -> None:
     """Raise ResourceError when the cluster can never start that many workers at once: Ray Train would wait for ever."""
-    total = ray.cluster_resources()
-    for kind, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        if workers * each > total.get(kind, 0):
-            raise ResourceError(
-                f"{workers} workers with {each:g} {kind} each were asked for; the cluster has {total.get(kind, 0):g} {kind}; "
-                "ask for fewer workers, or add nodes"
-            )
+    there = room(_nodes(), each=resources)
+    if workers > there:
+        gpus = f" and {resources.gpus:g} GPU" if resources.gpus else ""
+        raise ResourceError(
+            f"{workers} workers with {resources.cpus} CPU{gpus} each were asked for; the cluster's nodes hold {there}; "
+            "ask for fewer workers, or add nodes"
+        )
 
 
 def most_concurrent(*, workers: int) -> int:
-    """How many runs of `workers` workers fit at once, one core or GPU a worker."""
-    total = ray.cluster_resources()
-    return max(1, int(total.get("GPU", 0) or total.get("CPU", 1)) // workers)
+    """How many runs of `workers` workers fit at once, one core a worker, and one GPU where the cluster has any."""
+    return max(1, room(_nodes(), each=plain_resources()) // workers)
 
 
 def memory_per_worker(*, workers: int) -> int:
     """Bytes that each of so many workers may use: a GPU's memory, or its share of the cluster's, at most the largest node's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    nodes = [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
-    return min(max(nodes), sum(nodes) // workers)
+    memory = [int(node.get("memory", 0)) for node in _nodes()]
+    return min(max(memory), sum(memory) // workers)
+
+
+def _nodes() -> list[Node]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _holds(node: Node, each: Resources) -> int:
+    cpus = node.get("CPU", 0) // each.cpus
+    return int(min(cpus, node.get("GPU", 0) // each.gpus) if each.gpus else cpus)
