@@ -20,8 +20,9 @@ TINY = {
 
 
 @pytest.mark.usefixtures("cluster")
-def test_users_own_grid_of_losses(phantom_store: Path, tmp_path: Path) -> None:
-    run = Run(trainable="unet", store=str(phantom_store), params=TINY)
+def test_users_own_grid_of_losses(phantom_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(phantom_store.parent)  # as a user writes it: trials run elsewhere
+    run = Run(trainable="unet", store=phantom_store.name, params=TINY)
     analysis = ray.tune.run(
         as_trainable(run),
         config={"loss": ray.tune.grid_search(["dice_focal", "nonsense"])},

@@ -13,6 +13,7 @@ from ray.train import UserCallback
 from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
+from segsweep.sweeps import training
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.training import demand_memory, fit, prepare, summarise
 
@@ -69,6 +70,15 @@ def test_plan_presets_and_params_in_that_order(run: Run) -> None:
     assert mine.task.patch_size == (16, 32, 48)
 
 
+def test_cases_without_labels_alone_train_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = prepare(run).store
+    cases = {case_id: dataclasses.replace(record, annotated=()) for case_id, record in store.cases.items()}
+    bare = dataclasses.replace(store, cases=cases)
+    monkeypatch.setattr(training, "open_store", lambda _: bare)
+    with pytest.raises(StoreError, match="fold 0 has no annotated training cases"):
+        prepare(run)
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_starts(run: Run) -> None:
     with pytest.raises(RecipeError, match=r"no 'epoch' among parameters of unet .*did you mean 'epochs'"):
         prepared(run, epoch=3)
@@ -95,7 +105,7 @@ def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
     assert share(workers=1, concurrent=cores).cpus == plain_resources().cpus == 1
     assert share(workers=1).cpus == cores
     beyond = Run(trainable="unet", store="nowhere", workers=cores + 1)
-    with pytest.raises(ResourceError, match=f"{cores + 1} workers with 1 CPU each .*has {cores} CPU"):
+    with pytest.raises(ResourceError, match=f"{cores + 1} workers with 1 CPU each .*hold {cores}"):
         fit(beyond, folder=tmp_path / "run", resources=plain_resources())
     assert not (tmp_path / "run").exists()
     assert (most_concurrent(workers=1), most_concurrent(workers=cores)) == (cores, 1)

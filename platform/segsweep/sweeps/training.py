@@ -65,8 +65,10 @@ def prepare(run: Run) -> Prepared:
         given["patch_size"] = _covering(store.plan.median_shape, largest=presets["patch_size"])
     values = {**{key: value for key, value in given.items() if key == "patch_size" or key not in presets}, **run.params}
     params = recipes.build_params(recipe, values=values)
-    if not store.training(run.fold):
-        raise StoreError(f"{store.uri}: fold {run.fold} has no training cases; expected cases of split 'train'")
+    if not any(store.cases[case_id].annotated for case_id in store.training(run.fold)):
+        raise StoreError(
+            f"{store.uri}: fold {run.fold} has no annotated training cases; expected some of split 'train' with labels"
+        )
     task = Task(
         channels=store.channels,
         table=store.table,
@@ -181,6 +183,8 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
     Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. The trial
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
     """
+    # Tune runs every trial in a folder of its own, where a relative address means something else.
+    run = dataclasses.replace(run, store=open_store(run.store).uri)
 
     def trial(config: dict[str, Any]) -> None:
         overrides = {key: value for key, value in config.items() if key not in ("folder",)}
