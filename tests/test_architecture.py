@@ -20,6 +20,7 @@ ORDER = (
 FENCES = {
     "zarr": {"data/arrays.py"},
     "SimpleITK": {"data/readers.py", "inference/writers.py"},
+    "pydicom": {"data/dicom.py", "data/rtstruct.py", "data/dicom_seg.py", "data/dicom_objects.py"},
     "mlflow": {"models/*"},
     "optuna": {"sweeps/tuning_study.py"},
     "ray": {"sweeps/*", "data/conversion.py"},
