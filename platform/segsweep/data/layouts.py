@@ -7,16 +7,18 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
-from segsweep.data.readers import is_scan, stem
+from segsweep.data.readers import MAX_LABEL, is_scan, stem
 from segsweep.errors import InputError
 
 MAX_JSON_BYTES = 10 * 2**20
 MAX_JSON_DEPTH = 32
 MAX_NAME = 1024
+T = TypeVar("T")
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 # How names say left, and what says right in its place: Eye_L, EyeL, L_Eye, LK, left_eye, Eye_Lt.
 _LEFT = (
     (re.compile("left"), "right"),
@@ -57,6 +59,52 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path.name} cannot be used ({error}); expected {what}; copy it again") from None
     return content
+
+
+def entry(content: dict[str, Any], *, key: str, kind: type[T], file: str) -> T:
+    """One value of a JSON object, of the type it must have. Raises InputError that names the file and the key."""
+    value = content.get(key)
+    if not isinstance(value, kind):
+        found = f"{key!r} is {str(value)[:60]!r}" if key in content else f"there is no {key!r}"
+        raise InputError(f"{file}: {found}; expected {_KINDS[kind]}; correct the file")
+    return value
+
+
+def numbered(content: dict[str, Any], *, key: str, file: str) -> dict[int, str]:
+    """An object such as `{"0": "CT", "1": "PET"}` in the order of its numbers."""
+    found = entry(content, key=key, kind=dict, file=file)
+    for number, name in found.items():
+        if not number.isdecimal() or not isinstance(name, str):
+            raise InputError(
+                f"{file}: {key!r} holds {number[:60]!r}: {str(name)[:60]!r}; expected a number and a name; correct the file"
+            )
+    demand_names(found.values(), file=file)
+    return {int(number): found[number] for number in sorted(found, key=int)}
+
+
+def structures_by_value(stated: dict[str, Any], *, file: str) -> dict[int, tuple[str, ...]]:
+    """From the value, or the list of values, of each structure to the structures of each value: lists may overlap."""
+    demand_names(stated, file=file)
+    found: dict[int, list[str]] = {}
+    for name, given in stated.items():
+        numbers = given if isinstance(given, list) else [given]
+        if not numbers or not all(type(number) is int and 1 <= number <= MAX_LABEL for number in numbers):
+            raise InputError(
+                f"{file}: {name!r} has the value {str(given)[:60]!r}; expected a whole number from 1 to {MAX_LABEL}, "
+                "or a list of them; correct the file"
+            )
+        for number in set(numbers):
+            found.setdefault(number, []).append(name)
+    return {number: tuple(found[number]) for number in sorted(found)}
+
+
+def demand_names(names: Iterable[Any], *, file: str) -> None:
+    """Raises InputError for names of structures or channels that are no short, printable text."""
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or len(name) > 128 or not name.isprintable():
+            raise InputError(
+                f"{file}: {str(name)[:60]!r} cannot be a name; expected 1 to 128 printable characters; correct the file"
+            )
 
 
 def scans(root: Path, pattern: str) -> list[Path]:
