@@ -97,7 +97,8 @@ def convert(
     target = store or current_workspace().root / "stores" / dataset
     connect()
     with bars() as shown:
-        done = run(dataset, raw=raw, store=target, progress=shown.count)
+        # Absolute: Ray's workers have folders of their own.
+        done = run(dataset, raw=raw.resolve(), store=target.resolve(), progress=shown.count)
     plan = done.store.plan
     say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
