@@ -104,10 +104,12 @@ def test_channels_by_number(tmp_path: Path) -> None:
 def test_what_is_missing_or_there_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "labelsTr" / "a.nii.gz"
     with pytest.raises(InputError, match=r"case_1: labelsTr/a\.nii\.gz is missing"):
-        demand(path, case_id="case_1")
+        demand(path, root=tmp_path, case_id="case_1")
     path.parent.mkdir()
     path.touch()
-    assert demand(path, case_id="case_1") == path
+    assert demand(path, root=tmp_path, case_id="case_1") == path
+    with pytest.raises(InputError, match=r"case_1: .*outside"):
+        demand(path, root=tmp_path / "elsewhere", case_id="case_1")
     assert one_each([path]) == {"a": path}
     with pytest.raises(InputError, match="a is there twice, in labelsTr/ and in other/"):
         one_each([path, tmp_path / "other" / "a.mha"])

@@ -122,11 +122,11 @@ def scans(root: Path, pattern: str) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def demand(path: Path, *, case_id: str) -> Path:
-    """The path. Raises InputError that names the case when there is no such file."""
-    if not path.is_file():
+def demand(path: Path, *, root: Path, case_id: str) -> Path:
+    """The path. Raises InputError that names the case when there is no such file, or a link that leads out of `root`."""
+    if not path.is_file() or not _resolves_inside(path, root=root):
         raise InputError(
-            f"{case_id}: {path.parent.name}/{path.name} is missing; expected every file of the case; copy it again"
+            f"{case_id}: {path.parent.name}/{path.name} is missing or lies outside; expected it in {root.name}/; copy it there"
         )
     return path
 
