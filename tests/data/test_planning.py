@@ -78,6 +78,21 @@ def test_feature_map_elements_of_segrap(patch_size, outputs, millions):
     assert round(feature_map_elements(patch_size, topology=levels, outputs=outputs) / 1e6) == millions
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "spacing", "outputs", "elements"),
+    [
+        ((28, 256, 256), SEGRAP, 3, 792_866_368),
+        ((28, 224, 224), SEGRAP, 55, 702_989_476),
+        ((128, 128, 128), (1.0, 1.0, 1.0), 8, 570_302_464),
+        ((64, 192, 160), (2.5, 0.8, 0.8), 14, 754_181_760),
+    ],
+)
+def test_feature_map_elements_of_the_residual_unet(patch_size, spacing, outputs, elements):
+    """As nnU-Net's own network counts them (dynamic-network-architectures 0.4.4)."""
+    levels = topology(patch_size, spacing=spacing)
+    assert feature_map_elements(patch_size, topology=levels, outputs=outputs, residual=True) == elements
+
+
 def test_feature_map_elements_by_hand():
     levels = Topology(strides=((1, 1, 1), (2, 2, 2)), kernels=((3, 3, 3), (3, 3, 3)))
     # Level 0: encoder 2, decoder 2, transposed convolution 1, each 4 channels, and 3 outputs; level 1: 2 of 6 channels.
@@ -114,6 +129,34 @@ def test_plan_of_segrap_is_the_official_one(structures, patch_size):
     assert found.patch_size == patch_size
     assert found.batch_size == 2
     assert found.median_shape == (115, 944, 944)
+
+
+@pytest.mark.parametrize(
+    ("planner", "head_and_neck", "abdomen", "isotropic"),
+    [
+        ("plain", (28, 256, 256), (48, 192, 192), (128, 128, 128)),
+        ("resenc_m", (28, 224, 224), (48, 192, 192), (128, 128, 128)),
+        ("resenc_l", (40, 320, 320), (64, 320, 256), (160, 224, 192)),
+        ("resenc_xl", (48, 448, 384), (80, 320, 320), (192, 256, 256)),
+    ],
+)
+def test_patches_are_those_of_nnunets_planners(planner, head_and_neck, abdomen, isotropic):
+    """As nnU-Net 2.8.1 plans these data sets; its batch is 2 in all of them."""
+    for expected, spacing, shape, outputs, number in (
+        (head_and_neck, SEGRAP, (115, 944, 944), 3, 120),
+        (abdomen, (2.5, 0.8, 0.8), (120, 512, 512), 14, 50),
+        (isotropic, (1.0, 1.0, 1.0), (250, 300, 300), 8, 20),
+    ):
+        labels = LabelSet(structures=tuple(f"s{index}" for index in range(outputs - 1)))
+        atoms = ((), *((index,) for index in range(outputs - 1)))
+        cases = [case(shape=shape, spacing=spacing, annotated=labels.structures, atoms=atoms)] * number
+        found = plan(*cases, labels=labels, planner=planner)
+        assert (found.patch_size, found.batch_size) == (expected, 2)
+
+
+def test_an_unknown_planner_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="no 'resenc' among planners"):
+        plan(case(), planner="resenc")
 
 
 def test_plan_survives_json():
@@ -162,10 +205,10 @@ def test_batch_covers_at_most_a_twentieth_of_the_dataset():
 
 def test_more_memory_gives_a_larger_patch_and_too_little_is_refused():
     cases = [case(shape=(300, 512, 512)) for _ in range(20)]
-    small, large = plan(*cases, memory=8.0), plan(*cases, memory=24.0)
+    small, large = plan(*cases, memory_gb=8.0), plan(*cases, memory_gb=24.0)
     assert np.prod(large.patch_size) > 2 * np.prod(small.patch_size)
     with pytest.raises(ResourceError, match="give more"):
-        plan(*cases, memory=1e-6)
+        plan(*cases, memory_gb=1e-6)
 
 
 def test_no_cases_is_refused():

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,18 +14,37 @@ from segsweep.data.geometry import Size, Spacing
 from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.structures import Atom, LabelSet, join
 from segsweep.data.topology import SMALLEST_EDGE, Topology, divisible, divisor, feature_map_elements, topology
-from segsweep.errors import InputError, ResourceError
+from segsweep.errors import InputError, ResourceError, unknown
 
-# nnU-Net's reference: a plain U-Net with 560e6 feature-map elements trains with batch 2 in 8 GB.
-REFERENCE_ELEMENTS, REFERENCE_GB, REFERENCE_BATCH = 560e6, 8.0, 2
-# One batch covers at most this share of the dataset's voxels.
-LARGEST_SHARE = 0.05
+REFERENCE_BATCH = 2
 ANISOTROPIC = 3
 FIRST_PATCH_VOXELS = 256**3
 # HU; below lies air, which says nothing about how to normalise a scan without labels.
 TISSUE_HU = -900
 # "CT", "non_contrast_CT", "PET/CT", "ceCT"; not "SPECT", "active" or "CTV".
 CT_WORD = re.compile(r"(?<![A-Z])CT(?![A-Za-z])|(?<![A-Za-z])[Cc][Tt](?![A-Za-z])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """A network that so many feature-map elements let train with batch 2 in so much GPU memory.
+
+    One batch covers at most `largest_share` of the dataset's voxels.
+    """
+
+    residual: bool
+    elements: float
+    memory_gb: float
+    largest_share: float
+
+
+# nnU-Net's references (METHODS.md 1.6).
+PLANNERS: Mapping[str, Planner] = {
+    "plain": Planner(residual=False, elements=560e6, memory_gb=8, largest_share=0.05),
+    "resenc_m": Planner(residual=True, elements=680e6, memory_gb=8, largest_share=1.0),
+    "resenc_l": Planner(residual=True, elements=2.1e9, memory_gb=24, largest_share=1.0),
+    "resenc_xl": Planner(residual=True, elements=3.6e9, memory_gb=40, largest_share=1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +64,33 @@ class CaseFingerprint:
 
 
 def make_plan(
-    cases: Sequence[CaseFingerprint], *, channels: tuple[str, ...], labels: LabelSet, memory: float = REFERENCE_GB
+    cases: Sequence[CaseFingerprint],
+    *,
+    channels: tuple[str, ...],
+    labels: LabelSet,
+    planner: str = "plain",
+    memory_gb: float | None = None,
 ) -> Plan:
-    """The plan for training cases on GPUs with `memory` GB. Axes are never transposed.
+    """The plan for training cases by one of `PLANNERS`, on GPUs with its memory or with `memory_gb`. Axes are never transposed.
 
     Patch and batch leave room for the larger of both heads (atoms or structures), so a run may choose either. Unlike in
     nnU-Net, whose CT rule wants the exact name "CT", every channel whose name contains the word CT is normalised as CT.
-    Raises InputError without cases, ResourceError when no patch fits `memory`.
+    Raises InputError without cases and for an unknown planner, ResourceError when no patch fits the memory.
     """
+    if planner not in PLANNERS:
+        raise InputError(unknown(planner, kind="planners", known=PLANNERS))
+    reference = PLANNERS[planner]
     if not cases:
         raise InputError("no training cases found to plan from; expected at least one case of split 'train'")
     spacing = _target_spacing(cases)
     shapes = [[n * s / t for n, s, t in zip(case.shape, case.spacing, spacing, strict=True)] for case in cases]
     median_shape = _size(np.median(np.rint(shapes), axis=0))
     outputs = max(len(join(case.atoms for case in cases)), len(labels.structures))
-    budget = REFERENCE_ELEMENTS * memory / REFERENCE_GB
-    patch_size = _patch_size(median_shape, spacing=spacing, outputs=outputs, budget=budget)
-    elements = feature_map_elements(patch_size, topology=topology(patch_size, spacing=spacing), outputs=outputs)
-    most = round(LARGEST_SHARE * math.prod(median_shape) * len(cases) / math.prod(patch_size))
+    budget = reference.elements * (memory_gb or reference.memory_gb) / reference.memory_gb
+    cost = partial(feature_map_elements, outputs=outputs, residual=reference.residual)
+    patch_size = _patch_size(median_shape, spacing=spacing, cost=cost, budget=budget)
+    elements = cost(patch_size, topology=topology(patch_size, spacing=spacing))
+    most = round(reference.largest_share * math.prod(median_shape) * len(cases) / math.prod(patch_size))
     return Plan(
         spacing=spacing,
         patch_size=patch_size,
@@ -86,13 +115,13 @@ def _target_spacing(cases: Sequence[CaseFingerprint]) -> Spacing:
     return float(target[0]), float(target[1]), float(target[2])
 
 
-def _patch_size(median_shape: Size, *, spacing: Spacing, outputs: int, budget: float) -> Size:
+def _patch_size(median_shape: Size, *, spacing: Spacing, cost: Callable[..., int], budget: float) -> Size:
     """Isotropic in mm and of 256^3 voxels, clipped to the median scan, then shrunk until it fits."""
     edge = (FIRST_PATCH_VOXELS * math.prod(spacing)) ** (1 / 3)
     patch = _size([min(round(edge / mm), n) for mm, n in zip(spacing, median_shape, strict=True)])
     levels = topology(patch, spacing=spacing)
     patch = divisible(patch, topology=levels)
-    while feature_map_elements(patch, topology=levels, outputs=outputs) > budget:
+    while cost(patch, topology=levels) > budget:
         patch = _shrink(patch, levels=levels, spacing=spacing, median_shape=median_shape)
         levels = topology(patch, spacing=spacing)
         patch = divisible(patch, topology=levels)

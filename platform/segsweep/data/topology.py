@@ -8,6 +8,8 @@ from segsweep.data.geometry import Size, Spacing
 
 # An axis is halved while its size stays at or above this edge.
 SMALLEST_EDGE = 4
+# Residual blocks of nnU-Net's residual encoder, level by level; deeper levels have as many as the last.
+RESIDUAL_BLOCKS = (1, 3, 4, 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +60,26 @@ def features(topology: Topology, *, base: int = 32, largest: int = 320) -> tuple
 
 
 def feature_map_elements(
-    patch_size: Size, *, topology: Topology, outputs: int, base: int = 32, largest: int = 320
+    patch_size: Size, *, topology: Topology, outputs: int, residual: bool = False, base: int = 32, largest: int = 320
 ) -> int:
-    """Elements of all feature maps of the plain U-Net for one patch: nnU-Net's measure of memory.
+    """Elements of all feature maps of a U-Net for one patch: nnU-Net's measure of memory.
 
-    Counts two convolutions a level in the encoder and in the decoder, the transposed convolutions, and a head with
-    `outputs` channels at every decoder level (deep supervision). Input channels do not enter.
+    Counts the convolutions of encoder and decoder, the transposed ones, and a head with `outputs` channels at every decoder level
+    (deep supervision); input channels do not enter. The plain U-Net convolves twice a level on both sides; with a `residual` encoder
+    there are a stem, two convolutions a block, and one on the way around a block that halves or widens, and one a decoder level.
     """
     size, total = patch_size, 0
     channels = features(topology, base=base, largest=largest)
     bottleneck = len(channels) - 1
     for level, stride in enumerate(topology.strides):
         size = _size(n // s for n, s in zip(size, stride, strict=True))
-        encoder = 2 * channels[level]
-        decoder = 3 * channels[level] + outputs if level < bottleneck else 0
-        total += (encoder + decoder) * math.prod(size)
+        if residual:
+            around = level == 0 or stride != (1, 1, 1) or channels[level] != channels[level - 1]  # at level 0, the stem
+            encoder = 2 * RESIDUAL_BLOCKS[min(level, len(RESIDUAL_BLOCKS) - 1)] + around
+        else:
+            encoder = 2
+        decoder = (2 if residual else 3) * channels[level] + outputs if level < bottleneck else 0
+        total += (encoder * channels[level] + decoder) * math.prod(size)
     return total
 
 
