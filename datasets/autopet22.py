@@ -26,16 +26,16 @@ def cases(raw: Path) -> list[CaseSource]:
     studies = sorted({path.parent for path in scans(raw, "PETCT_*/*/*.nii.gz")})
     demand_cases(studies, raw=raw, layout="PETCT_*/<study>/CTres.nii.gz, SUV.nii.gz and SEG.nii.gz (AutoPET 2022)")
     return [
-        _source(study, number=number)
+        _source(study, raw=raw, number=number)
         for _, folders in groupby(studies, key=lambda study: study.parent)
         for number, study in enumerate(folders)
     ]
 
 
-def _source(study: Path, *, number: int) -> CaseSource:
+def _source(study: Path, *, raw: Path, number: int) -> CaseSource:
     patient = study.parent.name
     case_id = f"{patient}_{number}"
-    ct, suv, label = (demand(study / f"{kind}.nii.gz", case_id=case_id) for kind in ("CTres", "SUV", "SEG"))
+    ct, suv, label = (demand(study / f"{kind}.nii.gz", root=raw, case_id=case_id) for kind in ("CTres", "SUV", "SEG"))
     return CaseSource(
         case_id=case_id,
         images=(ct, suv),

@@ -23,13 +23,13 @@ def cases(raw: Path) -> list[CaseSource]:
     """All cases, annotated for training. Raises InputError that names a missing file."""
     folders = sorted({path.parent for path in scans(raw, "BraTS2021_*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="BraTS2021_00000/BraTS2021_00000_t1.nii.gz and so on (BraTS 2021)")
-    return [_source(folder) for folder in folders]
+    return [_source(folder, raw=raw) for folder in folders]
 
 
-def _source(folder: Path) -> CaseSource:
+def _source(folder: Path, *, raw: Path) -> CaseSource:
     case_id = folder.name
     *images, label = (
-        demand(folder / f"{case_id}_{kind}.nii.gz", case_id=case_id)
+        demand(folder / f"{case_id}_{kind}.nii.gz", root=raw, case_id=case_id)
         for kind in (*(channel.lower() for channel in CHANNELS), "seg")
     )
     return CaseSource(

@@ -29,7 +29,7 @@ def cases(raw: Path) -> list[CaseSource]:
     images = scans(raw, "RawData/Training/img/img*.nii.gz")
     demand_cases(images, raw=raw, layout="RawData/Training/img/img0001.nii.gz and label/label0001.nii.gz (BTCV)")
     return [
-        *(_source(image) for image in images),
+        *(_source(image, raw=raw) for image in images),
         *(
             CaseSource(case_id=_name(image), images=(image,), group=_name(image), split="test")
             for image in scans(raw, "RawData/Testing/img/img*.nii.gz")
@@ -37,12 +37,12 @@ def cases(raw: Path) -> list[CaseSource]:
     ]
 
 
-def _source(image: Path) -> CaseSource:
-    label = image.parents[1] / "label" / image.name.replace("img", "label")
+def _source(image: Path, *, raw: Path) -> CaseSource:
+    label = raw / "RawData/Training/label" / image.name.replace("img", "label")
     return CaseSource(
         case_id=_name(image),
         images=(image,),
-        labels=(LabelFile(path=demand(label, case_id=_name(image)), values=_VALUES),),
+        labels=(LabelFile(path=demand(label, root=raw, case_id=_name(image)), values=_VALUES),),
         annotated=ORGANS,
         group=_name(image),
     )

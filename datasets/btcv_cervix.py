@@ -25,7 +25,7 @@ def cases(raw: Path) -> list[CaseSource]:
     images = scans(raw, "RawData/Training/img/*-Image.nii.gz")
     demand_cases(images, raw=raw, layout="RawData/Training/img/*-Image.nii.gz and label/*-Mask.nii.gz (BTCV cervix)")
     return [
-        *(_source(image) for image in images),
+        *(_source(image, raw=raw) for image in images),
         *(
             CaseSource(case_id=_name(image), images=(image,), split="test")
             for image in scans(raw, "RawData/Testing/img/*-Image.nii.gz")
@@ -33,12 +33,12 @@ def cases(raw: Path) -> list[CaseSource]:
     ]
 
 
-def _source(image: Path) -> CaseSource:
-    label = image.parents[1] / "label" / image.name.replace("-Image", "-Mask")
+def _source(image: Path, *, raw: Path) -> CaseSource:
+    label = raw / "RawData/Training/label" / image.name.replace("-Image", "-Mask")
     return CaseSource(
         case_id=_name(image),
         images=(image,),
-        labels=(LabelFile(path=demand(label, case_id=_name(image)), values=_VALUES),),
+        labels=(LabelFile(path=demand(label, root=raw, case_id=_name(image)), values=_VALUES),),
         annotated=LABELS.structures,
     )
 

@@ -24,15 +24,15 @@ def cases(raw: Path) -> list[CaseSource]:
     """The 210 annotated training cases and, held out as test, the unlabelled ones. Raises InputError that names a missing file."""
     folders = sorted({path.parent for path in scans(raw, "case_*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="case_00000/imaging.nii.gz and segmentation.nii.gz (KiTS19)")
-    return [_source(folder) for folder in folders]
+    return [_source(folder, raw=raw) for folder in folders]
 
 
-def _source(folder: Path) -> CaseSource:
+def _source(folder: Path, *, raw: Path) -> CaseSource:
     case_id = folder.name
-    images = (demand(folder / "imaging.nii.gz", case_id=case_id),)
+    images = (demand(folder / "imaging.nii.gz", root=raw, case_id=case_id),)
     if case_id >= _FIRST_TEST_CASE:
         return CaseSource(case_id=case_id, images=images, split="test")
-    label = demand(folder / "segmentation.nii.gz", case_id=case_id)
+    label = demand(folder / "segmentation.nii.gz", root=raw, case_id=case_id)
     return CaseSource(
         case_id=case_id,
         images=images,

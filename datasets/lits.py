@@ -26,17 +26,17 @@ def cases(raw: Path) -> list[CaseSource]:
     demand_cases(tuple(volumes), raw=raw, layout="volume-0.nii and segmentation-0.nii (LiTS)")
     unlabelled = one_each(scans(raw, "**/test-volume-*.nii*"))
     return [
-        *(_source(path, case_id=case_id) for case_id, path in volumes.items()),
+        *(_source(path, raw=raw, case_id=case_id) for case_id, path in volumes.items()),
         *(CaseSource(case_id=case_id, images=(path,), split="test") for case_id, path in unlabelled.items()),
     ]
 
 
-def _source(volume: Path, *, case_id: str) -> CaseSource:
-    label = demand(volume.with_name(volume.name.replace("volume", "segmentation", 1)), case_id=case_id)
+def _source(volume: Path, *, raw: Path, case_id: str) -> CaseSource:
+    label = volume.with_name(volume.name.replace("volume", "segmentation", 1))
     return CaseSource(
         case_id=case_id,
         images=(volume,),
-        labels=(LabelFile(path=label, values=_VALUES),),
+        labels=(LabelFile(path=demand(label, root=raw, case_id=case_id), values=_VALUES),),
         annotated=LABELS.structures,
         group=case_id.replace("volume-", "liver_"),
     )

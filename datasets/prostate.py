@@ -30,14 +30,15 @@ def cases(raw: Path) -> list[CaseSource]:
 def _site(raw: Path, *, site: str) -> list[CaseSource]:
     files = {name.lower(): path for name, path in one_each(scans(raw, f"{site}/Case*.nii.gz")).items()}
     return [
-        _source(image, label=files.get(name + _LABEL), case_id=f"{site}_C{name.removeprefix('c')}")
+        _source(image, raw=raw, label=files.get(name + _LABEL), case_id=f"{site}_C{name.removeprefix('c')}")
         for name, image in files.items()
         if not name.endswith(_LABEL)
     ]
 
 
-def _source(image: Path, *, label: Path | None, case_id: str) -> CaseSource:
-    mask = label or demand(image.with_name(image.name.replace(".nii.gz", f"{_LABEL}.nii.gz")), case_id=case_id)
+def _source(image: Path, *, raw: Path, label: Path | None, case_id: str) -> CaseSource:
+    expected = image.with_name(image.name.replace(".nii.gz", f"{_LABEL}.nii.gz"))
+    mask = demand(label or expected, root=raw, case_id=case_id)
     return CaseSource(
         case_id=case_id,
         images=(image,),

@@ -23,7 +23,7 @@ def cases(raw: Path) -> list[CaseSource]:
     folders = sorted({path.parent for path in scans(raw, "train/Patient_*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="train/Patient_01/Patient_01.nii.gz and GT.nii.gz (SegTHOR)")
     return [
-        *(_source(folder) for folder in folders),
+        *(_source(folder, raw=raw) for folder in folders),
         *(
             CaseSource(case_id=stem(image), images=(image,), split="test")
             for image in scans(raw, "test/Patient_*.nii.gz")
@@ -31,11 +31,11 @@ def cases(raw: Path) -> list[CaseSource]:
     ]
 
 
-def _source(folder: Path) -> CaseSource:
+def _source(folder: Path, *, raw: Path) -> CaseSource:
     case_id = folder.name
     return CaseSource(
         case_id=case_id,
-        images=(demand(folder / f"{case_id}.nii.gz", case_id=case_id),),
-        labels=(LabelFile(path=demand(folder / "GT.nii.gz", case_id=case_id), values=_VALUES),),
+        images=(demand(folder / f"{case_id}.nii.gz", root=raw, case_id=case_id),),
+        labels=(LabelFile(path=demand(folder / "GT.nii.gz", root=raw, case_id=case_id), values=_VALUES),),
         annotated=LABELS.structures,
     )

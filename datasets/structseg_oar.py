@@ -23,14 +23,14 @@ def cases(raw: Path) -> list[CaseSource]:
     """All cases, annotated for training. Raises InputError that names a missing file."""
     folders = sorted({path.parent for path in scans(raw, "*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="1/data.nii.gz and 1/label.nii.gz (StructSeg 2019, Thoracic_OAR)")
-    return [_source(folder) for folder in folders]
+    return [_source(folder, raw=raw) for folder in folders]
 
 
-def _source(folder: Path) -> CaseSource:
+def _source(folder: Path, *, raw: Path) -> CaseSource:
     case_id = f"structseg_{folder.name}"
     return CaseSource(
         case_id=case_id,
-        images=(demand(folder / "data.nii.gz", case_id=case_id),),
-        labels=(LabelFile(path=demand(folder / "label.nii.gz", case_id=case_id), values=_VALUES),),
+        images=(demand(folder / "data.nii.gz", root=raw, case_id=case_id),),
+        labels=(LabelFile(path=demand(folder / "label.nii.gz", root=raw, case_id=case_id), values=_VALUES),),
         annotated=ORGANS,
     )

@@ -30,7 +30,7 @@ _SPLITS: Mapping[str, Split] = {
 def cases(raw: Path) -> list[CaseSource]:
     """All scans, annotated, with the challenge's splits. Raises InputError that names a missing file."""
     found = [
-        _source(image, split=split)
+        _source(image, raw=raw, split=split)
         for part, split in _SPLITS.items()
         for image in scans(raw, f"{part}/rawdata/sub-*/sub-*_ct.nii.gz")
     ]
@@ -38,15 +38,15 @@ def cases(raw: Path) -> list[CaseSource]:
     return found
 
 
-def _source(image: Path, *, split: Split) -> CaseSource:
+def _source(image: Path, *, raw: Path, split: Split) -> CaseSource:
     case_id = stem(image).removesuffix("_ct")
-    folder = image.parents[2] / "derivatives" / image.parent.name
-    label = demand(folder / f"{case_id}_seg-vert_msk.nii.gz", case_id=case_id)
+    part, subject = image.parents[2].name, image.parent.name
+    label = raw / part / "derivatives" / subject / f"{case_id}_seg-vert_msk.nii.gz"
     return CaseSource(
         case_id=case_id,
         images=(image,),
-        labels=(LabelFile(path=label, values=_VALUES),),
+        labels=(LabelFile(path=demand(label, root=raw, case_id=case_id), values=_VALUES),),
         annotated=LABELS.structures,
-        group=image.parent.name,
+        group=subject,
         split=split,
     )

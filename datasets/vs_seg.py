@@ -22,14 +22,14 @@ def cases(raw: Path) -> list[CaseSource]:
     """All patients, annotated for training. Raises InputError that names a missing file."""
     folders = sorted({path.parent for path in scans(raw, "vs_gk_*/vs_gk_*.nii.gz")})
     demand_cases(folders, raw=raw, layout="vs_gk_1/vs_gk_t1_refT1.nii.gz and vs_gk_seg_refT1.nii.gz (VS-SEG)")
-    return [_source(folder) for folder in folders]
+    return [_source(folder, raw=raw) for folder in folders]
 
 
-def _source(folder: Path) -> CaseSource:
+def _source(folder: Path, *, raw: Path) -> CaseSource:
     case_id = folder.name
     return CaseSource(
         case_id=case_id,
-        images=(demand(folder / "vs_gk_t1_refT1.nii.gz", case_id=case_id),),
-        labels=(LabelFile(path=demand(folder / "vs_gk_seg_refT1.nii.gz", case_id=case_id), values=_VALUES),),
+        images=(demand(folder / "vs_gk_t1_refT1.nii.gz", root=raw, case_id=case_id),),
+        labels=(LabelFile(path=demand(folder / "vs_gk_seg_refT1.nii.gz", root=raw, case_id=case_id), values=_VALUES),),
         annotated=LABELS.structures,
     )
