@@ -19,11 +19,11 @@ ORDER = (
 # Heavy packages and the only modules that import them.
 FENCES = {
     "zarr": {"data/arrays.py"},
-    "SimpleITK": {"data/readers.py", "inference/writers.py"},
-    "pydicom": {"data/dicom.py", "data/rtstruct.py", "data/dicom_seg.py", "data/dicom_objects.py"},
+    "SimpleITK": {"data/readers.py", "data/dicom_pixels.py", "inference/writers.py"},
+    "pydicom": {"data/dicom_file.py", "data/dicom_pixels.py", "data/rtstruct.py", "data/dicom_seg.py"},
     "mlflow": {"models/*"},
     "optuna": {"sweeps/tuning_study.py"},
-    "ray": {"sweeps/*", "data/conversion.py"},
+    "ray": {"sweeps/*", "data/parallel.py"},
     "matplotlib": {"evaluation/*", "data/quality_report.py"},
     "typer": {"cli.py"},
 }

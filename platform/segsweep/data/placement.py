@@ -11,8 +11,8 @@ from segsweep.errors import InputError
 
 Start = tuple[int, int, int]
 
-# A part whose corners lie farther (in voxels of the scan) from voxel centres than this was drawn on another grid.
-PLACED_WITHIN = 0.1
+# A part whose corners lie farther from the scan's voxel centres was drawn on another grid. Slices of a series may stray by 0.1 mm.
+PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS = 0.15, 0.3
 
 
 def locate(part: Geometry, *, scan: Geometry, name: str) -> Start:
@@ -25,11 +25,12 @@ def locate(part: Geometry, *, scan: Geometry, name: str) -> Start:
     positions = np.asarray(small.origin) + corners @ small.matrix.T
     found = np.linalg.solve(large.matrix, (positions - np.asarray(large.origin)).T).T - corners
     start = np.rint(found[0])
-    farthest = float(np.abs(found - start).max())
-    if not farthest <= PLACED_WITHIN:
+    astray = np.abs(found - start)
+    farthest = float((astray * large.spacing).max())
+    if not (farthest <= PLACED_WITHIN_MM and astray.max() <= PLACED_WITHIN_VOXELS):
         raise InputError(
-            f"{name} lies on another grid than the image: its corners are up to {farthest:.2f} voxels away from the image's "
-            "voxels; resample it to the image or re-export it"
+            f"{name} lies on another grid than the image: its corners are up to {farthest:.2f} mm away from the image's voxels; "
+            "resample it to the image or re-export it"
         )
     return (int(start[0]), int(start[1]), int(start[2]))
 
