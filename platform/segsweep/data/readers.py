@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,9 +31,9 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 class Reference:
     """What ties a DICOM series to the objects drawn on it: UIDs, those of the slices in the order of z. Never stored."""
 
-    frame_of_reference: str
-    series_uid: str
-    sop_uids: tuple[str, ...]
+    frame_of_reference: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    sop_uids: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _reading(path: Path, *, suffix: str) -> Iterator[None]:
         raise InputError(f"{path.name} is not there (in {path.parent}); expected a {suffix} file; check the path")
     try:
         _detached(path)
-        with _quiet():
+        with quiet():
             yield
     except (RuntimeError, OSError) as error:
         raise InputError(
@@ -176,7 +176,7 @@ def _reading(path: Path, *, suffix: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps ITK's C libraries, which print on the process's own error stream, off the terminal (for all threads)."""
     terminal = os.dup(2)
     try:

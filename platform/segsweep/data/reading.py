@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data import readers
-from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile
+from segsweep.data import dicom, readers
+from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile, Series
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Scan
 from segsweep.data.structures import IGNORE, LabelSet
@@ -54,16 +54,16 @@ def _read_image(image: Image) -> Scan:
     match image:
         case Path():
             return readers.read_scan(image)
-        case _:
-            raise NotImplementedError
+        case Series():
+            return dicom.read_series(image)
 
 
 def _image_digest(image: Image) -> str:
     match image:
         case Path():
             return readers.file_digest(image)
-        case _:
-            raise NotImplementedError
+        case Series():
+            return dicom.series_digest(image)
 
 
 def _path(image: Image) -> Path:

@@ -1,0 +1,279 @@
+"""Reads DICOM series: one file a slice, sorted by position along the slices' normal, in the scanner's units (HU for CT)."""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsweep.data.case import Series
+from segsweep.data.dicom_file import is_dicom, numbers, open_dicom, sop_class, text, whole
+from segsweep.data.dicom_pixels import stored_values
+from segsweep.data.geometry import Geometry
+from segsweep.data.intake import MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM
+from segsweep.data.readers import Reference, Scan
+from segsweep.errors import InputError
+
+# One slice a file; what their enhanced successors are called is told apart for the error message.
+CLASSES = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR", "1.2.840.10008.5.1.4.1.1.128": "PT"}
+ENHANCED = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
+# Positions are often written with one decimal.
+REGULAR_WITHIN_MM = 0.1
+SAME_POSITION_MM = 0.01
+SAME_COSINE = 1e-4
+SAME_SPACING = 1e-4
+MAX_RESCALE = 1e6
+
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType", "NumberOfFrames",
+    "Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesInfo:
+    """What the headers of a series say. `sop_uids` come in the order of its files; UIDs are identifiers, never to be stored."""
+
+    modality: str
+    num_slices: int
+    uid: str = field(repr=False)
+    frame_of_reference: str = field(repr=False)
+    sop_uids: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slice:
+    path: Path
+    sop_uid: str
+    series_uid: str
+    frame_of_reference: str
+    modality: str
+    shape: tuple[int, int]
+    spacing: NDArray[np.float64]  # mm between rows, between columns
+    cosines: NDArray[np.float64]  # 2 x 3: along a row, along a column, in LPS
+    position: NDArray[np.float64]  # LPS mm of the first pixel
+
+
+def find_series(folder: Path) -> tuple[Series, ...]:
+    """Every CT, MR and PET image series below a folder, in the order of their first files. Headers alone are read.
+
+    Passed over: localizers and everything that is no such image or no DICOM file. Raises InputError for a folder that is not
+    there, a damaged DICOM file, and a link that leads out of the folder.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder.name} is no folder (in {folder.parent}); expected one with DICOM files; check the path"
+        )
+    root = folder.resolve()
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(root):
+            raise InputError(f"{path.name} is a link out of {folder.name}; expected files in it; copy the files there")
+        if is_dicom(path):
+            header = open_dicom(path, tags=_TAGS)
+            if sop_class(header) in (*CLASSES, *ENHANCED) and "LOCALIZER" not in text(header, "ImageType"):
+                found[text(header, "SeriesInstanceUID") or str(path.parent)].append(path)
+    return tuple(Series(files=tuple(files)) for files in found.values())
+
+
+def describe_series(series: Series) -> SeriesInfo:
+    """Modality, size and identifiers of a series, from its headers. Raises InputError for files of several series or none."""
+    slices = _headers(series)
+    return SeriesInfo(
+        modality=slices[0].modality,
+        num_slices=len(slices),
+        uid=slices[0].series_uid,
+        frame_of_reference=slices[0].frame_of_reference,
+        sop_uids=tuple(part.sop_uid for part in slices),
+    )
+
+
+def series_digest(series: Series) -> str:
+    """The `digest` that reading the series would give: one sha256 over those of its files, whatever their names and order."""
+    for path in series.files:
+        if not path.is_file():
+            raise InputError(f"{path.name} is not there (in {path.parent}); expected a DICOM file; check the path")
+    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in series.files)
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def read_series(series: Series) -> Scan:
+    """The series as (z, y, x), z along the normal of its slices, int16 where that is lossless, else float32; padding is kept.
+
+    The distance of slices is that of their positions, never SliceThickness. Values are rescaled slice by slice (HU for CT, the
+    scanner's own units for MR and PET). Raises InputError that names folder or file for slices that are missing, doubled, tilted, of
+    different size, direction or series, and for damaged or unsupported files.
+    """
+    slices = _headers(series)
+    name = slices[0].path.parent.name
+    _demand_equal_slices(slices, name=name)
+    slices = _sorted_slices(slices)
+    geometry = _geometry(slices, name=name)
+    voxels = np.stack([_rescaled(part) for part in slices])
+    return Scan(
+        voxels=_narrowed(voxels, name=name),
+        geometry=geometry,
+        digest=series_digest(series),
+        reference=Reference(
+            frame_of_reference=slices[0].frame_of_reference,
+            series_uid=slices[0].series_uid,
+            sop_uids=tuple(part.sop_uid for part in slices),
+        ),
+    )
+
+
+def _headers(series: Series) -> list[_Slice]:
+    if not series.files:
+        raise InputError("a series without files cannot be read; expected one file a slice; check the dataset recipe")
+    slices = [_header(path) for path in series.files]
+    different = next((part for part in slices if part.series_uid != slices[0].series_uid), None)
+    if different:
+        raise InputError(
+            f"{different.path.parent.name} holds several series: {different.path.name} is of another one than "
+            f"{slices[0].path.name}; expected one; choose one or sort the files into a folder each"
+        )
+    return slices
+
+
+def _header(path: Path) -> _Slice:
+    header, name = open_dicom(path, tags=_TAGS), path.name
+    kind = sop_class(header)
+    if kind in ENHANCED or text(header, "NumberOfFrames") not in ("", "1"):
+        raise InputError(
+            f"{name} holds many frames in one file; expected one slice a file; export it as a classic series"
+        )
+    if kind not in CLASSES or text(header, "Modality") != CLASSES[kind]:
+        raise InputError(f"{name} is no image slice that can be read; expected one of CT, MR or PET; choose its series")
+    if "LOCALIZER" in text(header, "ImageType"):
+        raise InputError(f"{name} is a localizer; expected a slice of a scan; leave it out")
+    cosines = numbers(header, "ImageOrientationPatient", name=name, count=6).reshape(2, 3)
+    if not np.allclose(cosines @ cosines.T, np.eye(2), atol=ORTHONORMAL_WITHIN):
+        raise InputError(f"{name}: ImageOrientationPatient is not two unit vectors at a right angle; export it again")
+    spacing = numbers(header, "PixelSpacing", name=name, count=2)
+    if not np.all((spacing >= SPACING_MM[0]) & (spacing <= SPACING_MM[1])):
+        raise InputError(f"{name}: PixelSpacing is out of {SPACING_MM[0]} to {SPACING_MM[1]} mm; correct the spacing")
+    return _Slice(
+        path=path,
+        sop_uid=text(header, "SOPInstanceUID"),
+        series_uid=text(header, "SeriesInstanceUID"),
+        frame_of_reference=text(header, "FrameOfReferenceUID"),
+        modality=CLASSES[kind],
+        shape=(
+            whole(header, "Rows", name=name, low=1, high=MAX_VOXELS_AN_AXIS),
+            whole(header, "Columns", name=name, low=1, high=MAX_VOXELS_AN_AXIS),
+        ),
+        spacing=spacing,
+        cosines=cosines,
+        position=numbers(header, "ImagePositionPatient", name=name, count=3),
+    )
+
+
+def _demand_equal_slices(slices: Sequence[_Slice], *, name: str) -> None:
+    first = slices[0]
+    if len(slices) < 2:
+        raise InputError(f"{name}: {first.path.name} is a single slice; expected at least two; add the others")
+    for part in slices[1:]:
+        if part.shape != first.shape:
+            differs = "Rows or Columns"
+        elif not np.allclose(part.spacing, first.spacing, rtol=SAME_SPACING, atol=0):
+            differs = "PixelSpacing"
+        elif not np.allclose(part.cosines, first.cosines, atol=SAME_COSINE, rtol=0):
+            differs = "ImageOrientationPatient"
+        elif part.frame_of_reference != first.frame_of_reference:
+            differs = "FrameOfReferenceUID"
+        else:
+            continue
+        raise InputError(
+            f"{name}: {differs} of {part.path.name} is not that of {first.path.name}; expected the same in all slices; "
+            "sort the files into a folder a stack"
+        )
+
+
+def _sorted_slices(slices: Sequence[_Slice]) -> list[_Slice]:
+    normal = _axes(slices[0])[2]
+    return sorted(slices, key=lambda part: float(normal @ part.position))
+
+
+def _axes(part: _Slice) -> NDArray[np.float64]:
+    """Unit vectors (rows of a 3 x 3 matrix) along x, y and z of the array, at exact right angles."""
+    across = part.cosines[0] / np.linalg.norm(part.cosines[0])
+    normal = np.cross(across, part.cosines[1])
+    normal /= np.linalg.norm(normal)
+    return np.stack([across, np.cross(normal, across), normal])
+
+
+def _geometry(slices: Sequence[_Slice], *, name: str) -> Geometry:
+    """The grid of sorted slices. Raises InputError when their positions are no regular stack along the normal."""
+    axes = _axes(slices[0])
+    placed = np.stack([part.position - slices[0].position for part in slices]) @ axes.T
+    heights = placed[:, 2]
+    _demand_regular(heights, slices=slices, name=name)
+    shift = np.linalg.norm(placed[:, :2], axis=1)
+    if shift.max() > REGULAR_WITHIN_MM:
+        angle = math.degrees(math.atan2(shift[-1], heights[-1]))
+        raise InputError(
+            f"{name}: its slices are shifted against each other by up to {shift.max():.2f} mm, as with a gantry tilt of {angle:.1f} "
+            "degrees; expected a stack along the normal; resample the scan to right angles"
+        )
+    spacing = float(heights[-1]) / (len(slices) - 1)
+    if not SPACING_MM[0] <= spacing <= SPACING_MM[1]:
+        raise InputError(
+            f"{name}: its slices are {spacing:g} mm apart; expected {SPACING_MM[0]} to {SPACING_MM[1]}; are slices missing?"
+        )
+    origin = slices[0].position
+    return Geometry(
+        shape=(len(slices), *slices[0].shape),
+        spacing=(spacing, float(slices[0].spacing[0]), float(slices[0].spacing[1])),
+        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
+        direction=tuple(axes.T.ravel().tolist()),
+    )
+
+
+def _demand_regular(heights: NDArray[np.float64], *, slices: Sequence[_Slice], name: str) -> None:
+    """Refuses doubled and missing slices. `heights` in mm, ascending."""
+    steps = np.diff(heights)
+    closest, widest, usual = int(steps.argmin()), int(steps.argmax()), float(np.median(steps))
+    if steps[closest] < SAME_POSITION_MM:
+        pair = " and ".join(part.path.name for part in slices[closest : closest + 2])
+        raise InputError(f"{name}: {pair} lie at one position; expected one slice each; keep one copy, phase or echo")
+    if np.abs(heights - np.linspace(0, heights[-1], len(heights))).max() <= min(REGULAR_WITHIN_MM, usual / 4):
+        return
+    pair = " and ".join(part.path.name for part in slices[widest : widest + 2])
+    raise InputError(
+        f"{name}: {pair} are {steps[widest]:.2f} mm apart, most slices {usual:.2f} mm; expected regular steps; "
+        "add the missing slices or remove the extra ones"
+    )
+
+
+def _rescaled(part: _Slice) -> NDArray[np.float32]:
+    dataset, name = open_dicom(part.path), part.path.name
+    values = stored_values(dataset, name=name)
+    if "ModalityLUTSequence" in dataset:
+        raise InputError(
+            f"{name} has a table for its values; expected RescaleSlope and RescaleIntercept; export it again"
+        )
+    if part.modality == "MR" and "RescaleSlope" not in dataset:
+        return values.astype(np.float32)
+    (slope,) = numbers(dataset, "RescaleSlope", name=name, count=1)
+    (intercept,) = numbers(dataset, "RescaleIntercept", name=name, count=1)
+    if slope == 0 or abs(slope) > MAX_RESCALE or abs(intercept) > MAX_RESCALE:
+        raise InputError(
+            f"{name}: RescaleSlope and RescaleIntercept are {slope:g} and {intercept:g}; expected at most {MAX_RESCALE:g} and a slope "
+            "that is not 0; export it again"
+        )
+    return (values * slope + intercept).astype(np.float32)
+
+
+def _narrowed(voxels: NDArray[np.float32], *, name: str) -> NDArray:
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        raise InputError(f"{name}: all voxels are {low:g}; expected an image with contrast; export the scan again")
+    if low >= -32768 and high <= 32767 and all(bool(np.all(plane == np.rint(plane))) for plane in voxels):
+        return voxels.astype(np.int16)
+    return voxels

@@ -1,0 +1,99 @@
+"""Opens DICOM files and takes checked values out of them; no message ever quotes what a file holds, for it may name a patient."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import config, dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from segsweep.errors import InputError
+
+# A structure set of a whole body with two hundred structures has about 100 MB of text; more than that is no DICOM file of ours.
+MAX_FILE_BYTES = 2**29
+
+# pydicom's warnings quote values on the terminal and in log files.
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file starts as a DICOM file does: 128 bytes of anything, then DICM."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
+    """The file's dataset, or only the elements of these names, without the pixels.
+
+    Raises InputError for a file that is absent, no DICOM file, damaged, absurdly large, or deflated as a whole (a small file may
+    then unpack to any size).
+    """
+    if not path.is_file():
+        raise InputError(f"{path.name} is not there (in {path.parent}); expected a DICOM file; check the path")
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{path.name} has {size} bytes; expected at most {MAX_FILE_BYTES}; export it again")
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise InputError(f"{path.name} is deflated as a whole; expected it without; export it uncompressed")
+        return dcmread(path, specific_tags=tags, stop_before_pixels=tags is not None)  # type: ignore[arg-type]
+    except InputError:
+        raise
+    except InvalidDicomError:
+        raise InputError(f"{path.name} is no DICOM file; expected one; remove it or export the series again") from None
+    except Exception:  # a damaged file makes pydicom raise whatever its parser trips over, with values in the message
+        raise InputError(
+            f"{path.name} cannot be read; expected an intact DICOM file; copy or export it again"
+        ) from None
+
+
+def text(item: Dataset, keyword: str) -> str:
+    """A value as text; empty when it is missing or garbled."""
+    try:
+        value = item.get(keyword)
+    except Exception:  # see open_dicom
+        value = None
+    return "" if value is None else str(value).strip()
+
+
+def sop_class(dataset: Dataset) -> str:
+    """UID of what kind of object the file holds. Some tools that remove identifiers leave it in the file's preface alone."""
+    return text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
+
+
+def items(item: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none when it is missing or garbled."""
+    try:
+        return list(item.get(keyword) or ())
+    except Exception:  # see open_dicom
+        return []
+
+
+def numbers(item: Dataset, keyword: str, *, name: str, count: int | None = None) -> NDArray[np.float64]:
+    """The finite numbers of an element, `count` of them. Raises InputError when it is missing, garbled, or has another count."""
+    try:
+        value: Any = item.get(keyword)
+        values = np.atleast_1d(np.asarray([] if value is None else value, dtype=np.float64))
+    except Exception:  # see open_dicom
+        values = np.array([np.nan])
+    if len(values) == 0:
+        raise InputError(f"{name}: {keyword} is missing; expected it in every file; export it again")
+    if not np.isfinite(values).all() or count not in (None, len(values)):
+        expected = "finite numbers" if count is None else f"{count} finite number{'s' * (count > 1)}"
+        raise InputError(f"{name}: {keyword} is garbled or not finite; expected {expected}; export it again")
+    return values
+
+
+def whole(item: Dataset, keyword: str, *, name: str, low: int, high: int) -> int:
+    """One whole number from `low` to `high`. Raises InputError for anything else."""
+    (value,) = numbers(item, keyword, name=name, count=1)
+    if not low <= value <= high or value != int(value):
+        expected = str(low) if low == high else f"{low} to {high}"
+        raise InputError(f"{name}: {keyword} is {value:g}; expected {expected}; export it again")
+    return int(value)

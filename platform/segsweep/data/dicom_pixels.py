@@ -1,0 +1,92 @@
+"""Unpacks the stored pixel values of one DICOM slice, after its header was found to agree with the size of the data."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import generate_frames
+from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
+
+from segsweep.data.dicom_file import text, whole
+from segsweep.data.intake import MAX_VOXELS_AN_AXIS
+from segsweep.data.readers import quiet
+from segsweep.errors import InputError
+
+_PIXEL_FIELDS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+
+
+def stored_values(dataset: Dataset, *, name: str) -> NDArray:
+    """(rows, columns) as stored, before rescaling, int16 or uint16.
+
+    Raises InputError for colour, other than 16 bits a pixel, several frames, and pixel data that are missing, too short, too long
+    or damaged.
+    """
+    rows = whole(dataset, "Rows", name=name, low=1, high=MAX_VOXELS_AN_AXIS)
+    columns = whole(dataset, "Columns", name=name, low=1, high=MAX_VOXELS_AN_AXIS)
+    whole(dataset, "SamplesPerPixel", name=name, low=1, high=1)
+    whole(dataset, "BitsAllocated", name=name, low=16, high=16)
+    bits = whole(dataset, "BitsStored", name=name, low=2, high=16)
+    whole(dataset, "HighBit", name=name, low=bits - 1, high=bits - 1)
+    signed = whole(dataset, "PixelRepresentation", name=name, low=0, high=1) == 1
+    if text(dataset, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"{name}: its pixels are no grey values; expected MONOCHROME2; export the series again")
+    data = dataset.get("PixelData")
+    if not isinstance(data, bytes) or not data:
+        raise InputError(f"{name} holds no pixel data; expected {rows} x {columns} pixels; copy or export it again")
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if not syntax.is_transfer_syntax:
+        raise InputError(f"{name}: TransferSyntaxUID is missing or unknown; expected a standard one; export it again")
+    if syntax.is_encapsulated:
+        return _decoded(dataset, rows=rows, columns=columns, name=name)
+    if len(data) != 2 * rows * columns:
+        raise InputError(
+            f"{name}: {len(data)} bytes of pixel data; expected {2 * rows * columns} for {rows} x {columns} pixels of 16 bits; "
+            "copy or export it again"
+        )
+    order = "<" if syntax.is_little_endian else ">"
+    values = np.frombuffer(data, dtype=f"{order}{'i' if signed else 'u'}2").astype("i2" if signed else "u2")
+    # Old files keep overlays in the unused high bits: shifted out, and for signed values the sign is drawn down again.
+    return (values << (16 - bits) >> (16 - bits)).reshape(rows, columns)
+
+
+def _decoded(dataset: Dataset, *, rows: int, columns: int, name: str) -> NDArray:
+    """Compressed pixels through GDCM, which is handed a file with nothing but the pixels: it needs one, and rescales where it can."""
+    bare = Dataset()
+    bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    for field in (*_PIXEL_FIELDS, "PhotometricInterpretation"):
+        setattr(bare, field, dataset[field].value)
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    damaged = InputError(
+        f"{name}: its pixels cannot be unpacked ({dataset.file_meta.TransferSyntaxUID.name}); expected {rows} x {columns} intact "
+        "pixels; copy or export it again"
+    )
+    try:
+        _demand_declared_size(dataset, rows=rows, columns=columns)
+        bare.PixelData = dataset.PixelData
+        bare["PixelData"].is_undefined_length = True
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            path = Path(folder) / "slice.dcm"
+            dcmwrite(path, bare, enforce_file_format=True)
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(path))
+            values = sitk.GetArrayFromImage(reader.Execute())
+    except Exception:  # pydicom and ITK raise whatever their parsers trip over
+        raise damaged from None
+    if values.size != rows * columns or values.dtype.kind not in "iu" or values.itemsize > 2:
+        raise damaged
+    return values.reshape(rows, columns).astype(np.int16 if values.dtype.kind == "i" else np.uint16)
+
+
+def _demand_declared_size(dataset: Dataset, *, rows: int, columns: int) -> None:
+    """One frame, and a JPEG 2000 stream of the size that the header says: its decoder allocates what the stream says."""
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    if frame[:4] == b"\xff\x4f\xff\x51":
+        wide, high, left, top = (int.from_bytes(frame[start : start + 4], "big") for start in (8, 12, 16, 20))
+        if (high - top, wide - left) != (rows, columns):
+            raise ValueError
