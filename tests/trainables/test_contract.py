@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from segsweep import recipes
-from segsweep.data.case import CaseSource
 from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.errors import InputError
 from segsweep.learning import checkpoint
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.task import Head, Task
@@ -25,7 +23,6 @@ from segsweep.run import Run
 
 TRAINABLES = recipes.names("trainables")
 SPACES = recipes.names("search_spaces")
-DATASETS = recipes.names("datasets")
 # Makes any network small, for parameters that a recipe happens to have.
 SMALL = {"features": 4, "most_features": 16}
 PATCH = (32, 48, 48)
@@ -187,27 +184,6 @@ def test_networks_of_a_space_can_be_built(name: str) -> None:
         with torch.no_grad():
             logits = model(torch.empty(1, 2, *params.patch_size, device="meta"))
         assert logits[0].shape[2:] == params.patch_size
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_a_dataset_names_its_labels_and_refuses_an_empty_folder(name: str, tmp_path: Path) -> None:
-    recipe = recipes.load("datasets", name=name)
-    assert isinstance(recipe.LABELS, LabelSet) and recipe.LABELS.structures
-    assert isinstance(recipe.CHANNELS, tuple) and all(isinstance(channel, str) for channel in recipe.CHANNELS)
-    assert (recipe.__doc__ or "").strip()
-    assert list(inspect.signature(recipe.cases).parameters) == ["raw"]
-    with pytest.raises(InputError, match=r"\w"):
-        recipe.cases(tmp_path)
-
-
-def test_the_phantoms_cases_keep_the_contract(phantom_raw: Path) -> None:
-    recipe = recipes.load("datasets", name="phantom")
-    found = recipe.cases(phantom_raw)
-    assert found and all(isinstance(case, CaseSource) for case in found)
-    for case in found:
-        assert len(case.images) == len(recipe.CHANNELS)
-        assert set(case.annotated) <= set(recipe.LABELS.structures)
-        assert all(path.is_file() for path in (*case.images, *(label.path for label in case.labels)))
 
 
 def test_the_unet_is_nnunets_plain_one_name_by_name() -> None:
