@@ -1,0 +1,79 @@
+"""Any task in the Medical Segmentation Decathlon's layout: `dataset.json` beside `imagesTr/`, `labelsTr/` and `imagesTs/`.
+
+Structures, channels and cases are what `dataset.json` says (`labels`, `modality`, `training`, `test`); licence and source stand
+there too (`licence`, `reference`). Test scans are unlabelled, and left out when their folder is not there. Several channels in
+one 4D file (BrainTumour, Prostate) are not supported. For the ten tasks themselves `msd` names the structures.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segsweep.data.case import CaseSource, LabelFile
+from segsweep.data.layouts import demand, demand_cases, entry, inside, numbered, one_each, pairs_of, read_json
+from segsweep.data.readers import stem
+from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError
+
+FILE = "dataset.json"
+
+
+def labels(raw: Path) -> LabelSet:
+    """The named values but 0, in their order."""
+    names = tuple(names[0] for names in values(manifest(raw)).values())
+    return LabelSet(structures=names, pairs=pairs_of(names))
+
+
+def channels(raw: Path) -> tuple[str, ...]:
+    """The one modality. Raises InputError for several, which the layout keeps in 4D files."""
+    names = tuple(numbered(manifest(raw), key="modality", file=FILE).values())
+    if len(names) != 1:
+        raise InputError(
+            f"{FILE}: {len(names)} modalities ({', '.join(names)}), which lie in one 4D file a case; expected one; "
+            "write one file a channel and read them as nnunet_raw"
+        )
+    return names
+
+
+def cases(raw: Path) -> list[CaseSource]:
+    """The scans of `training` and `test`. Raises InputError that names the case and file that cannot be used."""
+    return listed_cases(raw, values=values(manifest(raw)))
+
+
+def manifest(raw: Path) -> dict[str, Any]:
+    """What `dataset.json` holds."""
+    return read_json(raw / FILE, what="a Decathlon task's labels, modality and lists of training and test scans")
+
+
+def values(content: dict[str, Any]) -> dict[int, tuple[str, ...]]:
+    """Value of the label maps -> the one structure it stands for; 0 is background."""
+    return {value: (name,) for value, name in numbered(content, key="labels", file=FILE).items() if value}
+
+
+def listed_cases(raw: Path, *, values: Mapping[int, tuple[str, ...]]) -> list[CaseSource]:
+    """The cases of `dataset.json`, with the meaning of their label values given. Names that could lead out of `raw` are refused."""
+    content = manifest(raw)
+    channels(raw)
+    structures = tuple(dict.fromkeys(name for names in values.values() for name in names))
+    found = []
+    for row in entry(content, key="training", kind=list, file=FILE):
+        if not isinstance(row, dict):
+            raise InputError(f"{FILE}: 'training' holds {str(row)[:60]!r}; expected image and label; correct the file")
+        image, label = (inside(raw, entry(row, key=key, kind=str, file=FILE)) for key in ("image", "label"))
+        if not image.name.startswith("._"):
+            name = stem(image)
+            file = LabelFile(path=demand(label, root=raw, case_id=name), values=values)
+            found.append(
+                CaseSource(
+                    case_id=name, images=(demand(image, root=raw, case_id=name),), labels=(file,), annotated=structures
+                )
+            )
+    tests = [inside(raw, name) for name in entry({"test": [], **content}, key="test", kind=list, file=FILE)]
+    for image in tests:
+        if not image.name.startswith("._") and image.parent.is_dir():
+            found.append(
+                CaseSource(case_id=stem(image), images=(demand(image, root=raw, case_id=stem(image)),), split="test")
+            )
+    demand_cases(found, raw=raw, layout=f"scans listed in {FILE}")
+    one_each(case.images[0] for case in found)
+    return found

@@ -1,0 +1,134 @@
+"""Any folder of scans, in one of two plain layouts. Licence and source are your own.
+
+`images/ID.nii.gz`, or `images/ID_0000.nii.gz`, `ID_0001.nii.gz` … for several channels, with either label maps `labels/ID.nii.gz` or
+one mask a structure, `labels/ID/STRUCTURE.nii.gz`; any format that can be read will do. A scan without labels is unlabelled.
+`labels.json` says the rest, all of it optional but `structures` beside label maps:
+
+    {"structures": {"Heart": 1, "Lung_L": 2, "Lungs": [2, 3]}, "channels": ["CT"], "annotated": "all"}
+
+A value may belong to several structures. Annotated is every structure of a label map, or every mask that is there; `"annotated":
+"all"` says that a mask that is not there was looked for and is empty; `"annotated": {"ID": ["Heart"]}` says it case by case.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segsweep.data.case import CaseSource, LabelFile, Labels, MaskFile
+from segsweep.data.layouts import (
+    channel_files,
+    demand_cases,
+    demand_names,
+    entry,
+    one_each,
+    pairs_of,
+    read_json,
+    scans,
+    structures_by_value,
+)
+from segsweep.data.readers import stem
+from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError
+
+FILE = "labels.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """What lies in the folder: label maps by case, masks by case, and what `labels.json` says."""
+
+    maps: dict[str, Path]
+    masks: dict[str, list[Path]]
+    values: dict[int, tuple[str, ...]]
+    structures: tuple[str, ...]
+    channels: tuple[str, ...]
+    annotated: Any
+
+
+def labels(raw: Path) -> LabelSet:
+    """The structures of `labels.json`, then those that have masks."""
+    structures = _folder(raw).structures
+    return LabelSet(structures=structures, pairs=pairs_of(structures))
+
+
+def channels(raw: Path) -> tuple[str, ...]:
+    """`channels` of `labels.json`; one CT where it names none."""
+    return _folder(raw).channels
+
+
+def cases(raw: Path) -> list[CaseSource]:
+    """Every scan in `images/`, with the labels of its name. Raises InputError that names the case or file that cannot be used."""
+    folder = _folder(raw)
+    images = _images(raw, num_channels=len(folder.channels))
+    demand_cases(list(images), raw=raw, layout="images/ID.nii.gz and labels/")
+    for case_id in sorted({*folder.maps, *folder.masks}):
+        if case_id not in images or (case_id in folder.maps and case_id in folder.masks):
+            found = "no scan in images/" if case_id not in images else "both a label map and a folder of masks"
+            raise InputError(f"{case_id}: has {found}; expected one scan with one kind of labels; take the other away")
+    return [_source(case_id, images=files, folder=folder) for case_id, files in images.items()]
+
+
+def _images(raw: Path, *, num_channels: int) -> dict[str, tuple[Path, ...]]:
+    paths = scans(raw, "images/*")
+    if num_channels > 1 or (paths and all(stem(path).endswith("_0000") for path in paths)):
+        return channel_files(paths, num_channels=num_channels)
+    return {case_id: (path,) for case_id, path in one_each(paths).items()}
+
+
+def _source(case_id: str, *, images: tuple[Path, ...], folder: _Folder) -> CaseSource:
+    annotated = _annotated(case_id, folder=folder)
+    files: list[Labels] = [
+        MaskFile(path=path, structure=stem(path)) for path in folder.masks.get(case_id, []) if stem(path) in annotated
+    ]
+    if case_id in folder.maps and annotated:
+        values = {value: tuple(n for n in names if n in annotated) for value, names in folder.values.items()}
+        files.append(LabelFile(path=folder.maps[case_id], values=values))
+    return CaseSource(case_id=case_id, images=images, labels=tuple(files), annotated=annotated)
+
+
+def _annotated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
+    if isinstance(folder.annotated, dict) and case_id in folder.annotated:
+        return _stated(case_id, folder=folder)
+    if case_id in folder.maps or (folder.annotated == "all" and case_id in folder.masks):
+        return folder.structures
+    there = {stem(path) for path in folder.masks.get(case_id, [])}
+    return tuple(name for name in folder.structures if name in there)
+
+
+def _stated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
+    names = entry(folder.annotated, key=case_id, kind=list, file=FILE)
+    for name in names:
+        if name not in folder.structures:
+            raise InputError(
+                f"{FILE}: {case_id} is annotated for {str(name)[:60]!r}, which is no structure; correct it"
+            )
+    return tuple(name for name in folder.structures if name in names)
+
+
+def _folder(raw: Path) -> _Folder:
+    maps = one_each(scans(raw, "labels/*"))
+    masks: dict[str, list[Path]] = {}
+    for path in scans(raw, "labels/*/*"):
+        masks.setdefault(path.parent.name, []).append(path)
+    content: dict[str, Any] = {}
+    if maps or (raw / FILE).is_file():
+        content = read_json(raw / FILE, what='a file such as {"structures": {"Heart": 1, "Lungs": [2, 3]}}')
+    for key in set(content) - {"structures", "channels", "annotated"}:
+        raise InputError(
+            f"{FILE}: {key[:60]!r} means nothing; expected structures, channels, annotated; correct the file"
+        )
+    stated = entry(content if maps else {"structures": {}, **content}, key="structures", kind=dict, file=FILE)
+    values = structures_by_value(stated, file=FILE)
+    structures = tuple(dict.fromkeys([*stated, *sorted({stem(path) for files in masks.values() for path in files})]))
+    names = entry({"channels": ["CT"], **content}, key="channels", kind=list, file=FILE)
+    demand_names([*structures, *names], file=FILE)
+    if not structures or not names:
+        raise InputError(f"{raw} has no structures or no channels; expected names in {FILE} or masks in labels/ID/")
+    annotated = content.get("annotated")
+    if annotated not in (None, "all") and not isinstance(annotated, dict):
+        raise InputError(
+            f"{FILE}: 'annotated' is {str(annotated)[:60]!r}; expected \"all\" or lists by case; correct it"
+        )
+    return _Folder(
+        maps=maps, masks=masks, values=values, structures=structures, channels=tuple(names), annotated=annotated
+    )
