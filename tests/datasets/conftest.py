@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from segsweep.data.dataset import Dataset
 from segsweep.data.geometry import Geometry
@@ -30,6 +33,32 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             kind = np.int16 if unit == 1 else np.float32
             write_image((voxels * unit).astype(kind), geometry=geometry, path=tmp_path / name)
         return tmp_path / name
+
+    return one
+
+
+@pytest.fixture
+def write_series(tmp_path: Path) -> Callable[..., None]:
+    """write_series(folder) makes a CT series on the grid of `write`, one file a slice."""
+
+    def one(folder: str) -> None:
+        (tmp_path / folder).mkdir(parents=True)
+        series, frame = generate_uid(), generate_uid()
+        for index in range(SHAPE[0]):
+            meta = FileMetaDataset()
+            meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+            meta.MediaStorageSOPInstanceUID = generate_uid()
+            item = pydicom.Dataset()
+            item.file_meta = meta
+            item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+            item.SeriesInstanceUID, item.FrameOfReferenceUID, item.Modality = series, frame, "CT"
+            item.Rows, item.Columns, item.PixelSpacing = SHAPE[1], SHAPE[2], [1.5, 1.5]
+            item.ImageOrientationPatient, item.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 3 * index]
+            item.BitsAllocated = item.BitsStored = 16
+            item.HighBit, item.PixelRepresentation, item.SamplesPerPixel = 15, 1, 1
+            item.PhotometricInterpretation, item.RescaleSlope, item.RescaleIntercept = "MONOCHROME2", 1, -1024
+            item.PixelData = (np.arange(SHAPE[1] * SHAPE[2]) + index).astype("<i2").tobytes()
+            item.save_as(tmp_path / folder / f"{index:06d}.dcm", enforce_file_format=True)
 
     return one
 

@@ -1,0 +1,59 @@
+"""NIH Pancreas-CT: portal venous abdominal CTs of 80 people with a healthy pancreas, which is contoured.
+
+From The Cancer Imaging Archive (Roth et al., doi:10.7937/K9/TCIA.2016.tNB1kqBU, CC BY 3.0). `raw` holds the DICOM download
+`Pancreas-CT/PANCREAS_0001/<study>/<series>/*.dcm` and the unpacked `TCIA_pancreas_labels-02-05-2017/label0001.nii.gz` (1 pancreas).
+Labels 25 and 70 have no scan any more (withdrawn duplicates); cases 7, 27, 32 and 45 are left out, because their labels do not fit their
+scans, as in MultiTalent.
+The label files have headers of their own that are known not to place them on the DICOM's grid: published code flips their rows or
+copies a header. A label is only read where its header puts it on the scan, so conversion refuses such a case and says how far off it
+is; nothing is flipped or moved on a guess. To use these labels, save them on their scans' grids with a tool that shows the result.
+The multi-organ set of `multiorgan_btcv2` labels 43 of these scans again: cases of both carry the same group.
+"""
+
+from pathlib import Path
+
+from segsweep.data.case import CaseSource, LabelFile, Series
+from segsweep.data.dicom import find_series
+from segsweep.data.layouts import demand, demand_cases, inside
+from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError
+
+LABELS = LabelSet(structures=("pancreas",))
+CHANNELS = ("CT",)
+MISFITS = ("0007", "0027", "0032", "0045")
+
+_VALUES = {1: ("pancreas",)}
+_LABEL_FOLDER = "TCIA_pancreas_labels-02-05-2017"
+
+
+def cases(raw: Path) -> list[CaseSource]:
+    """All cases but the misfits, annotated for training. Raises InputError that names a missing label or an unclear series."""
+    numbers = [
+        path.name.removeprefix("PANCREAS_") for path in sorted(raw.glob("Pancreas-CT/PANCREAS_*")) if path.is_dir()
+    ]
+    demand_cases(numbers, raw=raw, layout=f"Pancreas-CT/PANCREAS_0001/ (DICOM) and {_LABEL_FOLDER}/label0001.nii.gz")
+    return [_source(raw, number=number) for number in numbers if number not in MISFITS]
+
+
+def series(raw: Path, *, number: str) -> Series:
+    """The CT of `Pancreas-CT/PANCREAS_<number>/`. Raises InputError unless there is exactly one series below that folder."""
+    folder = inside(raw, f"Pancreas-CT/PANCREAS_{number}")
+    found = find_series(folder) if folder.is_dir() else ()
+    if len(found) != 1:
+        raise InputError(
+            f"nih_{number}: Pancreas-CT/{folder.name}/ holds {len(found)} DICOM series; expected one; "
+            "keep the series of the download"
+        )
+    return found[0]
+
+
+def _source(raw: Path, *, number: str) -> CaseSource:
+    case_id = f"nih_{number}"
+    label = demand(raw / _LABEL_FOLDER / f"label{number}.nii.gz", root=raw, case_id=case_id)
+    return CaseSource(
+        case_id=case_id,
+        images=(series(raw, number=number),),
+        labels=(LabelFile(path=label, values=_VALUES),),
+        annotated=LABELS.structures,
+        group=case_id,
+    )
