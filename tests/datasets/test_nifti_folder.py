@@ -1,0 +1,138 @@
+"""A plain folder: label maps with labels.json, or a mask a structure; channels by number; what is annotated."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segsweep.data.building import build_case
+from segsweep.data.case import LabelFile, MaskFile
+from segsweep.data.dataset import describe
+from segsweep.errors import InputError
+
+STRUCTURES = {"Lungs": [2, 3], "Heart": 1, "Lung_L": 2, "Lung_R": 3}
+
+
+def state(raw: Path, **content: Any) -> None:
+    (raw / "labels.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def maps(tmp_path: Path, write: Callable[..., Path], junk: Callable[..., None]) -> Path:
+    """Three scans, two of them with a label map."""
+    for name in ("a", "b_0001", "c"):
+        write(f"images/{name}.nii.gz")
+    write("labels/a.nrrd", 1, 2, 2, 3)
+    write("labels/b_0001.nii.gz", 1)
+    junk("images", "labels")
+    state(tmp_path, structures=STRUCTURES)
+    return tmp_path
+
+
+@pytest.fixture
+def masks(tmp_path: Path, write: Callable[..., Path], junk: Callable[..., None]) -> Path:
+    """Three scans, two of them with masks."""
+    for name in ("a", "b", "c"):
+        write(f"images/{name}.nii.gz")
+    write("labels/a/Heart.nii.gz", 1, 1, 1)
+    write("labels/a/Aorta.nii.gz", 0, 0, 5)
+    write("labels/b/Heart.nii.gz", 1)
+    junk("images", "labels/a")
+    return tmp_path
+
+
+def test_label_maps(maps: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    dataset = describe("nifti_folder", raw=maps)
+    assert dataset.labels.structures == ("Lungs", "Heart", "Lung_L", "Lung_R")
+    assert dataset.labels.pairs == (("Lung_L", "Lung_R"),)
+    assert dataset.channels == ("CT",)
+    assert [case.case_id for case in dataset.cases] == ["a", "b_0001", "c"]
+    assert [len(case.annotated) for case in dataset.cases] == [4, 4, 0]
+    assert voxels(dataset, "a") == {"Lungs": 3, "Heart": 1, "Lung_L": 2, "Lung_R": 1}
+
+
+def test_annotated_case_by_case(maps: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    state(maps, structures=STRUCTURES, annotated={"a": ["Heart", "Lung_L"], "b_0001": []})
+    dataset = describe("nifti_folder", raw=maps)
+    assert [case.annotated for case in dataset.cases] == [("Heart", "Lung_L"), (), ()]
+    assert dataset.cases[0].labels == (
+        LabelFile(path=maps / "labels" / "a.nrrd", values={1: ("Heart",), 2: ("Lung_L",), 3: ()}),
+    )
+    assert dataset.cases[1].labels == ()
+    assert voxels(dataset, "a") == {"Heart": 1, "Lung_L": 2}
+
+
+def test_masks(masks: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    dataset = describe("nifti_folder", raw=masks)
+    assert dataset.labels.structures == ("Aorta", "Heart")
+    assert [case.annotated for case in dataset.cases] == [("Aorta", "Heart"), ("Heart",), ()]
+    assert dataset.cases[1].labels == (MaskFile(path=masks / "labels" / "b" / "Heart.nii.gz", structure="Heart"),)
+    assert voxels(dataset, "a") == {"Aorta": 1, "Heart": 3}
+    record = build_case(dataset.cases[0], labels=dataset.labels, folder=masks / "store" / "a")
+    assert [tuple(atom) for atom in record["atoms"]] == [(), (1,), (0, 1)]
+
+
+def test_masks_that_are_not_there_may_count_as_empty(masks: Path) -> None:
+    state(masks, annotated="all", structures={"Liver": 1}, channels=["MR"])
+    dataset = describe("nifti_folder", raw=masks)
+    assert dataset.labels.structures == ("Liver", "Aorta", "Heart")
+    assert dataset.channels == ("MR",)
+    assert [len(case.annotated) for case in dataset.cases] == [3, 3, 0]
+
+
+def test_channels(tmp_path: Path, write: Callable[..., Path]) -> None:
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        write(f"images/{name}.nii.gz")
+    write("labels/a/Heart.nii.gz", 1)
+    state(tmp_path, channels=["CT", "PET"])
+    dataset = describe("nifti_folder", raw=tmp_path)
+    assert dataset.channels == ("CT", "PET")
+    assert [(case.case_id, len(case.images)) for case in dataset.cases] == [("a", 2), ("b", 2)]
+    for name in ("a_0001", "b_0001"):
+        (tmp_path / "images" / f"{name}.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"a: has channels \[0\]"):
+        describe("nifti_folder", raw=tmp_path)
+    state(tmp_path)
+    assert [case.case_id for case in describe("nifti_folder", raw=tmp_path).cases] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"Heart": 1}, "'Heart' means nothing; expected structures, channels, annotated"),
+        ({}, "there is no 'structures'"),
+        ({"structures": {"Heart": 0}}, "'Heart' has the value '0'"),
+        ({"structures": {"Heart": "1"}}, "'Heart' has the value '1'"),
+        ({"structures": STRUCTURES, "channels": "CT"}, "'channels' is"),
+        ({"structures": STRUCTURES, "channels": []}, "no structures or no channels"),
+        ({"structures": STRUCTURES, "channels": [3]}, "'3' cannot be a name"),
+        ({"structures": STRUCTURES, "annotated": "most"}, "'annotated' is 'most'"),
+        ({"structures": STRUCTURES, "annotated": {"a": ["Liver"]}}, "a is annotated for 'Liver'"),
+        ({"structures": STRUCTURES, "annotated": {"a": "Heart"}}, "'a' is 'Heart'"),
+    ],
+)
+def test_a_labels_json_that_does_not_fit(content: dict[str, Any], message: str, maps: Path) -> None:
+    state(maps, **content)
+    with pytest.raises(InputError, match=message):
+        describe("nifti_folder", raw=maps)
+
+
+def test_labels_that_fit_no_scan(maps: Path, write: Callable[..., Path]) -> None:
+    write("labels/c/Heart.nii.gz", 1)
+    write("labels/c.nii.gz", 1)
+    with pytest.raises(InputError, match="c: has both a label map and a folder of masks"):
+        describe("nifti_folder", raw=maps)
+    (maps / "images" / "c.nii.gz").unlink()
+    with pytest.raises(InputError, match="c: has no scan"):
+        describe("nifti_folder", raw=maps)
+    (maps / "labels.json").unlink()
+    with pytest.raises(InputError, match=r"no labels\.json"):
+        describe("nifti_folder", raw=maps)
+
+
+def test_a_name_that_is_no_case_id(maps: Path, write: Callable[..., Path]) -> None:
+    write("images/my scan.nii.gz")
+    with pytest.raises(InputError, match="case id 'my scan' cannot be used"):
+        describe("nifti_folder", raw=maps)
