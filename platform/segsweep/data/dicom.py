@@ -14,8 +14,8 @@ from segsweep.data.case import Series
 from segsweep.data.dicom_file import is_dicom, numbers, open_dicom, sop_class, text, whole
 from segsweep.data.dicom_pixels import stored_values
 from segsweep.data.geometry import Geometry
-from segsweep.data.intake import MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM
-from segsweep.data.readers import Reference, Scan
+from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM
+from segsweep.data.readers import Reference, Scan, file_digest
 from segsweep.errors import InputError
 
 # One slice a file; what their enhanced successors are called is told apart for the error message.
@@ -96,10 +96,7 @@ def describe_series(series: Series) -> SeriesInfo:
 
 def series_digest(series: Series) -> str:
     """The `digest` that reading the series would give: one sha256 over those of its files, whatever their names and order."""
-    for path in series.files:
-        if not path.is_file():
-            raise InputError(f"{path.name} is not there (in {path.parent}); expected a DICOM file; check the path")
-    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in series.files)
+    digests = sorted(file_digest(path) for path in series.files)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -115,7 +112,9 @@ def read_series(series: Series) -> Scan:
     _demand_equal_slices(slices, name=name)
     slices = _sorted_slices(slices)
     geometry = _geometry(slices, name=name)
-    voxels = np.stack([_rescaled(part) for part in slices])
+    voxels = np.empty(geometry.shape, dtype=np.float32)
+    for index, part in enumerate(slices):
+        voxels[index] = _rescaled(part)
     return Scan(
         voxels=_narrowed(voxels, name=name),
         geometry=geometry,
@@ -178,6 +177,10 @@ def _demand_equal_slices(slices: Sequence[_Slice], *, name: str) -> None:
     first = slices[0]
     if len(slices) < 2:
         raise InputError(f"{name}: {first.path.name} is a single slice; expected at least two; add the others")
+    if 2 * len(slices) * first.shape[0] * first.shape[1] > MAX_BYTES:
+        raise InputError(
+            f"{name}: {len(slices)} slices of {first.shape} are more than {MAX_BYTES} bytes; crop the scan"
+        )
     for part in slices[1:]:
         if part.shape != first.shape:
             differs = "Rows or Columns"

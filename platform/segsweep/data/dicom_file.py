@@ -10,6 +10,7 @@ from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
+from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from segsweep.errors import InputError
@@ -23,9 +24,12 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file starts as a DICOM file does: 128 bytes of anything, then DICM."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    """Whether the file starts as a DICOM file does: 128 bytes of anything, then DICM. Raises InputError for one without access."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror}); expected a readable file; check it") from None
 
 
 def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
@@ -70,9 +74,10 @@ def sop_class(dataset: Dataset) -> str:
 def items(item: Dataset, keyword: str) -> list[Dataset]:
     """The items of a sequence; none when it is missing or garbled."""
     try:
-        return list(item.get(keyword) or ())
+        found = item.get(keyword)
     except Exception:  # see open_dicom
-        return []
+        found = None
+    return list(found) if isinstance(found, Sequence) else []
 
 
 def numbers(item: Dataset, keyword: str, *, name: str, count: int | None = None) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Unpacks the stored pixel values of one DICOM slice, after its header was found to agree with the size of the data."""
 
+import struct
 import tempfile
 from pathlib import Path
 
@@ -9,13 +10,18 @@ from numpy.typing import NDArray
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
-from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from segsweep.data.dicom_file import text, whole
 from segsweep.data.intake import MAX_VOXELS_AN_AXIS
 from segsweep.data.readers import quiet
 from segsweep.errors import InputError
 
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+# Some writers wrap the stream in the boxes of a .jp2 file.
+_MAX_BOXES = 512
+# Markers of a JPEG frame header: C4, C8 and CC mean other things, F7 is JPEG-LS.
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _PIXEL_FIELDS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 
 
@@ -84,9 +90,23 @@ def _decoded(dataset: Dataset, *, rows: int, columns: int, name: str) -> NDArray
 
 
 def _demand_declared_size(dataset: Dataset, *, rows: int, columns: int) -> None:
-    """One frame, and a JPEG 2000 stream of the size that the header says: its decoder allocates what the stream says."""
+    """One frame, and a stream of the size that the header says: decoders allocate what the stream says."""
     (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
-    if frame[:4] == b"\xff\x4f\xff\x51":
-        wide, high, left, top = (int.from_bytes(frame[start : start + 4], "big") for start in (8, 12, 16, 20))
-        if (high - top, wide - left) != (rows, columns):
-            raise ValueError
+    if dataset.file_meta.TransferSyntaxUID != RLELossless and _stream_size(frame) != (rows, columns):
+        raise ValueError
+
+
+def _stream_size(frame: bytes) -> tuple[int, int]:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream declares. Raises ValueError when it declares none."""
+    start = frame.find(_JPEG_2000, 0, _MAX_BOXES)
+    if start >= 0:
+        wide, high, left, top = struct.unpack(">4I", frame[start + 8 : start + 24])
+        return high - top, wide - left
+    start = 2
+    while frame[start : start + 1] == b"\xff":
+        marker, length = frame[start + 1], int.from_bytes(frame[start + 2 : start + 4], "big")
+        if marker in _JPEG_FRAMES:
+            rows, columns = struct.unpack(">2H", frame[start + 5 : start + 9])
+            return rows, columns
+        start += 2 + length
+    raise ValueError
