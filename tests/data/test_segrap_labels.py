@@ -89,7 +89,7 @@ def test_the_order_of_priority_names_every_organ_and_puts_parts_first() -> None:
         (("Mandible_L", "OralCavity"), 36),
         (("Brain", "Eye_L"), 10),
         (("MiddleEar_R", "Mastoid_R"), 17),
-        (("MiddleEar_L", "Cochlea_L", "IAC_L"), 28),
+        (("MiddleEar_L", "Cochlea_L", "IAC_L"), 18),
         (("Larynx_Glottic", "PharynxConst"), 49),
         (("Brain", "Pituitary"), 34),
     ],
