@@ -78,8 +78,10 @@ def store() -> Any:
         if index % 2:
             label[4:6, 5:9, 20:26] = TUMOUR
         image = generator.normal(40, 10, (1, *SHAPE)).round().astype(np.int16)
+        # Bone lies elsewhere in each patient.
+        bone = generator.random((3, 10, 12)) > 0.8
+        image[0][bone.repeat(4, axis=0).repeat(4, axis=1).repeat(4, axis=2)] = 700
         image[:, :, :2] = -1000
-        image[:, :, 30:34, 20:28] = 700
         made.grids[case_id] = MemoryGrid(image=image, label=label)
         made.cases[case_id] = CaseRecord(
             case_id=case_id,
@@ -139,6 +141,45 @@ def test_a_much_too_small_structure_unless_the_scan_ends_there(store):
     label[label == LEFT] = 0
     label[0:2, 16:19, 36:38] = LEFT
     assert not serious(store)
+
+
+def test_a_pair_of_uneven_size(store):
+    """Each is within what is usual for it alone; together they are not."""
+    for index, case_id in enumerate(store.grids):
+        height = 3 + index % 3
+        store.grids[case_id].label[3:8, 15:20][store.grids[case_id].label[3:8, 15:20] > 0] = 0
+        store.grids[case_id].label[1 : 1 + 2 * height, 15:20, 35:40] = LEFT
+        store.grids[case_id].label[1 : 1 + 2 * height, 15:20, 8:13] = RIGHT
+    grid = store.grids["case_3"]
+    grid.label[np.isin(grid.label, (LEFT, RIGHT))] = 0
+    grid.label[1:11, 15:20, 35:41] = LEFT
+    grid.label[3:6, 15:20, 8:13] = RIGHT
+    found = only(store)
+    assert (found.case_id, found.structure) == ("case_3", "LeftParotid")
+    assert "4 times as large as RightParotid, usually 1 times" in found.message
+
+
+def test_a_pair_that_is_not_where_the_others_are():
+    names = ("EyeL", "EyeR", "LensL", "LensR", "EarL", "EarR", "JawL", "JawR")
+    pairs = tuple(zip(names[::2], names[1::2], strict=True))
+    table = LabelTable(
+        labels=LabelSet(structures=names, pairs=pairs), atoms=((), *((index,) for index in range(len(names))))
+    )
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    for index, (left, right) in enumerate(((34, 12), (36, 10), (40, 6), (44, 26))):
+        for value, x in ((2 * index + 1, left), (2 * index + 2, right)):
+            label[4:8, 4 + 8 * index : 9 + 8 * index, x : x + 3] = value
+    image = np.random.default_rng(0).normal(40, 10, (1, *SHAPE))
+    image[:, :, :2], image[:, :, 3] = -1000, 700
+    made = MemoryStore(table=table)
+    made.grids["head"] = MemoryGrid(image=image, label=label)
+    made.cases["head"] = CaseRecord(
+        case_id="head", annotated=names, split="train", group="", geometry=GEOMETRY, source_geometry=GEOMETRY,
+        atoms=table.atoms, voxels={}, digest="", source_digests=(),
+    )  # fmt: skip
+    found = only(made)
+    assert (found.severity, found.structure) == ("warning", "JawL")
+    assert "lies 24 mm to the left of the other pairs' middle" in found.message
 
 
 def test_volumes_are_not_compared_among_four_cases(store):
@@ -253,6 +294,17 @@ def test_the_same_image_twice(store):
     assert only(store).severity == "error"
 
 
+def test_nearly_the_same_image_twice(store):
+    noise = np.random.default_rng(0).normal(0, 5, (1, *SHAPE))
+    store.grids["case_5"].image = (store.grids["case_2"].image + noise).round().astype(np.int16)
+    found = only(store)
+    assert (found.severity, found.case_id) == ("warning", "case_5")
+    assert "looks like case case_2 (correlation 1.00); remove one" in found.message
+    for case_id in ("case_2", "case_5"):
+        store.cases[case_id] = replace(store.cases[case_id], group="patient")
+    assert not serious(store)
+
+
 def test_a_damaged_case_is_a_finding_and_the_others_go_on(store):
     store.grids["case_3"].damaged = True
     found = only(store)
@@ -304,6 +356,6 @@ def test_report_files(store, tmp_path: Path):
 def extra(store, case_id):
     """Another clean case, with an image of its own."""
     grid = store.grids["case_0"]
-    image = grid.image.copy()
-    image[0, 5, 5, 5] = 100 + len(store.cases)
+    # Turned about each other axis in turn: nobody else's bones.
+    image = np.flip(grid.image, (1, 2) if len(store.cases) % 2 else (1, 3)).copy()
     return replace(store.cases["case_0"], case_id=case_id), MemoryGrid(image=image, label=grid.label)

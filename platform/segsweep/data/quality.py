@@ -1,19 +1,17 @@
 """Looks for bad cases in a store: wrong, missing or swapped labels, implausible intensities, and scans that are there twice."""
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from segsweep.data.arrays import GridReader
+from segsweep.data.duplicates import similar
 from segsweep.data.fingerprint import CT_WORD
+from segsweep.data.measures import HIGHEST_HU, PADDING_HU, CaseMeasures, measure
 from segsweep.data.store import CaseRecord, Store
-from segsweep.data.structures import LabelTable
 from segsweep.errors import StoreError
 
 Severity = Literal["error", "warning", "info"]
@@ -31,9 +29,14 @@ USUAL = 0.9
 USUALLY_WHOLE, LEAST_WHOLE = 0.98, 0.9
 # Fewer voxels give no reliable centre.
 LEAST_VOXELS = 10
-# Limits in HU: every CT holds air and something denser than soft tissue; below `PADDING_HU` lies no measured value.
-AIR_HU, DENSE_HU, HIGHEST_HU, PADDING_HU = -500, 100, 4000, -1024
+# Limits in HU: every CT holds air and something denser than soft tissue.
+AIR_HU, DENSE_HU = -500, 100
 LARGEST_HIGH_SHARE = 1e-3
+# The middle between left and right may lie so far (mm) from where the other pairs, at least so many, have it.
+OFF_MIDLINE_MM, LEAST_PAIRS = 20.0, 3
+
+
+SEPARATE = "; remove one, or give both the same group and split"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,44 +72,27 @@ class QualityReport:
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Shape:
-    """One structure in one case: volume in ml, centre as mean x index, share of its largest piece."""
-
-    voxels: int
-    volume_ml: float
-    centre_x: float
-    pieces: int
-    largest_share: float
-    cut_off: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Case:
-    """What was measured in one case. `ranges` are (lowest, highest, share padding, share too high) of each channel."""
-
-    record: CaseRecord
-    shapes: Mapping[str, _Shape]
-    ranges: tuple[tuple[float, float, float, float], ...]
-    image_digest: str
-
-
 def check(store: Store, *, progress: Progress | None = None) -> QualityReport:
     """Read every case once at its native grid, and compare. A case that cannot be read becomes a finding itself."""
-    cases: list[_Case] = []
+    cases: list[CaseMeasures] = []
     findings: list[Finding] = []
     for done, case_id in enumerate(sorted(store.cases), start=1):
         try:
-            cases.append(_measure(store.cases[case_id], grid=store.grid(case_id), table=store.table))
+            cases.append(measure(store.cases[case_id], grid=store.grid(case_id), table=store.table))
         except StoreError as error:
             findings.append(Finding(severity="error", case_id=case_id, structure="", message=str(error)))
         if progress:
             progress(done, len(store.cases))
     findings += [found for case in cases for found in _implausible(case, channels=store.channels)]
-    findings += [found for case in cases for found in _swapped(case, pairs=store.table.labels.pairs)]
+    pairs = store.table.labels.pairs
+    findings += [found for case in cases for found in (*_swapped(case, pairs=pairs), *_off_midline(case, pairs=pairs))]
     findings += _duplicates(cases)
     for name in store.table.labels.structures:
         findings += [*_absent(name, cases=cases), *_outliers(name, cases=cases), *_fragments(name, cases=cases)]
+    seen = {(found.case_id, found.structure) for found in findings}
+    for left, right in pairs:
+        uneven = _asymmetric(left, right=right, cases=cases)
+        findings += [one for one in uneven if not {(one.case_id, left), (one.case_id, right)} & seen]
     order = ("error", "warning", "info")
     return QualityReport(
         dataset=store.dataset,
@@ -117,53 +103,12 @@ def check(store: Store, *, progress: Progress | None = None) -> QualityReport:
     )
 
 
-def _measure(record: CaseRecord, *, grid: GridReader, table: LabelTable) -> _Case:
-    image, label = grid.read_image(), grid.read_label()
-    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-    boxes = ndimage.find_objects(label)
-    shapes = {}
-    for name in table.labels.structures:
-        found = [
-            boxes[value - 1] for value in table.values(name) if value <= len(boxes) and boxes[value - 1] is not None
-        ]
-        if found:
-            shapes[name] = _shape(label, boxes=found, table=table, name=name, voxel_ml=grid.geometry.voxel_ml)
-    ranges = tuple(
-        (
-            float(channel.min()),
-            float(channel.max()),
-            float(np.mean(channel < PADDING_HU)),
-            float(np.mean(channel > HIGHEST_HU)),
-        )
-        for channel in image
-    )
-    return _Case(record=record, shapes=shapes, ranges=ranges, image_digest=digest)
-
-
-def _shape(
-    label: NDArray, *, boxes: list[tuple[slice, slice, slice]], table: LabelTable, name: str, voxel_ml: float
-) -> _Shape:
-    starts = [min(box[axis].start for box in boxes) for axis in range(3)]
-    stops = [max(box[axis].stop for box in boxes) for axis in range(3)]
-    part = label[tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))]
-    mask = table.mask(part, structure=name)
-    voxels = int(mask.sum())
-    pieces, num_pieces = ndimage.label(mask, structure=np.ones((3, 3, 3)))  # type: ignore[misc]
-    return _Shape(
-        voxels=voxels,
-        volume_ml=voxels * voxel_ml,
-        centre_x=starts[2] + float(mask.sum(axis=(0, 1)) @ np.arange(mask.shape[2])) / voxels,
-        pieces=num_pieces,
-        largest_share=int(np.bincount(pieces.ravel())[1:].max()) / voxels,
-        cut_off=min(starts) == 0 or any(stop == size for stop, size in zip(stops, label.shape, strict=True)),
-    )
-
-
-def _implausible(case: _Case, *, channels: tuple[str, ...]) -> Iterator[Finding]:
+def _implausible(case: CaseMeasures, *, channels: tuple[str, ...]) -> Iterator[Finding]:
     def found(severity: Severity, message: str) -> Finding:
         return Finding(severity=severity, case_id=case.record.case_id, structure="", message=message)
 
-    for name, (low, high, padding, too_high) in zip(channels, case.ranges, strict=True):
+    for name, values in zip(channels, case.ranges, strict=True):
+        low, high, padding, too_high = values.low, values.high, values.padding, values.too_high
         if not CT_WORD.search(name):
             continue
         if low > AIR_HU:
@@ -180,7 +125,7 @@ def _implausible(case: _Case, *, channels: tuple[str, ...]) -> Iterator[Finding]
             )
 
 
-def _swapped(case: _Case, *, pairs: tuple[tuple[str, str], ...]) -> Iterator[Finding]:
+def _swapped(case: CaseMeasures, *, pairs: tuple[tuple[str, str], ...]) -> Iterator[Finding]:
     """Canonical x grows to the patient's left, so a left structure has the larger x."""
     for left, right in pairs:
         if left not in case.shapes or right not in case.shapes:
@@ -192,21 +137,64 @@ def _swapped(case: _Case, *, pairs: tuple[tuple[str, str], ...]) -> Iterator[Fin
             yield Finding(severity="error", case_id=case.record.case_id, structure=left, message=message)
 
 
-def _duplicates(cases: list[_Case]) -> Iterator[Finding]:
+def _off_midline(case: CaseMeasures, *, pairs: tuple[tuple[str, str], ...]) -> Iterator[Finding]:
+    """Pairs whose middle is not where the other pairs have theirs: both on one side, or one of them elsewhere."""
+    middles = {
+        left: (case.shapes[left].centre_x + case.shapes[right].centre_x) / 2 * case.record.geometry.spacing[2]
+        for left, right in pairs
+        if left in case.shapes and right in case.shapes
+    }
+    if len(middles) < LEAST_PAIRS:
+        return
+    for left, right in pairs:
+        if left not in middles:
+            continue
+        off = middles[left] - float(np.median([at for name, at in middles.items() if name != left]))
+        if abs(off) > OFF_MIDLINE_MM:
+            side = "left" if off > 0 else "right"
+            message = (
+                f"the middle between {left} and {right} lies {abs(off):.0f} mm to the {side} of the other pairs' middle"
+            )
+            yield Finding(severity="warning", case_id=case.record.case_id, structure=left, message=message)
+
+
+def _asymmetric(left: str, *, right: str, cases: list[CaseMeasures]) -> Iterator[Finding]:
+    """Pairs of much more different size than they usually have, unless the scan's edge cuts one off."""
+    having = [case for case in cases if left in case.shapes and right in case.shapes]
+    if len(having) < LEAST_CASES:
+        return
+    logs = np.log([case.shapes[left].volume_ml / case.shapes[right].volume_ml for case in having])
+    for case, log, z in zip(having, logs, _robust_z(logs), strict=True):
+        if abs(z) > LARGEST_Z and not (case.shapes[left].cut_off or case.shapes[right].cut_off):
+            usual = math.exp(float(np.median(logs)))
+            message = f"{math.exp(log):.2g} times as large as {right}, usually {usual:.2g} times (robust z {z:+.1f})"
+            yield Finding(severity="warning", case_id=case.record.case_id, structure=left, message=message)
+
+
+def _duplicates(cases: list[CaseMeasures]) -> Iterator[Finding]:
     """The same image under two names; an error when both could end up on different sides of a split."""
     first: dict[str, CaseRecord] = {}
     for case in cases:
         record, other = case.record, first.setdefault(case.image_digest, case.record)
         if other is record:
             continue
-        together = record.split == other.split and record.group == other.group != ""
-        advice = "" if together else "; remove one, or give both the same group and split"
-        message = f"holds exactly the same image as case {other.case_id}{advice}"
+        together = _kept_together(record, other=other)
+        message = f"holds exactly the same image as case {other.case_id}{'' if together else SEPARATE}"
         severity: Severity = "warning" if together else "error"
         yield Finding(severity=severity, case_id=record.case_id, structure="", message=message)
+    for pair in similar([case.signature for case in cases]):
+        one, two = cases[pair.first], cases[pair.second]
+        if one.image_digest != two.image_digest and not _kept_together(one.record, other=two.record):
+            message = f"looks like case {one.record.case_id} (correlation {pair.correlation:.2f}){SEPARATE}"
+            yield Finding(severity="warning", case_id=two.record.case_id, structure="", message=message)
 
 
-def _absent(name: str, *, cases: list[_Case]) -> Iterator[Finding]:
+def _kept_together(record: CaseRecord, *, other: CaseRecord) -> bool:
+    """Whether no split and no fold can ever train on one of two cases and test on the other."""
+    return record.split == other.split and record.group == other.group != ""
+
+
+def _absent(name: str, *, cases: list[CaseMeasures]) -> Iterator[Finding]:
     annotated = [case for case in cases if name in case.record.annotated]
     present = sum(name in case.shapes for case in annotated)
     unasked = [case for case in cases if name in case.shapes and name not in case.record.annotated]
@@ -226,22 +214,27 @@ def _absent(name: str, *, cases: list[_Case]) -> Iterator[Finding]:
                 yield Finding(severity=usual, case_id=case.record.case_id, structure=name, message=message)
 
 
-def _outliers(name: str, *, cases: list[_Case]) -> Iterator[Finding]:
+def _outliers(name: str, *, cases: list[CaseMeasures]) -> Iterator[Finding]:
     """Volumes far from the median; a small one that the scan's edge cuts off is not reported."""
     having = [case for case in cases if name in case.shapes]
     if len(having) < LEAST_CASES:
         return
     logs = np.log([case.shapes[name].volume_ml for case in having])
     median = float(np.median(logs))
-    deviation = max(1.4826 * float(np.median(np.abs(logs - median))), LEAST_DEVIATION)
-    for case, log in zip(having, logs, strict=True):
-        z, shape = (log - median) / deviation, case.shapes[name]
+    for case, z in zip(having, _robust_z(logs), strict=True):
+        shape = case.shapes[name]
         if abs(z) > LARGEST_Z and not (z < 0 and shape.cut_off):
             message = f"{shape.volume_ml:.3g} ml, the median is {math.exp(median):.3g} ml (robust z {z:+.1f})"
             yield Finding(severity="warning", case_id=case.record.case_id, structure=name, message=message)
 
 
-def _fragments(name: str, *, cases: list[_Case]) -> Iterator[Finding]:
+def _robust_z(logs: NDArray[np.float64]) -> list[float]:
+    median = np.median(logs)
+    deviation = max(1.4826 * float(np.median(np.abs(logs - median))), LEAST_DEVIATION)
+    return ((logs - median) / deviation).tolist()
+
+
+def _fragments(name: str, *, cases: list[CaseMeasures]) -> Iterator[Finding]:
     """Pieces, for structures that are in one piece in most cases."""
     having = [case for case in cases if name in case.shapes]
     if len(having) < LEAST_CASES:
@@ -257,7 +250,7 @@ def _fragments(name: str, *, cases: list[_Case]) -> Iterator[Finding]:
             yield Finding(severity="warning", case_id=case.record.case_id, structure=name, message=message)
 
 
-def _summary(name: str, *, cases: list[_Case]) -> StructureSummary:
+def _summary(name: str, *, cases: list[CaseMeasures]) -> StructureSummary:
     volumes = [case.shapes[name].volume_ml for case in cases if name in case.shapes]
     return StructureSummary(
         name=name,
