@@ -4,7 +4,7 @@ An atom is one distinct set of structures that occurs at a voxel; atom 0 is the 
 array lossless, and turns a softmax over atoms and a sigmoid per structure into one another.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,11 @@ class LabelTable:
         """Atom values whose voxels belong to the structure."""
         wanted = self.labels.structures.index(structure)
         return tuple(value for value, atom in enumerate(self.atoms) if wanted in atom)
+
+    def within(self, structures: Collection[str]) -> NDArray[np.uint8 | np.uint16]:
+        """Atom values that consist of these structures alone, ascending; background is the first."""
+        allowed = {self.labels.structures.index(name) for name in structures}
+        return np.asarray([value for value, atom in enumerate(self.atoms) if allowed.issuperset(atom)], dtype=self.dtype)
 
     def mask(self, label: NDArray, *, structure: str) -> NDArray[np.bool_]:
         """Voxels of one structure in an array of atom values; ignored ones are not among them."""
