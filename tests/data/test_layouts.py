@@ -64,8 +64,9 @@ def test_listing_is_sorted_and_passes_over_what_is_no_scan(tmp_path: Path) -> No
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "sub" / "gone.nii").symlink_to(tmp_path / "no_such_file.nii")
     assert [path.name for path in scans(tmp_path, "*")] == ["a.mha", "b.nii.gz"]
-    assert [path.name for path in scans(tmp_path, "**/*")] == ["a.mha", "b.nii.gz", "c.nrrd"]
+    assert [path.name for path in scans(tmp_path, "**/*")] == ["a.mha", "b.nii.gz", "c.nrrd", "gone.nii"]
     assert scans(tmp_path / "absent", "*") == []
 
 

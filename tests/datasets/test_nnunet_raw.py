@@ -71,6 +71,13 @@ def test_regions_in_the_store(raw: Path, write: Callable[..., Path], voxels: Cal
     assert record["voxels"] == [115, 2, 1, 2]
 
 
+def test_ignored_voxels_in_the_store(raw: Path) -> None:
+    dataset = describe("nnunet_raw", raw=raw)
+    record = build_case(dataset.cases[0], labels=dataset.labels, folder=raw / "store" / "liver_001")
+    counts = {tuple(atom): count for atom, count in zip(record["atoms"], record["voxels"], strict=True)}
+    assert counts == {(): 114, (0,): 2, (0, 1): 2, (2,): 1, (-1,): 1}
+
+
 def test_version_one(raw: Path) -> None:
     state(
         raw,

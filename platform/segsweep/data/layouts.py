@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+_NUMBER = re.compile("0|[1-9][0-9]{0,4}")
 # How names say left, and what says right in its place: Eye_L, EyeL, L_Eye, LK, left_eye, Eye_Lt.
 _LEFT = (
     (re.compile("left"), "right"),
@@ -74,7 +75,7 @@ def numbered(content: dict[str, Any], *, key: str, file: str) -> dict[int, str]:
     """An object such as `{"0": "CT", "1": "PET"}` in the order of its numbers."""
     found = entry(content, key=key, kind=dict, file=file)
     for number, name in found.items():
-        if not number.isdecimal() or not isinstance(name, str):
+        if not _NUMBER.fullmatch(number) or not isinstance(name, str):
             raise InputError(
                 f"{file}: {key!r} holds {number[:60]!r}: {str(name)[:60]!r}; expected a number and a name; correct the file"
             )
@@ -110,6 +111,7 @@ def demand_names(names: Iterable[Any], *, file: str) -> None:
 def scans(root: Path, pattern: str) -> list[Path]:
     """The files of a readable format that match a glob below `root`, sorted; hidden ones (`._x`, `.x/`) are passed over.
 
+    A broken link is listed: whoever reads it says that it is not there, and no case is lost in silence.
     Raises InputError for a link that leads out of `root`.
     """
     found = sorted(path for path in root.glob(pattern) if is_scan(path) and not _hidden(path, root=root))
@@ -119,7 +121,7 @@ def scans(root: Path, pattern: str) -> list[Path]:
             raise InputError(
                 f"{path.relative_to(root)} is a link that leads out of {root.name}/; expected the data itself; copy it there"
             )
-    return [path for path in found if path.is_file()]
+    return [path for path in found if not path.is_dir()]
 
 
 def demand(path: Path, *, root: Path, case_id: str) -> Path:
