@@ -1,10 +1,15 @@
 """What many tests share: one local Ray, and one small phantom that was made and converted with the real code."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -39,3 +44,166 @@ def phantom_store(phantom_raw: Path, cluster: None) -> Path:  # noqa: ARG001
     folder = phantom_raw.parent / "store"
     convert("phantom", raw=phantom_raw, store=folder)
     return folder
+
+
+@pytest.fixture
+def tiny_store(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a store without Ray from label arrays (z, y, x): `tiny_store("a", labels=LabelSet, cases={id: array}, ignore=9)`.
+
+    Value i of a label stands for the structure i - 1, all of which are annotated; images are noise, 25 above it inside structures.
+    """
+    from segsweep.data.building import build_case  # noqa: PLC0415
+    from segsweep.data.case import CaseSource, LabelFile  # noqa: PLC0415
+    from segsweep.data.geometry import Geometry  # noqa: PLC0415
+    from segsweep.data.manifest import seal  # noqa: PLC0415
+    from segsweep.data.store import FORMAT  # noqa: PLC0415
+    from segsweep.data.structures import LabelSet, join, labels_json  # noqa: PLC0415
+    from segsweep.inference.writers import write_image, write_label_map  # noqa: PLC0415
+
+    def make(
+        name: str,
+        *,
+        labels: LabelSet,
+        cases: Mapping[str, Any],
+        ignore: int | None = None,
+        channels: tuple[str, ...] = ("CT",),
+        dataset: str = "",
+    ) -> Path:
+        raw, store = tmp_path / f"raw-{name}", tmp_path / name
+        records = []
+        for number, (case_id, label) in enumerate(cases.items()):
+            label = np.asarray(label, dtype=np.uint8)
+            grid = Geometry(
+                shape=label.shape, spacing=(2.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=tuple(np.eye(3).ravel())
+            )
+            image = np.random.default_rng(number).integers(-80, 60, label.shape) + 25 * (label > 0)
+            images = tuple(raw / f"{case_id}_{index:04d}.nii.gz" for index in range(len(channels)))
+            for path in images:
+                write_image(image.astype(np.int16), geometry=grid, path=path)
+            write_label_map(label, geometry=grid, path=raw / f"{case_id}.nii.gz")
+            values = {index: (structure,) for index, structure in enumerate(labels.structures, start=1)}
+            file = LabelFile(path=raw / f"{case_id}.nii.gz", values=values, ignore=ignore)
+            source = CaseSource(case_id=case_id, images=images, labels=(file,), annotated=labels.structures)
+            (store / "cases").mkdir(parents=True, exist_ok=True)
+            records.append(build_case(source, labels=labels, folder=store / "cases" / case_id))
+        index = {
+            "format": FORMAT,
+            "dataset": dataset or name,
+            "channels": list(channels),
+            "labels": labels_json(labels),
+            "atoms": [list(atom) for atom in join(tuple(map(tuple, record["atoms"])) for record in records)],
+            "cases": records,
+            "digest": f"digest of {name}",
+            "plan": "",
+        }
+        (store / "index.json").write_bytes(seal(index))
+        return store
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_patient() -> Callable[..., Path]:
+    """write_patient(folder, patient=…) puts a CT of six slices of 12 x 10 voxels (3 x 2 x 1.5 mm) into folder/CT.
+
+    `rois` maps names to boxes of voxels (z, y, x), drawn in the returned RTSTRUCT folder/rs.dcm; `series` and `frame` tell series
+    and frames of reference of a patient apart.
+    """
+    return _write_patient
+
+
+def _write_patient(
+    folder: Path,
+    *,
+    rois: Mapping[str, tuple[slice, slice, slice]],
+    patient: str = "P1",
+    series: str = "1",
+    frame: str = "1",
+    modality: Literal["CT", "MR"] = "CT",
+) -> Path:
+    from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid  # noqa: PLC0415
+
+    kind = CTImageStorage if modality == "CT" else MRImageStorage
+    uids = {
+        "PatientID": patient,
+        "StudyInstanceUID": generate_uid(entropy_srcs=[patient]),
+        "FrameOfReferenceUID": generate_uid(entropy_srcs=[patient, "frame", frame]),
+    }
+    series_uid = generate_uid(entropy_srcs=[patient, series])
+    sops = [generate_uid(entropy_srcs=[patient, series, str(number)]) for number in range(6)]
+    voxels = np.random.default_rng(len(patient + series)).integers(0, 3000, size=(6, 12, 10), dtype=np.uint16)
+    (folder / "CT").mkdir(parents=True, exist_ok=True)
+    for number, sop in enumerate(sops):
+        item = _dicom(kind, sop=sop, **uids, Modality=modality, SeriesInstanceUID=series_uid, InstanceNumber=number + 1)
+        item.Rows, item.Columns, item.PixelSpacing, item.SliceThickness = 12, 10, [2.0, 1.5], 3.0
+        item.ImagePositionPatient, item.ImageOrientationPatient = [5.0, -7.0, 100 + 3.0 * number], [1, 0, 0, 0, 1, 0]
+        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+        item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 16, 16, 15, 0
+        item.RescaleSlope, item.RescaleIntercept, item.PixelData = 1, -1024, voxels[number].tobytes()
+        item.save_as(folder / "CT" / f"slice_{series}_{5 - number}.dcm", enforce_file_format=True)
+    return _write_rtstruct(folder / "rs.dcm", rois=rois, uids=uids, series_uid=series_uid, sops=sops, kind=kind)
+
+
+def _write_rtstruct(
+    path: Path,
+    *,
+    rois: Mapping[str, tuple[slice, slice, slice]],
+    uids: Mapping[str, str],
+    series_uid: str,
+    sops: list[str],
+    kind: str,
+) -> Path:
+    from pydicom.uid import RTStructureSetStorage, generate_uid  # noqa: PLC0415
+
+    if not rois:
+        return path
+    images = [_item(ReferencedSOPClassUID=kind, ReferencedSOPInstanceUID=sop) for sop in sops]
+    drawn_on = _item(SeriesInstanceUID=series_uid, ContourImageSequence=images)
+    study = _item(ReferencedSOPInstanceUID=uids["StudyInstanceUID"], RTReferencedSeriesSequence=[drawn_on])
+    frame = _item(FrameOfReferenceUID=uids["FrameOfReferenceUID"], RTReferencedStudySequence=[study])
+    item = _dicom(RTStructureSetStorage, sop=generate_uid(), Modality="RTSTRUCT", SeriesInstanceUID=generate_uid())
+    item.PatientID, item.StudyInstanceUID = uids["PatientID"], uids["StudyInstanceUID"]
+    item.StructureSetLabel, item.ReferencedFrameOfReferenceSequence = "plan", [frame]
+    item.StructureSetROISequence, item.ROIContourSequence = [], []
+    for number, (name, (z, y, x)) in enumerate(rois.items(), start=1):
+        item.StructureSetROISequence.append(
+            _item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=uids["FrameOfReferenceUID"])
+        )
+        # Edges of voxels, not centres: the box holds exactly the voxels of the slices.
+        low, high = (
+            (5.0 + 1.5 * (x.start - 0.5), -7.0 + 2.0 * (y.start - 0.5)),
+            (5.0 + 1.5 * (x.stop - 0.5), -7.0 + 2.0 * (y.stop - 0.5)),
+        )
+        corners = (low, (high[0], low[1]), high, (low[0], high[1]))
+        contours = [
+            _item(
+                ContourGeometricType="CLOSED_PLANAR",
+                NumberOfContourPoints=4,
+                ContourData=[value for corner in corners for value in (*corner, 100 + 3.0 * plane)],
+                ContourImageSequence=[images[plane]],
+            )
+            for plane in range(z.start, z.stop)
+        ]
+        item.ROIContourSequence.append(_item(ReferencedROINumber=number, ContourSequence=contours))
+    item.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _dicom(kind: str, *, sop: str, **values: object) -> "Dataset":
+    from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
+    from pydicom.uid import ExplicitVRLittleEndian  # noqa: PLC0415
+
+    item = _item(SOPClassUID=kind, SOPInstanceUID=sop, **values)
+    item.file_meta = FileMetaDataset()
+    item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    item.file_meta.MediaStorageSOPClassUID, item.file_meta.MediaStorageSOPInstanceUID = kind, sop
+    return item
+
+
+def _item(**values: object) -> "Dataset":
+    from pydicom.dataset import Dataset  # noqa: PLC0415
+
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item

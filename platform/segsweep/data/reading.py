@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data import dicom, readers
-from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile, Series
+from segsweep.data import dicom, readers, segments
+from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile, SegmentFile, Series
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Scan
 from segsweep.data.structures import IGNORE, LabelSet
@@ -76,6 +76,9 @@ def _digest(file: Labels) -> str:
 
 def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
     """(structure, mask) pairs of one label file; a structure may come more than once, and None stands for ignored voxels."""
+    if isinstance(file, SegmentFile):
+        yield from segments.read_segments(file.path, scan=scan, names=file.names)
+        return
     read = readers.read_labels(file.path)
     _demand_same_grid(source, scan=read, path=file.path, expected=scan.geometry)
     match file:
@@ -89,8 +92,6 @@ def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tu
                 yield None, read.voxels == file.ignore
         case MaskFile():
             yield file.structure, read.voxels > 0
-        case _:
-            raise NotImplementedError
 
 
 def _demand_same_grid(source: CaseSource, *, scan: readers.Scan, path: Path, expected: Geometry) -> None:
