@@ -141,6 +141,40 @@ def test_absent_models_are_named(address: str, sentence: str, tracker, workspace
         registry.fetch(address, workspace=workspace)
 
 
+@pytest.mark.parametrize("digest", ["", "../..", "0" * 63])
+def test_versions_of_others_are_refused_before_anything_is_downloaded(
+    digest: str, tracker, workspace, tmp_path: Path
+) -> None:
+    name = f"foreign {len(digest)}"
+    tracker.client.create_registered_model(name)
+    tags = {registry.DIGEST_TAG: digest} if digest else {}
+    tracker.client.create_model_version(name, source=tmp_path.as_uri(), tags=tags)
+    before = sorted(workspace.root.glob("fetched/*"))
+    with pytest.raises(ModelError, match=rf"models:/{name}/1 was not registered by segsweep .* is '{digest}'\)"):
+        registry.fetch(f"models:/{name}", workspace=workspace)
+    assert sorted(workspace.root.glob("fetched/*")) == before
+
+
+def test_an_address_asks_for_its_own_name_alone(
+    tracker, workspace, run_id, make_checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tracker, run_id, make_checkpoint("one"), "asked")
+    put(tracker, run_id, make_checkpoint("one"), "beside it")
+    asked: list[str] = []
+    listing = registry._versions
+    monkeypatch.setattr(registry, "_versions", lambda client, *, name: asked.append(name) or listing(client, name=name))
+    assert registry.resolve("models:/asked", workspace=workspace).version == 1
+    assert asked == ["asked"]
+
+
+@pytest.mark.parametrize(
+    ("text", "dice"), [("0.8125", 0.8125), ("0", 0.0), ("nan", None), ("good", None), (None, None)]
+)
+def test_dice_of_a_version_is_a_number_or_nothing(text: str | None, dice: float | None) -> None:
+    tags = {} if text is None else {"segsweep.dice": text}
+    assert registry.Listed(name="a", version=1, digest="", aliases=(), tags=tags).dice == dice
+
+
 def test_names_and_aliases_that_mlflow_refuses(tracker, workspace, run_id, make_checkpoint) -> None:
     with pytest.raises(ModelError, match="model name 'a/b' cannot be used"):
         put(tracker, run_id, make_checkpoint("one"), "a/b")
@@ -173,6 +207,8 @@ def test_model_on_a_server_is_downloaded_once(server: str, tmp_path: Path, monke
     assert registry.fetch("models:/remote", workspace=workspace) == folder
     assert (folder / "run.json").stat().st_mtime_ns == changed
     (folder / "run.json").write_text("{}")
+    assert checkpoint.verify(registry.fetch(found.uri, workspace=workspace)) == found.digest
+    (folder / "manifest.json").write_text("{")
     assert checkpoint.verify(registry.fetch(found.uri, workspace=workspace)) == found.digest
     assert [path.name for path in (workspace.root / "fetched").iterdir()] == [found.digest]
 

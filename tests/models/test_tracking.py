@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import socket
 from pathlib import Path
 
 import mlflow
@@ -11,6 +12,7 @@ import pytest
 from mlflow.telemetry import get_telemetry_client
 
 from segsweep.errors import ModelError
+from segsweep.models import registry
 from segsweep.models.tracking import PARENT_TAG, Tracker, connect
 from segsweep.workspace import Workspace
 
@@ -74,14 +76,10 @@ def test_table_is_replaced_and_listed_once(tracker: Tracker, tmp_path: Path) -> 
     assert json.loads(tag) == [{"path": "cases.json", "type": "table"}]
 
 
-def test_artifacts_lie_in_the_workspace(tracker: Tracker, workspace: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("<p>fine</p>")
+def test_artifacts_lie_in_the_workspace(tracker: Tracker, workspace: Workspace) -> None:
     run_id = tracker.start("files")
-    tracker.artifact(run_id, tmp_path / "report.html", folder="report")
-    tracker.artifact(run_id, tmp_path)
-    stored = workspace.artifacts / run_id / "artifacts"
-    found = {path.relative_to(stored).as_posix() for path in stored.rglob("*.html")}
-    assert found == {"report.html", "report/report.html"}
+    tracker.table(run_id, [{"case": "a"}], path="cases.json")
+    assert (workspace.artifacts / run_id / "artifacts" / "cases.json").is_file()
     tracker.finish(run_id, status="FINISHED")
     assert tracker.client.get_run(run_id).info.status == "FINISHED"
 
@@ -100,3 +98,39 @@ def test_unusable_address_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
     with pytest.raises(ModelError, match="'gopher://nowhere' cannot be used"):
         connect(Workspace(root=tmp_path))
+
+
+def test_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as probe:  # a port on which nobody listens
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    workspace = Workspace(root=tmp_path)
+    for ask in (
+        lambda: Tracker(workspace, experiment="toy"),
+        lambda: registry.models(workspace),
+        lambda: registry.fetch("models:/toy/1", workspace=workspace),
+    ):
+        with pytest.raises(ModelError, match=rf"{address}.*see that its server runs and MLFLOW_TRACKING_URI is right"):
+            ask()
+
+
+def test_outage_after_the_start_is_one_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(Workspace(root=tmp_path), experiment="toy")
+    for ask in (
+        lambda: tracker.resume("gone"),
+        lambda: tracker.tag("gone", {"a": 1}),
+        lambda: tracker.metrics("gone", {"a": 1.0}, step=0),
+        lambda: tracker.finish("gone"),
+    ):
+        with pytest.raises(ModelError, match=r"MLflow could not do what was asked of it .*gone"):
+            ask()
+
+
+def test_passwords_of_addresses_stay_out_of_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuchdatabase://me:secret@host/runs")
+    with pytest.raises(ModelError, match="'nosuchdatabase://host/runs' cannot be used") as raised:
+        connect(Workspace(root=tmp_path))
+    assert "secret" not in str(raised.value)

@@ -6,7 +6,6 @@ An ensemble stores the addresses and digests of its members, not their weights; 
 import dataclasses
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,11 @@ from segsweep.errors import ModelError
 from segsweep.inference.prediction import Predictor, load_member
 from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
 from segsweep.learning.task import Task, task_from_json
-from segsweep.models.registry import ENSEMBLE, Listed, Registered, fetch, models, register, resolve
-from segsweep.models.tracking import Tracker
+from segsweep.models.registry import ENSEMBLE, Registered, fetch, models, register, resolve
+from segsweep.models.tracking import DATA_TAG, KIND_TAG, Tracker
 from segsweep.workspace import Workspace
 
-KIND_TAG = "segsweep.kind"
 ENSEMBLE_TAG = "segsweep.ensemble"
-# Set where a trained model is registered (sweeps): the store's digest and the validation Dice.
-DATA_TAG = "segsweep.data"
-DICE_TAG = "segsweep.dice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +99,17 @@ def best_members(dataset: str, *, data: str, workspace: Workspace, count: int = 
     `data` is the store's digest. Of equal models the newest counts. Raises ModelError when there are fewer than two.
     """
     scored = {
-        version.digest: version
+        version.digest: (version.dice, version.version, version.uri)
         for version in models(workspace)
-        if version.tags.get(DATA_TAG) == data and _dice(version) >= 0
+        if version.tags.get(DATA_TAG) == data and version.dice is not None
     }
-    best = sorted(scored.values(), key=lambda version: (_dice(version), version.version), reverse=True)[:count]
+    best = sorted(scored.values(), reverse=True)[:count]
     if len(best) < 2:
         raise ModelError(
             f"{len(best)} registered models were trained on this version of {dataset!r}; expected at least 2: "
             "run a sweep first, or name the members"
         )
-    return [version.uri for version in best]
+    return [uri for _, _, uri in best]
 
 
 def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
@@ -129,15 +124,6 @@ def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
     folders = [_member_folder(member, workspace=workspace) for member in ensemble.members]
     pairs = zip(folders, ensemble.members, strict=True)
     return Predictor(members=tuple(load_member(folder, weight=member.weight) for folder, member in pairs))
-
-
-def _dice(version: Listed) -> float:
-    """Validation Dice, or -1 where none was written down (as for ensembles)."""
-    try:
-        dice = float(version.tags.get(DICE_TAG, ""))
-    except ValueError:
-        return -1.0
-    return dice if math.isfinite(dice) else -1.0
 
 
 def _member_folder(member: EnsembleMember, *, workspace: Workspace) -> Path:

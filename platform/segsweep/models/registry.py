@@ -4,6 +4,7 @@ A version holds the checkpoint folder (safetensors, JSON, manifest) behind `segs
 """
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from urllib.parse import urlparse
 
 from segsweep.errors import ModelError, unknown
 from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, verify
-from segsweep.models.tracking import Tracker, connect
+from segsweep.models.tracking import DICE_TAG, DIGEST_TAG, Tracker, answered, connect
 from segsweep.workspace import Workspace
 
 # isort: split
@@ -25,16 +26,16 @@ import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 FLAVOUR = "segsweep.models.flavour"
-DIGEST_TAG = "segsweep.digest"
 ENSEMBLE = "ensemble.json"
 # Where pyfunc.save_model puts a data folder of this name.
 DATA = Path("data") / "checkpoint"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+|latest)|@(?P<alias>[\w-]+))?/?")
 
 
@@ -59,7 +60,17 @@ class Listed(Registered):
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
 
+    @property
+    def dice(self) -> float | None:
+        """Validation Dice (0 to 1); None where none was written down, as for ensembles."""
+        try:
+            dice = float(self.tags.get(DICE_TAG, "nan"))
+        except ValueError:
+            return None
+        return dice if math.isfinite(dice) else None
 
+
+@answered()
 def register(
     folder: Path, *, name: str, tracker: Tracker, run_id: str, tags: Mapping[str, str] | None = None
 ) -> Registered:
@@ -96,6 +107,7 @@ def register(
     return Registered(name=name, version=int(created.version), digest=digest)
 
 
+@answered()
 def fetch(uri: str | Path, *, workspace: Workspace) -> Path:
     """The local folder that holds the manifest of a model, every file checked.
 
@@ -112,7 +124,7 @@ def fetch(uri: str | Path, *, workspace: Workspace) -> Path:
     digest = verify(folder)
     if digest != found.digest:
         raise ModelError(
-            f"{found.uri}: its manifest has digest {digest[:12]}, expected {found.digest[:12] or 'one'} "
+            f"{found.uri}: its manifest has digest {digest[:12]}, expected {found.digest[:12]} "
             "from the registry; the artifacts changed after registration: register the original checkpoint again"
         )
     return folder
@@ -123,20 +135,17 @@ def resolve(uri: str, *, workspace: Workspace) -> Registered:
     address = ADDRESS.fullmatch(uri)
     if address is None:
         raise ModelError(f"{uri!r} is no model address; expected models:/NAME/3, models:/NAME@alias or models:/NAME")
-    listed = models(workspace)
     name = address["name"]
-    versions = {item.version: item for item in listed if item.name == name}
-    if not versions:
-        raise ModelError(unknown(name, kind="registered models", known={item.name for item in listed}))
+    known = {item.version: item for item in versions(name, workspace=workspace)}
     if address["alias"]:
-        by_alias = {alias: item for item in versions.values() for alias in item.aliases}
+        by_alias = {alias: item for item in known.values() for alias in item.aliases}
         if address["alias"] not in by_alias:
             raise ModelError(unknown(address["alias"], kind=f"aliases of {name}", known=by_alias))
         return _registered(by_alias[address["alias"]])
-    wanted = max(versions) if address["version"] in (None, "latest") else int(address["version"])
-    if wanted not in versions:
-        raise ModelError(unknown(str(wanted), kind=f"versions of {name}", known=map(str, versions)))
-    return _registered(versions[wanted])
+    wanted = max(known) if address["version"] in (None, "latest") else int(address["version"])
+    if wanted not in known:
+        raise ModelError(unknown(str(wanted), kind=f"versions of {name}", known=map(str, known)))
+    return _registered(known[wanted])
 
 
 def set_alias(name: str, *, alias: str, version: int, workspace: Workspace) -> Registered:
@@ -149,21 +158,29 @@ def set_alias(name: str, *, alias: str, version: int, workspace: Workspace) -> R
     return found
 
 
+@answered()
 def models(workspace: Workspace) -> list[Listed]:
     """Every registered version, by name and version; empty when nothing was ever registered."""
-    database = workspace.tracking_uri.removeprefix("sqlite:///")
-    if database != workspace.tracking_uri and not Path(database).exists():
+    if _untouched(workspace):
         return []
     client = connect(workspace)
-    listed: list[Listed] = []
-    token = None
-    while token != "":
-        page = client.search_registered_models(page_token=token)
-        for model in page:
-            aliases = {str(alias): int(version) for alias, version in model.aliases.items()}
-            listed += [_listed(version, aliases=aliases) for version in _versions(client, name=model.name)]
-        token = page.token or ""
-    return sorted(listed, key=lambda item: (item.name, item.version))
+    return [version for model in _names(client) for version in _of(model, client=client)]
+
+
+@answered()
+def versions(name: str, *, workspace: Workspace) -> list[Listed]:
+    """The versions of one registered model, oldest first. Raises ModelError with the nearest names when there is none."""
+    client = None if _untouched(workspace) else connect(workspace)
+    try:
+        found = _of(client.get_registered_model(name), client=client) if client else []
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        found = []
+    if not found:
+        known = [model.name for model in _names(client)] if client else []
+        raise ModelError(unknown(name, kind="registered models", known=known))
+    return found
 
 
 def describe(folder: Path) -> str:
@@ -251,6 +268,30 @@ def _ensure_name(client: MlflowClient, *, name: str) -> None:
             raise
 
 
+def _untouched(workspace: Workspace) -> bool:
+    """Whether nothing was ever written to the embedded database: asking it would make it."""
+    database = workspace.tracking_uri.removeprefix("sqlite:///")
+    return database != workspace.tracking_uri and not Path(database).exists()
+
+
+def _names(client: MlflowClient) -> list[RegisteredModel]:
+    """Every registered model, by name."""
+    found: list[RegisteredModel] = []
+    token = None
+    while token != "":
+        page = client.search_registered_models(page_token=token)
+        found += page
+        token = page.token or ""
+    return sorted(found, key=lambda model: model.name)
+
+
+def _of(model: RegisteredModel, *, client: MlflowClient) -> list[Listed]:
+    """A model's versions, oldest first."""
+    aliases = {str(alias): int(version) for alias, version in model.aliases.items()}
+    listed = [_listed(version, aliases=aliases) for version in _versions(client, name=model.name)]
+    return sorted(listed, key=lambda item: item.version)
+
+
 def _versions(client: MlflowClient, *, name: str) -> list[ModelVersion]:
     found: list[ModelVersion] = []
     token = None
@@ -273,6 +314,11 @@ def _listed(version: ModelVersion, *, aliases: Mapping[str, int]) -> Listed:
 
 
 def _registered(listed: Listed) -> Registered:
+    if not DIGEST.fullmatch(listed.digest):
+        raise ModelError(
+            f"{listed.uri} was not registered by segsweep (its tag {DIGEST_TAG} is {listed.digest!r}); "
+            "expected a version that `segsweep train`, `tune` or `ensemble` made"
+        )
     return Registered(name=listed.name, version=listed.version, digest=listed.digest)
 
 

@@ -10,8 +10,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -34,6 +34,10 @@ for _name in ("alembic", "mlflow"):
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+# Our tags of runs and registered versions: what a run is, the sweep and trial that it belongs to; of a trained model the store's
+# digest, the validation Dice and the digest of its files.
+KIND_TAG, SWEEP_TAG, TRIAL_TAG = "segsweep.kind", "segsweep.sweep", "segsweep.trial"
+DATA_TAG, DICE_TAG, DIGEST_TAG = "segsweep.data", "segsweep.dice", "segsweep.digest"
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"
 NON_FINITE_TAG = "segsweep.non_finite"
@@ -42,10 +46,23 @@ PARAM_LENGTH, TAG_LENGTH = 6000, 8000
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 
 
+@contextmanager
+def answered() -> Iterator[None]:
+    """MLflow's own exceptions as ModelError: around (or as decorator of) whatever asks its server or database something."""
+    try:
+        yield
+    except MlflowException as error:
+        raise ModelError(
+            f"MLflow could not do what was asked of it ({error.message}); "
+            "see that its server runs and MLFLOW_TRACKING_URI is right, then give the same command again"
+        ) from error
+
+
 class Tracker:
     """Runs of one experiment (one a dataset) on the workspace's tracking server.
 
-    The experiment and, with the SQLite default, the database are made on first use (some seconds).
+    The experiment and, with the SQLite default, the database are made on first use (some seconds). Every call raises ModelError
+    when the server does not answer.
     """
 
     def __init__(self, workspace: Workspace, *, experiment: str) -> None:
@@ -54,6 +71,7 @@ class Tracker:
         self.client = connect(workspace)
         self.experiment_id = self._experiment_id()
 
+    @answered()
     def start(
         self,
         name: str,
@@ -75,6 +93,7 @@ class Tracker:
             self.client.log_batch(run_id, params=values[first : first + PARAMS_AT_ONCE])
         return run_id
 
+    @answered()
     def find(self, experiment: str | None = None, *, tags: Mapping[str, Any]) -> str | None:
         """Id of the newest run that carries all these tags, or None, in the tracker's experiment or the named one."""
         experiment_id = self.experiment_id
@@ -89,15 +108,18 @@ class Tracker:
         found = self.client.search_runs([experiment_id], filter_string=query, max_results=1, order_by=order)
         return found[0].info.run_id if found else None
 
+    @answered()
     def resume(self, run_id: str) -> None:
         """Mark a run that was found again as running."""
         self.client.update_run(run_id, status="RUNNING")
 
+    @answered()
     def tag(self, run_id: str, values: Mapping[str, Any]) -> None:
         """Set tags; a tag that is there is replaced."""
         texts = [RunTag(key, _cut(_text(value), limit=TAG_LENGTH)) for key, value in values.items()]
         self.client.log_batch(run_id, tags=texts)
 
+    @answered()
     def metrics(self, run_id: str, values: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """Log one step. Sending the same step with the same timestamp twice stores it once.
 
@@ -112,6 +134,7 @@ class Tracker:
         if left_out:
             self.tag(run_id, {NON_FINITE_TAG: f"step {step}: {', '.join(left_out)}"})
 
+    @answered()
     def table(self, run_id: str, rows: Sequence[Mapping[str, Any]], *, path: str) -> None:
         """Store rows as the JSON table `path` (ends in .json), which MLflow shows; replaces an older one."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -122,17 +145,12 @@ class Tracker:
         if entry not in listed:
             self.client.set_tag(run_id, TABLES_TAG, json.dumps([*listed, entry]))
 
-    def artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
-        """Copy a file, or a folder's content, into the run's artifacts (under `folder`)."""
-        if path.is_dir():
-            self.client.log_artifacts(run_id, str(path), folder)
-        else:
-            self.client.log_artifact(run_id, str(path), folder)
-
+    @answered()
     def finish(self, run_id: str, *, status: Status = "FINISHED") -> None:
         """End a run."""
         self.client.set_terminated(run_id, status=status)
 
+    @answered()
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
@@ -146,14 +164,22 @@ class Tracker:
 
 
 def connect(workspace: Workspace) -> mlflow.MlflowClient:
-    """A client for the workspace's tracking server and registry. Raises ModelError when the address cannot be used."""
+    """A client for the workspace's tracking server and registry. Raises ModelError when the address cannot be used.
+
+    A database is opened here, a server is not asked anything yet.
+    """
     try:
         return mlflow.MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
-    except MlflowException as error:
+    except Exception as error:  # every database's driver raises its own
         raise ModelError(
-            f"tracking server {workspace.tracking_uri!r} cannot be used ({error.message}); "
+            f"tracking server {public(workspace.tracking_uri)!r} cannot be used ({public(str(error))}); "
             "expected sqlite:///FILE, http(s)://HOST or another MLflow address in MLFLOW_TRACKING_URI"
         ) from error
+
+
+def public(address: str) -> str:
+    """An address without the name and password that it may hold."""
+    return re.sub(r"//[^/\s]*@", "//", address)
 
 
 def _artifact_location(workspace: Workspace) -> str | None:
