@@ -189,6 +189,7 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("tune default store trials=0", "trials=0 cannot be used: expected at least 1"),
         ("tune default store trials=many", "trials='many' cannot be used: expected a whole number"),
         ("tune default store fold=7", "fold=7 cannot be used: expected 0 to 4 or 'all'"),
+        ("tune default store fold=all", "fold='all' leaves a sweep no cases to compare its trials by; expected 0 to 4"),
         ("tune default store epoch=3", "no 'epoch' among parameters of unet *; did you mean 'epochs'?"),
         ("tune default nowhere", "*nowhere: no store found (no index.json); *"),
         ("check nowhere", "*nowhere: no store found (no index.json); *"),

@@ -35,6 +35,9 @@ app = typer.Typer(
 )
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a converted dataset.")]
+StorePaths = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Folder of a converted dataset; several, joined by commas, are one.")
+]
 Values = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys as above; lists as 96,96,96.")]
 
 
@@ -126,7 +129,7 @@ def check(store: StorePath) -> None:
 @app.command()
 def train(
     trainable: Annotated[str, typer.Argument(metavar="TRAINABLE", help="A recipe of `segsweep list trainables`.")],
-    store: StorePath,
+    store: StorePaths,
     values: Values = None,
 ) -> None:
     """Train one run and register its model.
@@ -142,6 +145,7 @@ def train(
     Examples:
       segsweep train unet stores/openkbp preset=small
       segsweep train unet stores/openkbp fold=all epochs=500 workers=4
+      segsweep train unet stores/kits19,stores/msd_liver
     """
     from segsweep.sweeps.cluster import connect, share
     from segsweep.sweeps.single import train as run
@@ -164,7 +168,7 @@ def train(
 @app.command()
 def tune(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A recipe of `segsweep list spaces`.")],
-    store: StorePath,
+    store: StorePaths,
     values: Values = None,
 ) -> None:
     """Sweep a search space and register the best models.
@@ -175,7 +179,7 @@ def tune(
       trials      how many in all                                      (20)
       concurrent  at a time; 0 = as many as fit                         (0)
       workers     processes of each trial, one core or GPU each         (1)
-      fold, seed  as in `segsweep train`                                (0)
+      fold, seed  as in `segsweep train`; a fold, not all               (0)
       grace       epochs before a bad trial may be stopped; 0 = never   (0)
       register    how many of the best become registered models         (3)
       name        of the sweep                              (SPACE-DATASET)
@@ -187,18 +191,12 @@ def tune(
       segsweep tune default stores/openkbp preset=small
       segsweep tune default stores/openkbp trials=40 grace=20 workers=2
     """
-    from segsweep.sweeps.cluster import connect, share
     from segsweep.sweeps.following import describe
+    from segsweep.sweeps.tuning import base_run
     from segsweep.sweeps.tuning import tune as run
 
-    recipe = recipes.load("search_spaces", name=space)
     options, params = _sweep_options(recipes.parse_pairs(values or []))
-    shared = {**getattr(recipe, "PARAMS", {}), **params}
-    recipes.build_params(recipes.load("trainables", name=recipe.TRAINABLE), values=shared)
-    chosen = {"fold": options.fold, "seed": options.seed, "workers": options.workers, "params": shared}
-    _demand_possible(Run(trainable=recipe.TRAINABLE, store=str(store), **chosen))
-    connect()
-    share(workers=options.workers)
+    _demand_possible(base_run(space, store=str(store), options=options, params=params))
     workspace = current_workspace()
     with bars() as shown:
         swept = run(space, store=str(store), workspace=workspace, options=options, params=params, report=shown.trial)
@@ -215,7 +213,7 @@ def tune(
 
 
 @app.command()
-def ensemble(store: StorePath, values: Values = None) -> None:
+def ensemble(store: StorePaths, values: Values = None) -> None:
     """Build an ensemble of registered models and register it.
 
     Keys:
@@ -226,7 +224,7 @@ def ensemble(store: StorePath, values: Values = None) -> None:
       segsweep ensemble stores/openkbp
       segsweep ensemble stores/openkbp members=models:/a/1,models:/b@candidate
     """
-    from segsweep.data.store import open_store
+    from segsweep.data.joint import open_stores
     from segsweep.models.ensemble import best_members, build
     from segsweep.models.tracking import Tracker
 
@@ -234,7 +232,7 @@ def ensemble(store: StorePath, values: Values = None) -> None:
     for key in given:
         if key not in ("members", "name"):
             raise RecipeError(unknown(key, kind="keys of ensemble", known=("members", "name")))
-    opened, workspace = open_store(store), current_workspace()
+    opened, workspace = open_stores(store), current_workspace()
     members = given["members"].split(",") if "members" in given else None
     members = members or best_members(opened.dataset, data=opened.digest, workspace=workspace)
     name = given.get("name", f"{opened.dataset}-ensemble")
@@ -460,5 +458,5 @@ def _list_models() -> None:
     console.print("[bold]models[/bold]")
     for model in models(current_workspace()):
         aliases = "".join(f" @{alias}" for alias in model.aliases)
-        dice = f"  dice {model.tags['segsweep.dice']}" if "segsweep.dice" in model.tags else ""
+        dice = "" if model.dice is None else f"  dice {model.dice:.4f}"
         say(f"  {model.uri}{aliases}{dice}")

@@ -85,6 +85,18 @@ def test_interrupted_run_is_killed_and_opened_again(tracker: Flaky, tmp_path: Pa
     assert runs[0] == runs[1]
 
 
+def test_trial_without_dice_is_told_by_its_status(tracker: Flaky, tmp_path: Path) -> None:
+    said: list[str] = []
+    follow = Follow(tracker, parent=None, sweep="words", report=lambda *words: said.append(words[3]))
+    for name, status in (("trial-0000", "stopped_early"), ("trial-0001", "finished")):
+        one = trial(tmp_path / name)
+        result = {**epoch(3, loss=1.0), "status": status, "digest": "abc"}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        follow.on_trial_start(0, [], one)
+        follow.on_trial_complete(0, [], one)
+    assert [words for words in said if words.startswith("ended")] == ["ended: stopped early", "ended: finished"]
+
+
 def test_failed_trial_keeps_its_log_even_when_it_never_started(tracker: Flaky, tmp_path: Path) -> None:
     said: list[str] = []
     follow = Follow(tracker, parent=None, sweep="failed", report=lambda *words: said.append(words[3]))

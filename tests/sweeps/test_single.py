@@ -61,6 +61,19 @@ def test_finished_run_is_registered_once_and_not_trained_again(phantom_store: Pa
 
 
 @pytest.mark.usefixtures("cluster")
+def test_run_that_mlflow_lost_is_logged_once(phantom_store: Path, workspace: Workspace) -> None:
+    run = Run(trainable="unet", store=str(phantom_store), params=PARAMS)
+    store = prepare(run).store
+    stored = dataclasses.replace(run, store=store.uri)
+    finish(stored, folder=workspace.runs / f"unet-phantom-{stored.digest}-{store.digest[:6]}")
+    for _ in range(3):
+        train(run, workspace=workspace, report=silent)
+    client = connect(workspace)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "phantom"]
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+@pytest.mark.usefixtures("cluster")
 def test_run_that_cannot_fit_is_refused_before_anything_is_made(phantom_store: Path, workspace: Workspace) -> None:
     huge = {**PARAMS, "patch_size": [512, 1024, 1024], "features": 64}
     with pytest.raises(ResourceError, match=r"patch_size=\(512, 1024, 1024\) .*choose a smaller patch"):

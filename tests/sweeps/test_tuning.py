@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 import segsweep.search_spaces
-from segsweep.errors import RecipeError, ResourceError
-from segsweep.models.registry import models
-from segsweep.models.tracking import PARENT_TAG, connect
-from segsweep.sweeps.following import TRIAL_TAG
+from segsweep.errors import RecipeError, ResourceError, StoreError
+from segsweep.models.registry import Registered, models, resolve
+from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, Tracker, connect
+from segsweep.run import Run
+from segsweep.sweeps import tuning
+from segsweep.sweeps.training import prepare
 from segsweep.sweeps.tuning import SweepOptions, tune
 from segsweep.workspace import Workspace
 
@@ -187,10 +191,12 @@ def epochs_logged(name: str, *, workspace: Workspace) -> list[int]:
 
 @pytest.mark.usefixtures("cluster")
 def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Path, workspace: Workspace) -> None:
-    def start(**options: int) -> None:
+    def start(**options: Any) -> None:
         chosen = SweepOptions(name="never", trials=2, **options)
         tune("default", store=str(phantom_store), workspace=workspace, options=chosen, params={}, report=print)
 
+    with pytest.raises(RecipeError, match="fold='all' leaves a sweep no cases"):
+        start(fold="all")
     with pytest.raises(ResourceError, match="1000 workers were asked for"):
         start(workers=1000)
     with pytest.raises(ResourceError, match="1000 runs of 1 workers at once"):
@@ -198,3 +204,45 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
     with pytest.raises(ValueError, match="trials=0 cannot be used: expected at least 1"):
         SweepOptions(trials=0)
     assert list(workspace.root.iterdir()) == []
+
+
+def test_fold_that_holds_nothing_out_is_refused(phantom_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = SimpleNamespace(uri="store", validation=lambda fold: ("a",) if fold else ())
+    monkeypatch.setattr(tuning, "open_stores", lambda _: bare)
+    with pytest.raises(StoreError, match="store: fold 0 holds out no annotated case to compare trials by"):
+        tuning.base_run("default", store=str(phantom_store), options=SweepOptions(), params={})
+    assert tuning.base_run("default", store="store", options=SweepOptions(fold=1), params={}).fold == 1
+
+
+def test_no_more_trials_at_once_than_are_left_or_fit_into_memory(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"patch_size": [16, 32, 32], "batch_size": 2, "features": 4, "levels": 3}
+    prepared = prepare(Run(trainable="unet", store=str(phantom_store), workers=2, params=params))
+    needed = tuning.needed_memory(prepared)
+    monkeypatch.setattr(tuning, "most_concurrent", lambda *, workers: 16 // workers)
+    monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers: 10 * needed // workers)
+    assert [tuning._most_at_once(prepared, left=left) for left in (0, 1, 3, 20)] == [1, 1, 3, 5]
+    monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers: needed // (2 * workers))
+    assert tuning._most_at_once(prepared, left=20) == 1, "one trial is tried whatever it needs"
+
+
+def test_candidate_moves_only_to_a_better_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = Workspace(root=tmp_path)
+    tracker = Tracker(workspace, experiment="toy")
+    tracker.client.create_registered_model("toy")
+
+    def promoted(dice: str, *, data: str) -> int:
+        digest = f"{len(models(workspace)):064x}"
+        tags = {"segsweep.dice": dice, "segsweep.data": data, "segsweep.digest": digest}
+        version = tracker.client.create_model_version("toy", source=tmp_path.as_uri(), tags=tags)
+        made = Registered(name="toy", version=int(version.version), digest=digest)
+        tuning._promote(made, data=data, workspace=workspace)
+        return resolve("models:/toy@candidate", workspace=workspace).version
+
+    assert promoted("0.5000", data="a") == 1
+    assert promoted("0.4000", data="a") == 1
+    assert promoted("0.6000", data="a") == 3
+    assert promoted("0.6000", data="a") == 4, "of equal ones the newest"
+    assert promoted("0.1000", data="b") == 5, "Dice on other data says nothing"

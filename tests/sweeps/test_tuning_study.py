@@ -14,11 +14,13 @@ from segsweep.sweeps.following import ERROR
 from segsweep.sweeps.tuning_study import (
     CONFIG,
     MOST_REFUSED,
+    FixedTrial,
     StudySearch,
     ended_trials,
     has_unfinished,
     open_study,
     trial_folder,
+    trials_left,
 )
 
 SETTINGS = {"space": "toy", "seed": 3, "params": {"levels": 3}}
@@ -130,6 +132,41 @@ def test_other_settings_are_refused_by_what_differs(sweep: Sweep) -> None:
         sweep.study(seed=4)
     with pytest.raises(RecipeError, match=r"params was \{'levels': 3\}, now \{'levels': 5\}"):
         sweep.study(params={"levels": 5})
+
+
+def test_database_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database" * 100)
+    for address in ("nosuchdatabase://me:secret@host/studies", f"sqlite:///{tmp_path / 'text'}", "a word"):
+        with pytest.raises(ResourceError, match=r"study database '.*' cannot be used .* in SEGSWEEP_STUDIES") as raised:
+            open_study(address, name="toy", settings=SETTINGS, seed=3)
+        assert "secret" not in str(raised.value)
+
+
+def test_trials_left_are_the_unfinished_and_those_still_asked_for(sweep: Sweep) -> None:
+    study = sweep.study()
+    assert trials_left(study, trials=3) == 3
+    for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED):
+        values = [0.5] if state == TrialState.COMPLETE else None
+        study.add_trial(optuna.trial.create_trial(state=state, values=values))
+    study.ask()
+    assert [trials_left(study, trials=trials) for trials in (1, 2, 3, 9)] == [1, 1, 1, 7]
+
+
+def test_nothing_is_drawn_for_what_the_user_fixed(sweep: Sweep) -> None:
+    fixed = {"loss": "focal", "patch_size": [16, 32, 32], "foreground": 0.9, "levels": 3}
+    trial = sweep.study().ask()
+    given = FixedTrial(trial, fixed=fixed)
+    assert given.suggest_categorical("loss", ("ce", "focal")) == "focal"
+    assert given.suggest_categorical("patch_size", ("plan", "smaller")) == "plan", "a name for what was fixed"
+    assert given.suggest_float("foreground", 0.2, 0.8, step=0.1) == 0.9
+    assert given.suggest_int("levels", 4, 6) == 3
+    assert trial.params == {}
+    drawn = {
+        "head": given.suggest_categorical("head", ("a", "b")),
+        "rate": given.suggest_float("rate", 1e-4, 1e-1, log=True),
+        "width": given.suggest_int("width", 8, 32, step=8),
+    }
+    assert trial.params == drawn and given.number == trial.number
 
 
 def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from ray.tune import Callback
 
-from segsweep.models.tracking import Status, Tracker
+from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status, Tracker
 from segsweep.sweeps.training import RESULT, read_result
 
-TRIAL_TAG = "segsweep.trial"
 ERROR = "error.txt"
 # A tracking server that did not answer is left alone this long (seconds): its client retries for minutes by itself.
 PAUSE = 60.0
@@ -73,7 +72,7 @@ class Follow(Callback):
             return
         result = read_result(folder)
         self._send(lambda: self._conclude(name, result))
-        words = f"dice {result['dice']:.3f}" if "dice" in result else "stopped early"
+        words = f"dice {result['dice']:.3f}" if "dice" in result else result["status"].replace("_", " ")
         self._report(name, int(result["epoch"]), int(result["epoch"]), f"ended: {words}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -87,7 +86,11 @@ class Follow(Callback):
 
     def run_of(self, name: str) -> str | None:
         """MLflow run of a trial, by its name."""
-        return self.tracker.find(tags={"segsweep.sweep": self.sweep, TRIAL_TAG: name})
+        return self.tracker.find(tags=self.tags(name))
+
+    def tags(self, name: str) -> dict[str, str]:
+        """What a trial's MLflow run is found by."""
+        return {SWEEP_TAG: self.sweep, TRIAL_TAG: name}
 
     def close(self) -> None:
         """Send what is left; runs of trials that did not end become KILLED (a later sweep opens them again)."""
@@ -115,8 +118,7 @@ class Follow(Callback):
     def _begin(self, name: str, params: Mapping[str, Any]) -> None:
         run_id = self.run_of(name)
         if run_id is None:
-            tags = {"segsweep.sweep": self.sweep, TRIAL_TAG: name}
-            run_id = self.tracker.start(name, parent=self._parent, params=params, tags=tags)
+            run_id = self.tracker.start(name, parent=self._parent, params=params, tags=self.tags(name))
         else:
             self.tracker.resume(run_id)
         self._open[name] = run_id
@@ -126,7 +128,7 @@ class Follow(Callback):
         rows = [{"structure": key[5:], "dice": value} for key, value in result.items() if key.startswith("dice/")]
         if rows:
             self.tracker.table(run_id, rows, path="dice_per_structure.json")
-        self.tracker.tag(run_id, {"segsweep.status": result["status"], "segsweep.digest": result["digest"]})
+        self.tracker.tag(run_id, {"segsweep.status": result["status"], DIGEST_TAG: result["digest"]})
         self._finish(name, status="FINISHED")
 
     def _finish(self, name: str, *, status: Status) -> None:

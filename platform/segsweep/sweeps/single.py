@@ -11,7 +11,7 @@ import ray.tune
 
 from segsweep.errors import SegsweepError
 from segsweep.models.registry import Registered, register
-from segsweep.models.tracking import Tracker
+from segsweep.models.tracking import DATA_TAG, DICE_TAG, Tracker
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
@@ -52,12 +52,12 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     result = read_result(folder)
     run_id = follow.run_of(name)
     if run_id is None:
-        run_id = tracker.start(name, params=run.to_json())
+        run_id = tracker.start(name, params=run.to_json(), tags=follow.tags(name))
         tracker.finish(run_id)
     model = f"{dataset}-{run.trainable}"
-    tags = {"segsweep.run": name, "segsweep.data": prepared.store.digest}
+    tags = {"segsweep.run": name, DATA_TAG: prepared.store.digest}
     if "dice" in result:
-        tags["segsweep.dice"] = f"{result['dice']:.4f}"
+        tags[DICE_TAG] = f"{result['dice']:.4f}"
     registered = register(folder / "model", name=model, tracker=tracker, run_id=run_id, tags=tags)
     return Trained(folder=folder, result=result, registered=registered)
 

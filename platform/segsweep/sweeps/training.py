@@ -22,8 +22,11 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
+from segsweep.data.conversion import derive
 from segsweep.data.geometry import Size, Spacing
-from segsweep.data.store import Store, open_store, write_json
+from segsweep.data.joint import open_stores
+from segsweep.data.manifest import write_json
+from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
@@ -57,7 +60,7 @@ def prepare(run: Run) -> Prepared:
 
     Raises RecipeError, StoreError or ResourceError in one sentence.
     """
-    store = open_store(run.store)
+    store = open_stores(run.store)
     recipe = recipes.load("trainables", name=run.trainable)
     given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
     presets = getattr(recipe, "PRESETS", {}).get(run.params.get("preset"), {})
@@ -85,22 +88,28 @@ def _covering(shape: Size, *, largest: Size) -> list[int]:
     return [min(most, -(-n // 16) * 16) for n, most in zip(shape, largest, strict=True)]
 
 
-def demand_memory(prepared: Prepared, *, available: int) -> None:
-    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, RecipeError when the patch fits no network."""
+def needed_memory(prepared: Prepared) -> int:
+    """Estimated bytes of a worker's training step. Raises RecipeError when the patch fits no network."""
     params, task = prepared.params, prepared.task
     recipe = recipes.load("trainables", name=prepared.run.trainable)
     model = recipe.build(params, task)
-    batch_size = params.batch_size or 1
     try:
-        needed = training_bytes(model, patch_size=task.patch_size, channels=len(task.channels), batch_size=batch_size)
+        return training_bytes(
+            model, patch_size=task.patch_size, channels=len(task.channels), batch_size=params.batch_size or 1
+        )
     except RuntimeError:
         raise RecipeError(
             f"patch_size={task.patch_size} cannot be halved as often as {prepared.run.trainable} does; "
             "choose multiples of 16 or 32 voxels (z, y, x), or fewer levels"
         ) from None
+
+
+def demand_memory(prepared: Prepared, *, available: int) -> None:
+    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, RecipeError when the patch fits no network."""
+    needed, batch_size = needed_memory(prepared), prepared.params.batch_size or 1
     if needed > available:
         raise ResourceError(
-            f"patch_size={task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "
+            f"patch_size={prepared.task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "
             f"{describe(available)} are available; choose a smaller patch or batch, or fewer features"
         )
 
@@ -184,7 +193,9 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
     """
     # Tune runs every trial in a folder of its own, where a relative address means something else.
-    run = dataclasses.replace(run, store=open_store(run.store).uri)
+    store = open_stores(run.store)
+    derive(store, spacing=store.plan.spacing)
+    run = dataclasses.replace(run, store=store.uri)
 
     def trial(config: dict[str, Any]) -> None:
         overrides = {key: value for key, value in config.items() if key not in ("folder",)}
@@ -278,19 +289,13 @@ def _told_to_stop(folder: Path) -> bool:
 
 def _validate_scans(setting: Setting, *, prepared: Prepared) -> dict[str, dict[str, float]]:
     """Dice per case and structure on whole held-out scans; ranks share the cases."""
-    store, table = prepared.store, prepared.task.table
+    store = prepared.store
     world = dist.get_world_size() if dist.is_initialized() else 1
     member = Member(model=setting.model.eval(), task=prepared.task, weight=1.0)
     predictor = Predictor(members=(member,))
     mine: dict[str, dict[str, float]] = {}
     for case_id in store.validation(prepared.run.fold)[_rank() :: world]:
-        grid = store.grid(case_id)
-        found = predictor.segment(grid.read_image(), geometry=grid.geometry)
-        truth = grid.read_label()
-        mine[case_id] = {
-            name: _dice(table.mask(found, structure=name), table.mask(truth, structure=name))
-            for name in store.cases[case_id].annotated
-        }
+        mine[case_id] = scan_dice(predictor, store=store, case_id=case_id)
     if not dist.is_initialized():
         return mine
     everyone: list[Any] = [None] * world
@@ -298,12 +303,22 @@ def _validate_scans(setting: Setting, *, prepared: Prepared) -> dict[str, dict[s
     return dict(sorted(_items(everyone)))
 
 
+def scan_dice(predictor: Predictor, *, store: Store, case_id: str) -> dict[str, float]:
+    """Dice of every annotated structure on a whole scan at its own grid, without ignored voxels."""
+    grid, annotated = store.grid(case_id), store.cases[case_id].annotated
+    truth = grid.read_label()
+    found = predictor.segment(grid.read_image(), geometry=grid.geometry, structures=annotated)
+    found[truth == store.table.ignored] = 0
+    mask = store.table.mask
+    return {name: _dice(mask(found, structure=name), truth=mask(truth, structure=name)) for name in annotated}
+
+
 def _items(parts: list[dict[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
     for part in parts:
         yield from part.items()
 
 
-def _dice(found: np.ndarray, truth: np.ndarray) -> float:
+def _dice(found: np.ndarray, *, truth: np.ndarray) -> float:
     total = int(found.sum()) + int(truth.sum())
     return 2 * int((found & truth).sum()) / total if total else 1.0
 

@@ -12,21 +12,41 @@ from typing import Any
 import ray.tune
 
 from segsweep import recipes
+from segsweep.data.joint import open_stores
 from segsweep.data.planning import Plan
-from segsweep.data.store import Store, open_store
-from segsweep.errors import ModelError, SegsweepError
-from segsweep.models.registry import Registered, register, set_alias
-from segsweep.models.tracking import Status, Tracker
+from segsweep.data.store import Store
+from segsweep.errors import ModelError, RecipeError, SegsweepError, StoreError
+from segsweep.models.registry import Registered, register, set_alias, versions
+from segsweep.models.tracking import DATA_TAG, DICE_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, Status, Tracker
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.stopping import CooperativeASHA
-from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
-from segsweep.sweeps.tuning_study import CONFIG, StudySearch, ended_trials, has_unfinished, open_study, trial_folder
+from segsweep.sweeps.training import (
+    RESULT,
+    Prepared,
+    as_trainable,
+    demand_memory,
+    needed_memory,
+    prepare,
+    read_result,
+)  # fmt: skip
+from segsweep.sweeps.tuning_study import (
+    CONFIG,
+    FixedTrial,
+    StudySearch,
+    ended_trials,
+    has_unfinished,
+    open_study,
+    trial_folder,
+    trials_left,
+)  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
 
 # ASHA's upper rung: trials end by their own number of epochs.
 MOST_EPOCHS = 10**6
+# Alias of the best model of a name.
+CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +102,22 @@ def tune(
 ) -> Swept:
     """Run or resume a sweep of a search-space recipe on a store.
 
-    `params` hold for every trial, also where the space would choose another value. Raises RecipeError, StoreError or ResourceError
-    before anything starts.
+    `params` hold for every trial, also where the space would choose another value. Raises RecipeError, StoreError, ResourceError or
+    ModelError before anything starts.
     """
-    connect()
     chosen, place = options or SweepOptions(), workspace or current_workspace()
     recipe = recipes.load("search_spaces", name=space)
-    opened = open_store(store)
-    base = _base_run(recipe, store=opened, options=chosen, params=params or {})
-    prepare(base)
-    concurrent = chosen.concurrent or most_concurrent(workers=chosen.workers)
-    resources = share(workers=chosen.workers, concurrent=concurrent)
+    base = base_run(space, store=store, options=chosen, params=params or {})
+    prepared = prepare(base)
+    opened = prepared.store
+    connect()
+    share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
     name = chosen.name or f"{space}-{opened.dataset}"
     settings = {**_settings(space, base=base, store=opened), "fixed": dict(params or {})}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed)
     _enqueue_first(study, recipe=recipe, plan=opened.plan)
+    concurrent = chosen.concurrent or _most_at_once(prepared, left=trials_left(study, trials=chosen.trials))
+    resources = share(workers=chosen.workers, concurrent=concurrent)
     memory = memory_per_worker(workers=chosen.workers * concurrent)
     suggest = partial(_suggest, recipe=recipe, base=base, fixed=params or {}, plan=opened.plan, memory=memory)
     sweep = place.sweeps / name
@@ -121,23 +142,40 @@ def tune(
         tracker.finish(parent, status=status)
 
 
-def _base_run(recipe: ModuleType, *, store: Store, options: SweepOptions, params: Mapping[str, Any]) -> Run:
-    """What all trials share."""
-    return Run(
+def base_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
+    """What all trials share. Raises RecipeError or StoreError when there is no such space or store, or nothing to compare trials by."""
+    recipe, opened = recipes.load("search_spaces", name=space), open_stores(store)
+    run = Run(
         trainable=recipe.TRAINABLE,
-        store=store.uri,
+        store=opened.uri,
         fold=options.fold,
         seed=options.seed,
         workers=options.workers,
         params={**getattr(recipe, "PARAMS", {}), **params},
     )
+    if run.fold == "all":
+        raise RecipeError("fold='all' leaves a sweep no cases to compare its trials by; expected 0 to 4")
+    if not opened.validation(run.fold):
+        raise StoreError(
+            f"{opened.uri}: fold {run.fold} holds out no annotated case to compare trials by; "
+            "choose another fold, or convert more annotated cases"
+        )
+    return run
+
+
+def _most_at_once(prepared: Prepared, *, left: int) -> int:
+    """As many runs as fit at once by cores or GPUs and by memory, and no more than are left to run."""
+    workers, needed = prepared.run.workers, needed_memory(prepared)
+    counts = range(min(most_concurrent(workers=workers), left), 1, -1)
+    return next((count for count in counts if needed <= memory_per_worker(workers=workers * count)), 1)
 
 
 def _suggest(
     trial: Any, *, recipe: ModuleType, base: Run, fixed: Mapping[str, Any], plan: Plan, memory: int
 ) -> dict[str, Any]:
     """The parameters of a trial; what the user fixed goes before what the space draws. Raises SegsweepError when they cannot be trained."""
-    config = {**recipe.space(trial, plan), **{key: value for key, value in fixed.items() if key != "preset"}}
+    own = {key: value for key, value in fixed.items() if key != "preset"}
+    config = {**recipe.space(FixedTrial(trial, fixed=own), plan), **own}
     demand_memory(prepare(dataclasses.replace(base, params={**base.params, **config})), available=memory)
     return config
 
@@ -187,7 +225,7 @@ def _enqueue_first(study: Any, *, recipe: ModuleType, plan: Plan) -> None:
 
 
 def _parent_run(tracker: Tracker, *, name: str, base: Run, store: Store) -> str:
-    tags = {"segsweep.sweep": name, "segsweep.kind": "sweep"}
+    tags = {SWEEP_TAG: name, KIND_TAG: "sweep"}
     found = tracker.find(tags=tags)
     if found is not None:
         tracker.resume(found)
@@ -212,7 +250,7 @@ def _swept(trial: Any, *, sweep: Path) -> SweptTrial:
 def _register_best(
     trials: tuple[SweptTrial, ...], *, count: int, base: Run, follow: Follow, store: Store
 ) -> tuple[Registered, ...]:
-    """Register the best finished trials; the very best gets the alias `candidate`."""
+    """Register the best finished trials; the very best gets the alias `candidate`, unless that one is better."""
     registered = []
     for trial in [trial for trial in trials if trial.dice is not None][:count]:
         run_id = follow.run_of(trial.name)
@@ -221,14 +259,23 @@ def _register_best(
                 f"{trial.name}: its MLflow run is gone; expected it under the sweep's; restore the tracking database"
             )
         tags = {
-            "segsweep.sweep": follow.sweep,
-            "segsweep.trial": trial.name,
-            "segsweep.dice": f"{trial.dice:.4f}",
-            "segsweep.data": store.digest,
+            SWEEP_TAG: follow.sweep,
+            TRIAL_TAG: trial.name,
+            DICE_TAG: f"{trial.dice:.4f}",
+            DATA_TAG: store.digest,
         }
         name = f"{store.dataset}-{base.trainable}"
         registered.append(register(trial.folder / "model", name=name, tracker=follow.tracker, run_id=run_id, tags=tags))
     if registered:
-        best = registered[0]
-        set_alias(best.name, alias="candidate", version=best.version, workspace=follow.tracker.workspace)
+        _promote(registered[0], data=store.digest, workspace=follow.tracker.workspace)
     return tuple(registered)
+
+
+def _promote(best: Registered, *, data: str, workspace: Workspace) -> None:
+    """Move the alias `candidate` to a version, unless the present one did better on the same data (its Dice on other data says nothing)."""
+    known = {version.version: version for version in versions(best.name, workspace=workspace)}
+    rivals = (
+        version for version in known.values() if CANDIDATE in version.aliases and version.tags.get(DATA_TAG) == data
+    )
+    if all((rival.dice or 0.0) <= (known[best.version].dice or 0.0) for rival in rivals):
+        set_alias(best.name, alias=CANDIDATE, version=best.version, workspace=workspace)

@@ -6,7 +6,7 @@ study alone, without any pickled searcher, says which trials to continue (CONTRI
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from segsweep.errors import RecipeError
+from segsweep.errors import RecipeError, ResourceError
+from segsweep.models.tracking import public
 from segsweep.sweeps.following import ERROR, Report
 from segsweep.sweeps.training import RESULT, read_result
 
@@ -27,10 +28,21 @@ SuggestConfig = Callable[[optuna.Trial], dict[str, Any]]
 
 
 def open_study(storage: str, *, name: str, settings: Mapping[str, Any], seed: int) -> optuna.Study:
-    """Make the study or open it again. Raises RecipeError when it was begun with other settings."""
+    """Make the study or open it again.
+
+    Raises RecipeError when it was begun with other settings, ResourceError when its database cannot be used.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    try:
+        database = optuna.storages.get_storage(storage)
+    except Exception as error:  # every database's driver raises its own
+        reason = public(str(error).partition("\n")[0])
+        raise ResourceError(
+            f"study database {public(storage)!r} cannot be used ({reason}); "
+            "expected sqlite:///FILE or the address of a database that runs in SEGSWEEP_STUDIES"
+        ) from error
+    study = optuna.create_study(storage=database, study_name=name, direction="maximize", load_if_exists=True)
     # Trials that exist have used up the first draws: a resumed sweep must not draw them again.
     study.sampler = optuna.samplers.TPESampler(
         seed=seed + len(study.trials), n_startup_trials=5, multivariate=True, constant_liar=True
@@ -53,6 +65,30 @@ def trial_folder(sweep: Path, *, number: int) -> Path:
     return sweep / f"trial-{number:04d}"
 
 
+class FixedTrial:
+    """An Optuna trial for `space`: what the user fixed is given as it is and not drawn, so no sampler learns from it."""
+
+    def __init__(self, trial: optuna.Trial, *, fixed: Mapping[str, Any]) -> None:
+        self._trial, self._fixed = trial, fixed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """The fixed value, where it is one of the choices; they may be names of what was fixed: then any will do."""
+        if name not in self._fixed:
+            return self._trial.suggest_categorical(name, choices)
+        return self._fixed[name] if self._fixed[name] in choices else choices[0]
+
+    def suggest_float(self, name: str, low: float, high: float, **options: Any) -> float:
+        """The fixed value, or one that is drawn."""
+        return self._fixed[name] if name in self._fixed else self._trial.suggest_float(name, low, high, **options)
+
+    def suggest_int(self, name: str, low: int, high: int, **options: Any) -> int:
+        """The fixed value, or one that is drawn."""
+        return self._fixed[name] if name in self._fixed else self._trial.suggest_int(name, low, high, **options)
+
+
 class StudySearch(Searcher):
     """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all.
 
@@ -66,10 +102,7 @@ class StudySearch(Searcher):
         self._study, self._suggest_config, self._sweep, self._report = study, suggest_config, sweep, report
         self._unfinished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
         self._settle_ended()
-        ended = sum(
-            trial.state.is_finished() and trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False)
-        )
-        self._new = max(0, trials - ended - len(self._unfinished))
+        self._new = trials_left(study, trials=trials) - len(self._unfinished)
         self._open: dict[str, optuna.Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,6 +198,13 @@ class StudySearch(Searcher):
 def has_unfinished(study: optuna.Study) -> bool:
     """Whether a trial was begun and not ended."""
     return any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
+
+
+def trials_left(study: optuna.Study, *, trials: int) -> int:
+    """How many are to run: those begun and not ended, and new ones until `trials` ended well."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    ended = sum(state.is_finished() and state != TrialState.FAIL for state in states)
+    return max(states.count(TrialState.RUNNING), trials - ended)
 
 
 def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
