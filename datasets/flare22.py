@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.layouts import demand_cases, one_each, pairs_of, scans
+from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 
@@ -21,29 +22,29 @@ _ORGANS = (
 LABELS = LabelSet(structures=_ORGANS, pairs=pairs_of(_ORGANS))
 CHANNELS = ("CT",)
 
-_IMAGE = re.compile(r"(?P<case>(?P<set>FLARE22_Tr|FLARETs|Case)_\d+)_0000")
+_FILE = re.compile(r"(?P<case>(?P<set>FLARE22_Tr|FLARETs|Case)_\d+)(?P<channel>_0000)?")
 
 
 def cases(raw: Path) -> list[CaseSource]:
     """Labelled and unlabelled training scans and the validation scans. Raises InputError that names the case without its label."""
-    files = one_each(scans(raw, "**/*"))
-    images = [(name, path) for stem, path in sorted(files.items()) if (name := _IMAGE.fullmatch(stem))]
-    demand_cases(images, raw=raw, layout="FLARE22_Tr_0001_0000.nii.gz with its label, or other files of FLARE22")
-    return [_source(name, image=path, label=files.get(name["case"])) for name, path in images]
+    named = [(path, match) for path in scans(raw, "**/*") if (match := _FILE.fullmatch(stem(path)))]
+    images = one_each(path for path, match in named if match["channel"])
+    labels = one_each(path for path, match in named if not match["channel"] and match["set"] != "Case")
+    demand_cases(list(images), raw=raw, layout="FLARE22_Tr_0001_0000.nii.gz with its label, or other files of FLARE22")
+    return [_source(name.removesuffix("_0000"), image=images[name], labels=labels) for name in sorted(images)]
 
 
-def _source(name: re.Match[str], *, image: Path, label: Path | None) -> CaseSource:
-    case_id = name["case"]
-    if name["set"] == "FLARE22_Tr" and label is None:
+def _source(case_id: str, *, image: Path, labels: dict[str, Path]) -> CaseSource:
+    if case_id.startswith("FLARE22_Tr") and case_id not in labels:
         raise InputError(
-            f"{case_id}: {case_id}.nii.gz is missing; expected the label of every {case_id[:10]} scan; copy it"
+            f"{case_id}: {case_id}.nii.gz is missing; expected the label of every FLARE22_Tr scan; copy it"
         )
-    labelled = label is not None and name["set"] != "Case"
     values = {value: (organ,) for value, organ in enumerate(_ORGANS, start=1)}
+    files = (LabelFile(path=labels[case_id], values=values),) if case_id in labels else ()
     return CaseSource(
         case_id=case_id,
         images=(image,),
-        labels=(LabelFile(path=label, values=values),) if label is not None and labelled else (),
-        annotated=_ORGANS if labelled else (),
-        split="validation" if name["set"] == "FLARETs" else "train",
+        labels=files,
+        annotated=_ORGANS if files else (),
+        split="validation" if case_id.startswith("FLARETs") else "train",
     )
