@@ -91,7 +91,7 @@ def _source(found: _Found, *, survey: _Survey, raw: Path, named: Mapping[str, st
     ]
     holders: dict[str, Path] = {}
     for file in files:
-        for structure in set(file.names.values()):
+        for structure in sorted(set(file.names.values())):
             other = holders.setdefault(structure, file.path)
             if other != file.path:
                 raise InputError(
@@ -215,11 +215,11 @@ def _stated(raw: Path) -> dict[str, Any]:
 
 def _spellings(stated: dict[str, Any], *, names: set[str]) -> dict[str, re.Pattern[str]]:
     """Structure -> what its names look like, as stated, or each name found as it is (without what cannot be in a name)."""
-    spelt: dict[str, Any] = stated.get("structures", {})
+    spelt: dict[str, Any] = dict(stated.get("structures", {}))
     if not stated:
-        for name in sorted(names):
-            clean = re.sub(r"[^\w.+-]+", "_", name).strip("_")[:128]
-            known = next((other for other in spelt if other.casefold() == clean.casefold()), clean)
+        clean = {name: re.sub(r"[^\w.+-]+", "_", name).strip("_")[:128] for name in names}
+        for name in sorted(names, key=lambda name: (clean[name], name)):
+            known = next((other for other in spelt if other.casefold() == clean[name].casefold()), clean[name])
             spelt.setdefault(known, []).append(name)
         spelt.pop("", None)
     return {structure: _pattern([structure, *_texts(spelt[structure], of=structure)]) for structure in spelt}

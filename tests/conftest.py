@@ -1,7 +1,8 @@
 """What many tests share: one local Ray, and one small phantom that was made and converted with the real code."""
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -150,7 +151,7 @@ def _write_rtstruct(
     rois: Mapping[str, tuple[slice, slice, slice]],
     uids: Mapping[str, str],
     series_uid: str,
-    sops: list[str],
+    sops: Sequence[str],
     kind: str,
 ) -> Path:
     from pydicom.uid import RTStructureSetStorage, generate_uid  # noqa: PLC0415
@@ -191,12 +192,12 @@ def _write_rtstruct(
 
 def _dicom(kind: str, *, sop: str, **values: object) -> "Dataset":
     from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
-    from pydicom.uid import ExplicitVRLittleEndian  # noqa: PLC0415
+    from pydicom.uid import UID, ExplicitVRLittleEndian  # noqa: PLC0415
 
     item = _item(SOPClassUID=kind, SOPInstanceUID=sop, **values)
     item.file_meta = FileMetaDataset()
     item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    item.file_meta.MediaStorageSOPClassUID, item.file_meta.MediaStorageSOPInstanceUID = kind, sop
+    item.file_meta.MediaStorageSOPClassUID, item.file_meta.MediaStorageSOPInstanceUID = UID(kind), UID(sop)
     return item
 
 
@@ -207,3 +208,47 @@ def _item(**values: object) -> "Dataset":
     for keyword, value in values.items():
         setattr(item, keyword, value)
     return item
+
+
+def make_tiny(raw: Path, *, num_cases: int = 2) -> Path:
+    """Scans of about 12 x 20 x 18 voxels in the openKBP layout: noise with a box for each structure, of unlike spacing."""
+    import numpy as np  # noqa: PLC0415
+
+    from segsweep import recipes  # noqa: PLC0415
+    from segsweep.data.geometry import Geometry  # noqa: PLC0415
+    from segsweep.inference.writers import write_image, write_label_map  # noqa: PLC0415
+
+    structures = recipes.load("datasets", name="openkbp").LABELS.structures
+    for number in range(num_cases):
+        label = np.zeros((12, 20, 18 + number % 2), np.uint8)
+        for value in range(1, len(structures) + 1):
+            label[value : value + 3, 4:12, 2 * value : 2 * value + 3] = value
+        image = np.random.default_rng(number).normal(40.0 * label, 30).astype(np.int16)
+        geometry = Geometry(
+            shape=label.shape,
+            spacing=(3.0, 2.0 + number % 2, 2.0 + number % 2),
+            origin=(0.0, 0.0, 0.0),
+            direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+        )
+        write_image(image, geometry=geometry, path=raw / "images" / f"okbp_{number:03d}.nii.gz")
+        write_label_map(label, geometry=geometry, path=raw / "labels" / f"okbp_{number:03d}.nii.gz")
+    cases = [{"id": f"okbp_{number:03d}", "upstream_split": "train"} for number in range(num_cases)]
+    labels = {name: value for value, name in enumerate(structures, start=1)}
+    (raw / "cases.json").write_text(json.dumps({"labels": labels, "cases": cases}))
+    return raw
+
+
+@pytest.fixture
+def tiny_raw(tmp_path: Path) -> Path:
+    """Two tiny scans in the openKBP layout, for tests that convert again and again or change what they convert."""
+    return make_tiny(tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:  # noqa: ARG001
+    """The same two scans as a store, beside its folder `raw`; tests that change it copy it first."""
+    from segsweep.data.conversion import convert  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("tiny")
+    convert("openkbp", raw=make_tiny(folder / "raw"), store=folder / "store")
+    return folder / "store"
