@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, entry, inside, numbered, one_each, pairs_of, read_json
+from segsweep.data.layouts import demand, demand_cases, entry, inside, numbered, pairs_of, read_json
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
@@ -75,5 +75,4 @@ def listed_cases(raw: Path, *, values: Mapping[int, tuple[str, ...]]) -> list[Ca
                 CaseSource(case_id=stem(image), images=(demand(image, root=raw, case_id=stem(image)),), split="test")
             )
     demand_cases(found, raw=raw, layout=f"scans listed in {FILE}")
-    one_each(case.images[0] for case in found)
     return found

@@ -31,11 +31,10 @@ _SETS: tuple[tuple[str, str, Split], ...] = (
 
 def cases(raw: Path) -> list[CaseSource]:
     """The scans of all parts that are there. Raises InputError that names the case without its label."""
-    found, every = [], []
+    found = []
     for folder, label_folder, split in _SETS:
         images = [path for path in scans(raw, f"{folder}/**/*") if path.parent.name != "labelsTr"]
         known = one_each(scans(raw, f"{label_folder}/*")) if label_folder else {}
-        every += images
         for stem, path in one_each(images).items():
             case_id = stem.removesuffix("_0000")
             files: tuple[LabelFile, ...] = ()
@@ -47,5 +46,4 @@ def cases(raw: Path) -> list[CaseSource]:
             annotated = LABELS.structures if files or path.parent.name == _HEALTHY else ()
             found.append(CaseSource(case_id=case_id, images=(path,), labels=files, annotated=annotated, split=split))
     demand_cases(found, raw=raw, layout="Train-Labeled/, Train-Unlabeled/, Validation-Hidden/ or Validation-Public/")
-    one_each(every)
     return found

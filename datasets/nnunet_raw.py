@@ -33,7 +33,7 @@ FILE = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Manifest:
-    """What `dataset.json` says. `files` lists cases outside imagesTr/, by name; it is untrusted, and empty as a rule."""
+    """What `dataset.json` says. `files`, empty as a rule, lists the cases in place of imagesTr/; it is untrusted."""
 
     channels: tuple[str, ...]
     structures: tuple[str, ...]
@@ -58,11 +58,11 @@ def channels(raw: Path) -> tuple[str, ...]:
 def cases(raw: Path) -> list[CaseSource]:
     """Training and test cases. Raises InputError that names the case and file that cannot be used."""
     manifest = _manifest(raw)
-    found = []
-    for case_id, images in _images(raw, folder="imagesTr", manifest=manifest).items():
+    found = [_listed(raw, case_id=case_id, manifest=manifest) for case_id in manifest.files]
+    images_of_cases = {} if manifest.files else _images(raw, folder="imagesTr", manifest=manifest)
+    for case_id, images in images_of_cases.items():
         label = demand(raw / "labelsTr" / f"{case_id}{manifest.ending}", root=raw, case_id=case_id)
         found.append(_source(case_id, images=images, label=label, manifest=manifest))
-    found += [_listed(raw, case_id=case_id, manifest=manifest) for case_id in manifest.files]
     demand_cases(found, raw=raw, layout=f"imagesTr/CASE_0000{manifest.ending} or cases listed in {FILE}")
     if manifest.num_training not in (None, len(found)):
         raise InputError(

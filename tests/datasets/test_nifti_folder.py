@@ -1,6 +1,7 @@
 """A plain folder: label maps with labels.json, or a mask a structure; channels by number; what is annotated."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import pytest
 from segsweep.data.building import build_case
 from segsweep.data.case import LabelFile, MaskFile
 from segsweep.data.dataset import describe
+from segsweep.data.readers import read_labels
 from segsweep.errors import InputError
+from segsweep.inference.writers import write_label_map
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "openkbp_hn"
 
 STRUCTURES = {"Lungs": [2, 3], "Heart": 1, "Lung_L": 2, "Lung_R": 3}
 
@@ -136,3 +141,35 @@ def test_a_name_that_is_no_case_id(maps: Path, write: Callable[..., Path]) -> No
     write("images/my scan.nii.gz")
     with pytest.raises(InputError, match="case id 'my scan' cannot be used"):
         describe("nifti_folder", raw=maps)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the OpenKBP scans are not here")
+def test_a_real_case_is_the_same_from_three_layouts(tmp_path: Path) -> None:
+    """An OpenKBP case as it is, as nnU-Net's raw folder, and as a mask a structure: the same voxels of the same structures."""
+    described = describe("openkbp", raw=DATA)
+    case, names = described.cases[0], described.labels.structures
+    image, label = case.images[0], case.labels[0]
+    assert isinstance(image, Path) and isinstance(label, LabelFile)
+    nnunet, plain = tmp_path / "Dataset001_OpenKBP", tmp_path / "plain"
+    for source, target in (
+        (image, nnunet / "imagesTr" / f"{case.case_id}_0000.nii.gz"),
+        (label.path, nnunet / "labelsTr" / f"{case.case_id}.nii.gz"),
+        (image, plain / "images" / f"{case.case_id}.nii.gz"),
+    ):
+        target.parent.mkdir(parents=True)
+        shutil.copy(source, target)
+    values = {name: value for value, (name,) in label.values.items()}
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **values}, "file_ending": ".nii.gz"}
+    (nnunet / "dataset.json").write_text(json.dumps(content))
+    scan = read_labels(label.path)
+    for name, value in values.items():
+        mask = (scan.voxels == value).astype("uint8")
+        write_label_map(mask, geometry=scan.geometry, path=plain / "labels" / case.case_id / f"{name}.nii.gz")
+    counts = []
+    for recipe, raw in (("openkbp", DATA), ("nnunet_raw", nnunet), ("nifti_folder", plain)):
+        dataset = describe(recipe, raw=raw)
+        record = build_case(dataset.cases[0], labels=dataset.labels, folder=tmp_path / "store" / recipe / case.case_id)
+        atoms = [tuple(dataset.labels.structures[index] for index in atom) for atom in record["atoms"]]
+        counts.append(dict(zip(atoms, record["voxels"], strict=True)))
+        assert set(dataset.labels.structures) == set(names) and len(dataset.labels.pairs) == 1
+    assert counts[0] == counts[1] == counts[2] and len(counts[0]) == 8

@@ -95,8 +95,9 @@ def test_version_one(raw: Path) -> None:
 def test_cases_listed_in_dataset_json(raw: Path, write: Callable[..., Path]) -> None:
     write("elsewhere/a.nii.gz")
     listed = {"a": {"images": ["elsewhere/a.nii.gz", "./elsewhere/a.nii.gz"], "label": "labelsTr/liver_001.nii.gz"}}
-    state(raw, dataset=listed, numTraining=3)
-    case = {case.case_id: case for case in describe("nnunet_raw", raw=raw).cases}["a"]
+    state(raw, dataset=listed, numTraining=1)
+    case, *tests = describe("nnunet_raw", raw=raw).cases
+    assert (case.case_id, case.split, {test.split for test in tests}) == ("a", "train", {"test"})
     assert case.images == (raw / "elsewhere" / "a.nii.gz",) * 2
     assert case.labels[0].path == raw / "labelsTr" / "liver_001.nii.gz"
 
@@ -109,7 +110,7 @@ def test_listed_paths_that_leave_the_folder(name: Any, field: str, raw: Path, tm
     (raw / "link.nii.gz").symlink_to(outside)
     row: dict[str, Any] = {"images": ["imagesTr/liver_001_0000.nii.gz"] * 2, "label": "labelsTr/liver_001.nii.gz"}
     row[field] = [name, row["images"][0]] if field == "images" else name
-    state(raw, dataset={"a": row}, numTraining=3)
+    state(raw, dataset={"a": row}, numTraining=1)
     with pytest.raises(InputError, match=r"the name|'label' is"):
         describe("nnunet_raw", raw=raw)
 
