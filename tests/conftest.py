@@ -239,13 +239,13 @@ def make_tiny(raw: Path, *, num_cases: int = 2) -> Path:
 
 
 @pytest.fixture
-def tiny_raw(tmp_path: Path) -> Path:
+def okbp_raw(tmp_path: Path) -> Path:
     """Two tiny scans in the openKBP layout, for tests that convert again and again or change what they convert."""
     return make_tiny(tmp_path / "raw")
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:  # noqa: ARG001
+def okbp_store(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:  # noqa: ARG001
     """The same two scans as a store, beside its folder `raw`; tests that change it copy it first."""
     from segsweep.data.conversion import convert  # noqa: PLC0415
 

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from segsweep.data import reading
 from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geometry_json, write_grid
 from segsweep.data.case import CaseSource
-from segsweep.data.geometry import Spacing
+from segsweep.data.geometry import Geometry, Spacing
+from segsweep.data.manifest import Depth, check_folder, committed, read_manifest
 from segsweep.data.resampling import resample_image, resample_label
-from segsweep.data.store import NATIVE, check_sizes, committed, folder_digest, grid_key, write_json
-from segsweep.data.structures import LabelSet, encode, labels_json
+from segsweep.data.store import NATIVE, grid_key
+from segsweep.data.structures import LabelSet, encode, join, labels_json
 from segsweep.errors import StoreError
 
 # Values below are padding outside the scanner's field of view, not tissue (HU).
@@ -37,6 +39,7 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
         label=np.ascontiguousarray(atoms.label),
         geometry=canonical,
     )
+    known = len(join([atoms.atoms]))  # the ignored atom comes last and gives no foreground samples
     counts = np.bincount(atoms.label.ravel(), minlength=len(atoms.atoms))
     record: dict[str, Any] = {
         "case_id": source.case_id,
@@ -52,72 +55,91 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
     }
     seed = zlib.crc32(source.case_id.encode())
     with committed(folder) as partial:
-        with committed(partial / "grids" / NATIVE) as grid:
-            write_grid(grid, data=data, num_atoms=len(atoms.atoms), channels=_names(len(raw.images)), seed=seed)
-        np.save(partial / "intensities.npy", _foreground_intensities(data, seed=seed), allow_pickle=False)
-        write_json(partial / "case.json", record)
+        (partial / "grids").mkdir(parents=True)
+        write_grid(partial / "grids" / NATIVE, data=data, num_atoms=known, channels=_names(len(raw.images)), seed=seed)
+        np.save(
+            partial / "intensities.npy", _foreground_intensities(data, num_atoms=known, seed=seed), allow_pickle=False
+        )
+        (partial / "case.json").write_text(json.dumps(record, indent=1))
     return read_case(folder)
 
 
-def read_case(folder: Path) -> dict[str, Any]:
+def read_case(folder: Path, *, depth: Depth = "quick") -> dict[str, Any]:
     """The record of a committed case, with its digest. Raises StoreError when the folder is not intact."""
-    check_sizes(folder, name=folder.name)
-    check_sizes(folder / "grids" / NATIVE, name=f"{folder.name}/{NATIVE}")
-    record = json.loads((folder / "case.json").read_text())
-    return {**record, "digest": folder_digest(folder / "grids" / NATIVE) + folder_digest(folder)}
+    manifest = check_folder(folder, name=folder.name, depth=depth)
+    return {**json.loads((folder / "case.json").read_text()), "digest": manifest.digest}
 
 
-def is_current(folder: Path, *, source: CaseSource, labels: LabelSet) -> bool:
-    """Whether the committed case still says what its source files and the dataset say."""
+def current_case(
+    folder: Path, *, source: CaseSource, labels: LabelSet, depth: Depth = "quick"
+) -> dict[str, Any] | None:
+    """The record of the committed case, if it is intact and still says what its source files and the dataset say."""
     try:
-        record = read_case(folder)
+        record = read_case(folder, depth=depth)
     except StoreError:
-        return False
+        return None
     same_source = record["source_digests"] == list(reading.source_digests(source)) and record["labels"] == json.loads(
         json.dumps(labels_json(labels))
     )
     described = (record["annotated"], record["split"], record["group"])
-    return same_source and described == (list(source.annotated), source.split, source.group)
+    same = same_source and described == (list(source.annotated), source.split, source.group)
+    return record if same else None
 
 
-def derive_grid(folder: Path, *, spacing: Spacing) -> bool:
-    """Write the case's grid at a spacing unless it is there; returns whether anything was written."""
+def derive_grid(folder: Path, *, spacing: Spacing, depth: Depth = "quick") -> int:
+    """Write the case's grid at a spacing (mm) unless it is there, intact and of this conversion.
+
+    Returns the size on disk (bytes) of the case with that grid. Raises StoreError that names the damage to the native grid.
+    """
+    case = check_folder(folder, name=folder.name)
     record = json.loads((folder / "case.json").read_text())
     native = geometry_from_json(record["geometry"])
     key = grid_key(native, spacing=spacing)
+    if key == NATIVE:
+        return case.num_bytes
     target = folder / "grids" / key
-    if target.is_dir():
-        check_sizes(target, name=f"{folder.name}/{key}")
+    if not _is_derived(target, source=case.digest, depth=depth):
+        _derive(folder, record=record, grid=native.resampled(spacing), target=target, source=case.digest)
+    return case.num_bytes + read_manifest(target, name=f"{folder.name}/{key}").num_bytes
+
+
+def _is_derived(target: Path, *, source: str, depth: Depth) -> bool:
+    try:
+        return check_folder(target, name=target.name, depth=depth).source == source
+    except StoreError:
         return False
-    num_atoms = len(record["atoms"])
+
+
+def _derive(folder: Path, *, record: Mapping[str, Any], grid: Geometry, target: Path, source: str) -> None:
+    native, num_atoms = geometry_from_json(record["geometry"]), len(record["atoms"])
     reader = GridReader(
         folder / "grids" / NATIVE, name=f"{folder.name}/{NATIVE}", lookup=np.arange(num_atoms, dtype=np.uint16)
     )
-    grid = native.resampled(spacing)
-    image = resample_image(np.maximum(reader.read_image(), AIR_HU), source=native, target=grid)
+    voxels = reader.read_image()
+    image = resample_image(np.maximum(voxels, AIR_HU), source=native, target=grid)
     label = resample_label(reader.read_label(), source=native, target=grid)
-    # Interpolated HU are rounded to int16: at most 0.5 HU of error for half the bytes.
+    # Interpolated HU are rounded to int16: at most 0.5 HU of error for half the bytes. Other units (SUV) keep their fractions.
     low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    fits = image.min() >= low and image.max() <= high
+    fits = voxels.dtype == np.int16 and image.min() >= low and image.max() <= high
     data = GridData(
         image=np.rint(image).astype(np.int16) if fits else image,
         label=label.astype(np.uint8 if num_atoms <= 256 else np.uint16),
         geometry=grid,
     )
-    with committed(target) as partial:
+    with committed(target, source=source) as partial:
         write_grid(
             partial,
             data=data,
-            num_atoms=num_atoms,
+            num_atoms=len(join([map(tuple, record["atoms"])])),
             channels=_names(len(image)),
             seed=zlib.crc32(folder.name.encode()),
         )
-    return True
 
 
-def _foreground_intensities(data: GridData, *, seed: int) -> NDArray:
+def _foreground_intensities(data: GridData, *, num_atoms: int, seed: int) -> NDArray:
     """HU of voxels inside any structure (anywhere where there is none), (channels, at most 20,000), sampled without replacement."""
-    inside = np.flatnonzero(data.label.ravel())
+    label = data.label.ravel()
+    inside = np.flatnonzero((label > 0) & (label < num_atoms))
     if not len(inside):
         inside = np.arange(data.label.size)
     if len(inside) > MOST_INTENSITIES:

@@ -1,131 +1,185 @@
-"""Raw scans to a Store: cases in parallel as Ray tasks, then the plan, the training grids and the index.
+"""Raw scans to a Store: cases in parallel as Ray tasks, then the plan, the training grids and, last of all, the index.
 
 Running the same conversion again keeps every finished case whose files did not change.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import ray
-
-from segsweep.data.building import build_case, derive_grid, is_current, read_case
+from segsweep.data import footprint
+from segsweep.data.building import build_case, current_case, derive_grid, read_case
 from segsweep.data.case import CaseSource
-from segsweep.data.dataset import describe
-from segsweep.data.fingerprint import CaseFingerprint, make_plan
+from segsweep.data.dataset import Dataset, describe
+from segsweep.data.fingerprint import make_plan, read_fingerprints
 from segsweep.data.geometry import Spacing
-from segsweep.data.store import FORMAT, Store, open_store, write_json
+from segsweep.data.joint import JointStore
+from segsweep.data.lock import LOCK, locked
+from segsweep.data.manifest import Depth, remove_leftovers, seal, write_bytes
+from segsweep.data.parallel import Outcome, Piece, Progress, run_all
+from segsweep.data.store import FORMAT, Store, open_store, store_from_index
 from segsweep.data.structures import LabelSet, join, labels_json
-from segsweep.errors import InputError, SegsweepError
+from segsweep.errors import InputError, StoreError
 
-# Told after each finished piece of work: what it is called, how many are done, of how many.
-Progress = Callable[[str, int, int], None]
-
-_Item = TypeVar("_Item")
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a conversion did. `failures` maps case id -> the sentence that says why it is not in the store."""
+    """What a conversion did. `failures` maps case id -> the sentence that says why its files are not in the store.
+
+    `num_bytes` is the size on disk of the cases with their training grids, `raw_bytes` that of their images at two bytes a voxel.
+    """
 
     store: Store
     written: tuple[str, ...]
     kept: tuple[str, ...]
     failures: Mapping[str, str]
+    num_bytes: int
+    raw_bytes: int
+    seconds: float
 
 
-def convert(dataset: str, *, raw: Path, store: Path, progress: Progress | None = None) -> Converted:
+@dataclass(frozen=True, kw_only=True)
+class _Cases:
+    """The cases that the new index will hold, the ones among them that were written now, and why others are not there."""
+
+    records: Mapping[str, Record]
+    written: frozenset[str]
+    failures: Mapping[str, str]
+
+
+def convert(
+    dataset: str, *, raw: Path, store: Path, depth: Depth = "quick", progress: Progress | None = None
+) -> Converted:
     """Convert `raw` with a dataset recipe into `store`, plan it and derive its training grids.
 
-    Bad cases are left out and named in `failures`; the others go on. Raises InputError when no case is usable, RecipeError for an
-    unknown dataset, StoreError when the store belongs to another dataset. A plan.json that a person has edited is kept.
+    Bad cases are left out and named in `failures`; the others go on. A case whose files have become bad stays as it was converted
+    before. What the store holds already is verified to `depth`, and written again where it is damaged. A plan.json that a person has
+    edited is kept. The index is written last: until then the store is what it was.
+
+    Raises InputError when no case is usable, RecipeError for an unknown dataset, StoreError while another conversion is at work.
     """
+    started = time.monotonic()
+    # Workers have current folders of their own.
+    raw, store = raw.resolve(), store.resolve()
     described = describe(dataset, raw=raw)
     sources = _sources(described.cases, raw=raw)
-    _demand_same_dataset(store, dataset=dataset)
-    cases = store / "cases"
-    cases.mkdir(parents=True, exist_ok=True)
-    outcomes = dict(
-        _in_parallel(sources, work=_build, fixed=(described.labels, str(cases)), label="cases", progress=progress)
-    )
-    by_id = {source.case_id: outcomes[index] for index, source in enumerate(sources)}
-    failures = {case_id: text for case_id, (kind, text) in by_id.items() if kind == "failed"}
-    good = [source.case_id for source in sources if source.case_id not in failures]
-    if not good:
-        raise InputError(
-            f"{raw}: none of {len(sources)} cases could be converted; the first: {next(iter(failures.values()))}"
-        )
-    records = [read_case(cases / case_id) for case_id in good]
-    _write_index(store, dataset=dataset, channels=described.channels, labels=described.labels, records=records)
-    opened = open_store(store)
-    _write_plan(opened)
-    opened = open_store(store)
-    derive(opened, spacing=opened.plan.spacing, progress=progress)
+    earlier = _earlier_store(store, dataset=dataset)
+    (store / "cases").mkdir(parents=True, exist_ok=True)
+    with locked(store):
+        _remove_leftovers(store)
+        cases = _build_all(sources, labels=described.labels, store=store, depth=depth, progress=progress)
+        draft = _draft(described, cases=cases, store=store, raw=raw)
+        made = _made_plan(draft)
+        edited = _is_edited(store / "plan.json", made=made, earlier=earlier)
+        spacing = draft.plan.spacing if edited else json.loads(made)["spacing"]
+        derived = _derive_all(draft, spacing=spacing, depth=depth, progress=progress)
+        cases = _without(cases, failures={name: found.failure for name, found in derived.items() if found.failure})
+        draft = _draft(described, cases=cases, store=store, raw=raw)
+        if not edited:
+            write_bytes(store / "plan.json", made)
+        index = {**_index(described, records=cases.records), "plan": hashlib.sha256(made).hexdigest()}
+        write_bytes(store / "index.json", seal(index))
     return Converted(
-        store=opened,
-        written=tuple(case_id for case_id in good if by_id[case_id][0] == "written"),
-        kept=tuple(case_id for case_id in good if by_id[case_id][0] == "kept"),
-        failures=failures,
+        store=open_store(store),
+        written=tuple(sorted(cases.written)),
+        kept=tuple(sorted(cases.records.keys() - cases.written - cases.failures.keys())),
+        failures=cases.failures,
+        num_bytes=sum(derived[name].value for name in cases.records),
+        raw_bytes=2
+        * len(described.channels)
+        * sum(math.prod(record.geometry.shape) for record in draft.cases.values()),
+        seconds=time.monotonic() - started,
     )
 
 
 def derive(store: Store, *, spacing: Spacing, progress: Progress | None = None) -> None:
-    """Make sure that every case has its grid at a spacing (mm). Raises StoreError that names a damaged case."""
-    folders = [str(store.folder / "cases" / case_id) for case_id in sorted(store.cases)]
-    for _, outcome in _in_parallel(folders, work=_derive, fixed=(spacing,), label="training grids", progress=progress):
-        if outcome is not None:
-            raise InputError(outcome)
+    """Write the training grids at a spacing (mm) that cases of a store, or of the stores of a joint one, do not have yet.
+
+    Raises StoreError that names a case whose grid cannot be made, or while a conversion is at work.
+    """
+    for part in store.parts.values() if isinstance(store, JointStore) else (store,):
+        lacking = {case_id: record for case_id, record in part.cases.items() if not part.has_grid(case_id, spacing=spacing)}
+        if lacking:
+            with locked(part.folder):
+                needed = dataclasses.replace(part, cases=lacking)
+                outcomes = _derive_all(needed, spacing=spacing, depth="quick", progress=progress)
+            for outcome in outcomes.values():
+                if outcome.failure:
+                    raise StoreError(outcome.failure)
 
 
-def _build(source: CaseSource, labels: LabelSet, cases: str) -> tuple[str, str]:
-    folder = Path(cases) / source.case_id
+def _build_all(
+    sources: Iterable[CaseSource], *, labels: LabelSet, store: Path, depth: Depth, progress: Progress | None
+) -> _Cases:
+    pieces = [
+        Piece(
+            name=source.case_id,
+            arguments=(source, labels, str(store / "cases" / source.case_id), depth),
+            num_bytes=footprint.to_convert(source),
+        )
+        for source in sources
+    ]
+    outcomes = run_all(pieces, work=_build, label="cases", progress=progress)
+    failures = {name: found.failure for name, found in outcomes.items() if found.failure}
+    done = {name: found.value for name, found in outcomes.items() if not found.failure}
+    records = {name: built["record"] for name, built in done.items()}
+    for name in failures:
+        record = _earlier_case(store / "cases" / name, labels=labels)
+        if record:
+            records[name] = record
+            failures[name] += " (the store keeps its earlier conversion)"
+    written = frozenset(name for name, built in done.items() if built["written"])
+    return _Cases(records=records, written=written, failures=failures)
+
+
+def _build(source: CaseSource, labels: LabelSet, folder: str, depth: Depth) -> dict[str, Any]:
+    record = current_case(Path(folder), source=source, labels=labels, depth=depth)
+    if record is not None:
+        return {"record": record, "written": False}
+    return {"record": build_case(source, labels=labels, folder=Path(folder)), "written": True}
+
+
+def _earlier_case(folder: Path, *, labels: LabelSet) -> Record | None:
+    """The record of a case whose files cannot be read now, if it is intact and its atoms mean what the labels say now."""
     try:
-        if is_current(folder, source=source, labels=labels):
-            return ("kept", "")
-        build_case(source, labels=labels, folder=folder)
-    except SegsweepError as error:
-        return ("failed", str(error))
-    except OSError as error:
-        return ("failed", f"case {source.case_id}: {error.strerror} ({Path(error.filename or '').name})")
-    return ("written", "")
+        record = read_case(folder)
+    except StoreError:
+        return None
+    return record if record["labels"] == json.loads(json.dumps(labels_json(labels))) else None
 
 
-def _derive(folder: str, spacing: Spacing) -> str | None:
-    try:
-        derive_grid(Path(folder), spacing=spacing)
-    except SegsweepError as error:
-        return str(error)
-    return None
+def _derive_all(store: Store, *, spacing: Spacing, depth: Depth, progress: Progress | None) -> Mapping[str, Outcome]:
+    """Make sure that every case has its grid at a spacing (mm); case id -> bytes on disk of the case with that grid."""
+    pieces = [
+        Piece(
+            name=case_id,
+            arguments=(str(store.folder / "cases" / case_id), tuple(spacing), depth),
+            num_bytes=footprint.to_resample(record, spacing=spacing, num_channels=len(store.channels)),
+        )
+        for case_id, record in sorted(store.cases.items())
+    ]
+    return run_all(pieces, work=_derive, label="training grids", progress=progress)
 
 
-def _in_parallel(
-    items: Sequence[_Item], *, work: Callable[..., Any], fixed: tuple[Any, ...], label: str, progress: Progress | None
-) -> Iterator[tuple[int, Any]]:
-    """(index, result) of each item as it ends; few tasks are in flight, so memory does not grow with the dataset."""
-    task: Any = ray.remote(num_cpus=1, max_retries=2)(work)
-    waiting = iter(enumerate(items))
-    running: dict[ray.ObjectRef, int] = {}
-    in_flight = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    done = 0
-    while True:
-        for index, item in _take(waiting, count=in_flight - len(running)):
-            running[task.remote(item, *fixed)] = index
-        if not running:
-            return
-        finished, _ = ray.wait(list(running), num_returns=1)
-        done += 1
-        if progress:
-            progress(label, done, len(items))
-        yield running.pop(finished[0]), ray.get(finished[0])
+def _derive(folder: str, spacing: Spacing, depth: Depth) -> int:
+    return derive_grid(Path(folder), spacing=spacing, depth=depth)
 
 
-def _take(iterator: Iterator[tuple[int, _Item]], *, count: int) -> list[tuple[int, _Item]]:
-    return [pair for _, pair in zip(range(count), iterator, strict=False)]
+def _without(cases: _Cases, *, failures: Mapping[str, str]) -> _Cases:
+    return _Cases(
+        records={name: record for name, record in cases.records.items() if name not in failures},
+        written=cases.written - failures.keys(),
+        failures={**cases.failures, **failures},
+    )
 
 
 def _sources(cases: Iterable[CaseSource], *, raw: Path) -> list[CaseSource]:
@@ -138,54 +192,56 @@ def _sources(cases: Iterable[CaseSource], *, raw: Path) -> list[CaseSource]:
     return sources
 
 
-def _demand_same_dataset(store: Path, *, dataset: str) -> None:
+def _earlier_store(store: Path, *, dataset: str) -> Store | None:
+    """The store as it is before this conversion. Raises InputError when the folder holds something else."""
     if (store / "index.json").is_file():
-        found = open_store(store).dataset
-        if found != dataset:
-            raise InputError(f"{store}: holds dataset {found!r}, expected {dataset!r}; choose another --store")
-    elif store.exists() and not store.is_dir():
+        found = open_store(store)
+        if found.dataset != dataset:
+            raise InputError(f"{store}: holds dataset {found.dataset!r}, expected {dataset!r}; choose another --store")
+        return found
+    if store.exists() and not store.is_dir():
         raise InputError(f"{store}: is a file; expected a folder to write the store into")
-    elif store.is_dir() and any(store.iterdir()) and not (store / "cases").is_dir():
+    if store.is_dir() and {path.name for path in store.iterdir()} - {"cases", LOCK} and not (store / "cases").is_dir():
         raise InputError(f"{store}: is not empty and not a store; choose another --store")
+    return None
 
 
-def _write_index(
-    store: Path, *, dataset: str, channels: tuple[str, ...], labels: LabelSet, records: list[dict[str, Any]]
-) -> None:
-    atoms = join(tuple(tuple(atom) for atom in record["atoms"]) for record in records)
-    text = json.dumps([[record["case_id"], record["digest"]] for record in records])
-    index = {
+def _remove_leftovers(store: Path) -> None:
+    for folder in (store, store / "cases", *(store / "cases").glob("*/grids")):
+        remove_leftovers(folder)
+
+
+def _draft(described: Dataset, *, cases: _Cases, store: Path, raw: Path) -> Store:
+    """The store as its new index will describe it. Raises InputError when no case is left."""
+    if not cases.records:
+        first = next(iter(cases.failures.values()))
+        raise InputError(f"{raw}: none of {len(cases.failures)} cases could be converted; the first: {first}")
+    return store_from_index({**_index(described, records=cases.records), "plan": ""}, folder=store)
+
+
+def _index(described: Dataset, *, records: Mapping[str, Record]) -> dict[str, Any]:
+    ordered = [records[name] for name in sorted(records)]
+    text = json.dumps([[record["case_id"], record["digest"]] for record in ordered])
+    return {
         "format": FORMAT,
-        "dataset": dataset,
-        "channels": list(channels),
-        "labels": labels_json(labels),
-        "atoms": [list(atom) for atom in atoms],
+        "dataset": described.name,
+        "channels": list(described.channels),
+        "labels": labels_json(described.labels),
+        "atoms": [list(atom) for atom in join(tuple(map(tuple, record["atoms"])) for record in ordered)],
         "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "cases": [{name: value for name, value in record.items() if name != "labels"} for record in records],
+        "cases": [{name: value for name, value in record.items() if name != "labels"} for record in ordered],
     }
-    write_json(store / "index.json", index)
 
 
-def _write_plan(store: Store) -> None:
-    """Plan from the training cases; a plan that was edited since it was made stays."""
-    path, made = store.folder / "plan.json", store.folder / ".plan-as-made.json"
-    if path.exists() and (not made.exists() or path.read_text() != made.read_text()):
-        return
-    train = [store.cases[case_id] for case_id in store.held_out("train")] or list(store.cases.values())
-    plan = make_plan(
-        [
-            CaseFingerprint(
-                case_id=record.case_id,
-                shape=record.geometry.shape,
-                spacing=record.geometry.spacing,
-                intensities=np.load(store.folder / "cases" / record.case_id / "intensities.npy", allow_pickle=False),
-                annotated=record.annotated,
-                atoms=record.atoms,
-            )
-            for record in train
-        ],
-        channels=store.channels,
-        labels=store.table.labels,
-    )
-    write_json(path, plan.to_json())
-    write_json(made, plan.to_json())
+def _made_plan(store: Store) -> bytes:
+    """Content of plan.json by the rules, from the training cases."""
+    plan = make_plan(read_fingerprints(store), channels=store.channels, labels=store.table.labels)
+    return json.dumps(plan.to_json(), indent=1).encode()
+
+
+def _is_edited(path: Path, *, made: bytes, earlier: Store | None) -> bool:
+    """Whether plan.json is neither what the rules say now nor what they said when the index was written."""
+    if not path.exists():
+        return False
+    found = path.read_bytes()
+    return found != made and (earlier is None or hashlib.sha256(found).hexdigest() != earlier.plan_digest)

@@ -1,45 +1,42 @@
 """A Store is a dataset converted once: one Zarr group a case, an index that opens in one read, and a plan.
 
-    index.json                              what the store holds: labels, atoms, one record a case, digest
+    index.json                              what the store holds: labels, atoms, one record a case, digest (sealed)
     plan.json                               spacing, patch size, normalisation: a person may edit it
     cases/ID/case.json                      the case's own record; the index is made of these
     cases/ID/grids/native/                  the scan as it came (canonical orientation), losslessly
-    cases/ID/grids/SPACING/                 derived once per training spacing
-    cases/ID/**/manifest.json               sizes and sha256 of every file beside and below it
+    cases/ID/manifest.json                  size and sha256 of these files (sealed); its digest is in the index
+    cases/ID/grids/SPACING/                 derived once per training spacing, with a manifest of its own
 
 Nothing is visible before it is complete: a case or grid is written under a hidden name, flushed, and renamed.
 """
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segsweep.data.arrays import GridReader, geometry_from_json
 from segsweep.data.case import Split
 from segsweep.data.geometry import Geometry, Spacing
+from segsweep.data.manifest import REPAIR, check_folder, unseal
 from segsweep.data.planning import Plan, plan_from_json
-from segsweep.data.splits import folds
+from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
 from segsweep.errors import StoreError, unknown
 from segsweep.run import Fold
 
-FORMAT = 1
+FORMAT = 2
 NATIVE = "native"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRecord:
-    """What the index knows of a case. `voxels` counts native voxels by atom value of the store's table."""
+    """What the index knows of a case. `voxels` counts native voxels by atom value of the store's table, ignored ones too.
+
+    `digest` stands for every byte of the case as it was converted.
+    """
 
     case_id: str
     annotated: tuple[str, ...]
@@ -55,7 +52,7 @@ class CaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """An opened store. `digest` changes with any voxel, label or split."""
+    """An opened store. `digest` changes with any voxel, label or split; `plan_digest` is the sha256 of plan.json as it was made."""
 
     uri: str
     dataset: str
@@ -63,6 +60,7 @@ class Store:
     table: LabelTable
     cases: Mapping[str, CaseRecord]
     digest: str
+    plan_digest: str
 
     @property
     def folder(self) -> Path:
@@ -85,9 +83,21 @@ class Store:
         return tuple(sorted(case_id for case_id, record in self.cases.items() if record.split == split))
 
     @cached_property
-    def _folds(self) -> tuple[tuple[str, ...], ...]:
-        train = [self.cases[case_id] for case_id in self.held_out("train")]
-        return folds({record.case_id: record.group for record in train if record.annotated})
+    def _folds(self) -> Folds:
+        return draw_folds(self.candidates)
+
+    @property
+    def candidates(self) -> Mapping[str, Candidate]:
+        """Annotated training cases: those that folds hold out."""
+        names = self.table.labels.structures
+        found = {}
+        for case_id in self.held_out("train"):
+            record = self.cases[case_id]
+            if record.annotated:
+                occurring = [self.table.atoms[value] for value in record.voxels if value < len(self.table.atoms)]
+                present = {names[index] for atom in occurring for index in atom}
+                found[case_id] = Candidate(group=record.group, structures=sorted(present))
+        return found
 
     def validation(self, fold: Fold) -> tuple[str, ...]:
         """Annotated training cases that a fold holds out; none for "all"."""
@@ -98,10 +108,15 @@ class Store:
         held_out = set(self.validation(fold))
         return tuple(case_id for case_id in self.held_out("train") if case_id not in held_out)
 
-    def grid(self, case_id: str, spacing: Spacing | None = None) -> GridReader:
-        """One case's grid, sizes checked against its manifest. `spacing` None is the scan's own grid.
+    def has_grid(self, case_id: str, *, spacing: Spacing) -> bool:
+        """Whether the case's grid at a spacing (mm) was derived already."""
+        key = grid_key(self.cases[case_id].geometry, spacing=spacing)
+        return (self.folder / "cases" / case_id / "grids" / key).is_dir()
 
-        Raises StoreError that names case and grid when it is absent or a file is missing or cut.
+    def grid(self, case_id: str, spacing: Spacing | None = None) -> GridReader:
+        """One case's grid, compared with its manifest: sizes, metadata, shard indices. `spacing` None is the scan's own grid.
+
+        Raises StoreError that names case, array and shard when it is absent, damaged, or not what the index speaks of.
         """
         if case_id not in self.cases:
             raise StoreError(unknown(case_id, kind=f"cases of {self.uri}", known=self.cases))
@@ -110,10 +125,13 @@ class Store:
         folder = self.folder / "cases" / case_id / "grids" / key
         if not folder.is_dir():
             raise StoreError(f"{case_id}: no grid {key!r} in {self.uri}; run `segsweep convert` again to derive it")
-        check_sizes(folder, name=f"{case_id}/{key}")
-        values = lookup(record.atoms, target=self.table.atoms).astype(
-            np.uint8 if len(self.table.atoms) <= 256 else np.uint16
-        )
+        if key == NATIVE:
+            digest = check_folder(folder.parents[1], name=case_id).digest
+        else:
+            digest = check_folder(folder, name=f"{case_id}/{key}").source
+        if digest != record.digest:
+            raise StoreError(f"{case_id}/{key}: is of another conversion than index.json speaks of; {REPAIR}")
+        values = lookup(record.atoms, target=self.table.atoms).astype(self.table.dtype)
         return GridReader(folder, name=f"{case_id}/{key}", lookup=values)
 
 
@@ -125,17 +143,12 @@ def open_store(uri: str | Path) -> Store:
         raise StoreError(
             f"{folder}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {folder.name}`"
         )
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:
-        raise StoreError(f"{path}: cannot be read ({error}); delete it and convert again, the cases are kept") from None
-    if index.get("format") != FORMAT:
-        raise StoreError(
-            f"{folder}: store format {index.get('format')!r} found, this segsweep reads {FORMAT}; "
-            "update segsweep or convert the dataset again"
-        )
-    labels = labels_from_json(index["labels"])
-    table = LabelTable(labels=labels, atoms=tuple(tuple(atom) for atom in index["atoms"]))
+    return store_from_index(_read_index(path), folder=folder)
+
+
+def store_from_index(index: Mapping[str, Any], *, folder: Path) -> Store:
+    """The store in a folder as the content of its index describes it."""
+    table = LabelTable(labels=labels_from_json(index["labels"]), atoms=tuple(tuple(atom) for atom in index["atoms"]))
     return Store(
         uri=str(folder),
         dataset=index["dataset"],
@@ -143,6 +156,7 @@ def open_store(uri: str | Path) -> Store:
         table=table,
         cases={case["case_id"]: _record(case, table=table) for case in index["cases"]},
         digest=index["digest"],
+        plan_digest=index["plan"],
     )
 
 
@@ -153,50 +167,23 @@ def grid_key(native: Geometry, *, spacing: Spacing) -> str:
     return "x".join(f"{mm:.4g}" for mm in spacing)
 
 
-@contextmanager
-def committed(folder: Path) -> Iterator[Path]:
-    """A hidden folder to write into; on success it gets a manifest, is flushed to disk and takes the place of `folder`."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+def _read_index(path: Path) -> Mapping[str, Any]:
+    text = path.read_bytes()
     try:
-        yield partial
-        _write_manifest(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    _flush(folder.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    _flush(path.parent)
-
-
-def check_sizes(folder: Path, *, name: str) -> None:
-    """Compare every file of a manifest by size. Raises StoreError that names the file."""
-    for relative, expected in _manifest(folder, name=name).items():
-        path = folder / relative
-        found = path.stat().st_size if path.is_file() else None
-        if found != expected["bytes"]:
-            what = "is missing" if found is None else f"has {found} bytes"
-            raise StoreError(
-                f"{name}: file {relative} {what}, expected {expected['bytes']} bytes; convert the case again"
-            )
-
-
-def folder_digest(folder: Path) -> str:
-    """Sum over a committed folder's content, whatever order it was written in."""
-    return hashlib.sha256(json.dumps(_manifest(folder, name=folder.name), sort_keys=True).encode()).hexdigest()
+        found = json.loads(text)["format"]
+    except (ValueError, TypeError, KeyError):
+        raise StoreError(f"{path}: cannot be read; delete it and convert again, the cases are kept") from None
+    if found != FORMAT:
+        raise StoreError(
+            f"{path.parent}: store format {found!r} found, this segsweep reads {FORMAT}; "
+            "update segsweep, or delete index.json and convert the dataset again"
+        )
+    try:
+        return unseal(text, name=str(path)).body
+    except StoreError:
+        raise StoreError(
+            f"{path}: is damaged (its checksum does not fit); delete it and convert again, the cases are kept"
+        ) from None
 
 
 def _record(values: Mapping[str, Any], *, table: LabelTable) -> CaseRecord:
@@ -214,38 +201,3 @@ def _record(values: Mapping[str, Any], *, table: LabelTable) -> CaseRecord:
         digest=values["digest"],
         source_digests=tuple(values["source_digests"]),
     )
-
-
-def _manifest(folder: Path, *, name: str) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        return json.loads(path.read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        raise StoreError(f"{name}: no readable manifest.json; convert the case again") from None
-
-
-def _write_manifest(folder: Path) -> None:
-    """List the files that no manifest further down lists; flush everything."""
-    nested = [path.parent for path in folder.rglob("manifest.json")]
-    files: dict[str, NDArray | dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            _flush(path)
-        elif not any(path.is_relative_to(other) for other in nested):
-            with path.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_json(folder / "manifest.json", {"files": files})
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,206 @@
+"""Folders that are there whole or not at all, each with a manifest of size and sha256 of every file in it.
+
+The manifest and the index are sealed: JSON whose first field is the sha256 of all that follows, so that no byte can change unseen.
+Equal content gives equal digests, whatever order or machine it was written in.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from segsweep.errors import StoreError
+
+MANIFEST = "manifest.json"
+# The quick check reads so much of the end of each file: all of the metadata, and of a shard its index, which tells shards apart.
+TAIL_BYTES = 2**16
+REPAIR = "run `segsweep convert DATASET RAW --store STORE --deep` to write it again"
+
+# "quick": sizes and the end of every file; "deep": every byte.
+Depth = Literal["quick", "deep"]
+
+_SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """The content of a sealed JSON file; `digest` is the sha256 that seals it."""
+
+    digest: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a committed folder holds: relative path -> `bytes`, `sha256` and `tail` (sha256 of the last 64 KiB).
+
+    `digest` stands for all of it. `source` is the digest of the folder that this one was derived from, or empty.
+    """
+
+    digest: str
+    source: str
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry["bytes"] for entry in self.files.values())
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """JSON text that carries its own checksum; `unseal` verifies it. `body` must not be empty."""
+    rest = json.dumps(body, indent=1).encode()[1:]
+    return b'{\n "sha256": "%s",%s' % (hashlib.sha256(rest).hexdigest().encode(), rest)
+
+
+def unseal(text: bytes, *, name: str) -> Sealed:
+    """The content of sealed JSON. Raises StoreError that names the file when any byte is not as it was written."""
+    start = _SEAL.match(text)
+    if start is None or hashlib.sha256(text[start.end() :]).hexdigest() != start[1].decode():
+        raise StoreError(f"{name} is damaged: its checksum does not fit its content; {REPAIR}")
+    return Sealed(digest=start[1].decode(), body=json.loads(b"{" + text[start.end() :]))
+
+
+def read_manifest(folder: Path, *, name: str) -> Manifest:
+    """The manifest of a committed folder. Raises StoreError when it is absent or damaged; `name` is what messages call the folder."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except OSError:
+        raise StoreError(f"{name}: no readable {MANIFEST}; {REPAIR}") from None
+    sealed = unseal(text, name=f"{name}: {MANIFEST}")
+    return Manifest(digest=sealed.digest, source=sealed.body["source"], files=sealed.body["files"])
+
+
+def check_folder(folder: Path, *, name: str, depth: Depth = "quick") -> Manifest:
+    """Compare every file with the manifest. Raises StoreError that names the first that differs, by array and shard."""
+    manifest = read_manifest(folder, name=name)
+    for message in differences(folder, manifest=manifest, depth=depth):
+        raise StoreError(f"{name}: {message}; {REPAIR}")
+    return manifest
+
+
+def differences(folder: Path, *, manifest: Manifest, depth: Depth) -> Iterator[str]:
+    """One phrase for every file that is not as the manifest says. What the manifest does not list is not looked at."""
+    for relative, entry in manifest.files.items():
+        path = folder / relative
+        if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts or path.is_symlink():
+            yield f"{place(relative)} is a link or lies outside the folder"
+        elif not path.is_file():
+            yield f"{place(relative)} is missing"
+        elif (size := path.stat().st_size) != entry["bytes"]:
+            yield f"{place(relative)} has {size} bytes, expected {entry['bytes']}"
+        elif depth == "quick" and _tail(path) != entry["tail"]:
+            yield f"{place(relative)} ends with other bytes than were written"
+        elif depth == "deep" and _sha256(path) != entry["sha256"]:
+            yield f"{place(relative)} holds other bytes than were written"
+
+
+def read_file(folder: Path, *, relative: str, name: str) -> bytes:
+    """One file of a committed folder, every byte verified. Raises StoreError when it is not as the manifest says."""
+    entry = read_manifest(folder, name=name).files[relative]
+    content = (folder / relative).read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise StoreError(f"{name}: {place(relative)} holds other bytes than were written; {REPAIR}")
+    return content
+
+
+def place(relative: str) -> str:
+    """A file of a store in words: `grids/native/image, shard c/0/0/0/0` for a shard of an array."""
+    array, chunks, key = relative.partition("/c/")
+    return f"{array}, shard c/{key}" if chunks else relative
+
+
+@contextmanager
+def committed(folder: Path, *, source: str = "") -> Iterator[Path]:
+    """A hidden folder to write into; on success it gets a manifest, is flushed to disk and takes the place of `folder`."""
+    partial = _hidden(folder, what="partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        _write_manifest(partial, source=source)
+        _put_in_place(partial, folder=folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    write_bytes(path, json.dumps(value, indent=1).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    _flush(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what interrupted commits left in a folder. Nobody may be committing into it."""
+    for path in folder.glob(".*"):
+        if path.name.endswith((".partial", ".old")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _hidden(folder: Path, *, what: str) -> Path:
+    # A worker that outlives a killed conversion must not write where the next one does.
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{what}")
+
+
+def _put_in_place(partial: Path, *, folder: Path) -> None:
+    old = _hidden(folder, what="old")
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, *, source: str) -> None:
+    """List all files; flush everything."""
+    paths = sorted(folder.rglob("*"))
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+            "tail": _tail(path),
+        }
+        for path in paths
+        if path.is_file()
+    }
+    # Flushes wait for the disk, so they wait together.
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(_flush, paths))
+    write_bytes(folder / MANIFEST, seal({"source": source, "files": files}))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return hashlib.sha256(stream.read()).hexdigest()

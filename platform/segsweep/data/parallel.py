@@ -1,0 +1,94 @@
+"""Pieces of work as Ray tasks: as many at once as cores and memory allow, each failure an outcome of its own."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from segsweep.errors import SegsweepError
+
+# Told after each finished piece of work: what it is called, how many are done, of how many.
+Progress = Callable[[str, int, int], None]
+
+# Starts again after its worker died, for example because the machine ran out of memory.
+RETRIES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One call of the work: what messages call it, its arguments, and the memory (bytes) that it will need."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the work returned, or (`failure` not empty) one sentence on why it did not."""
+
+    value: Any = None
+    failure: str = ""
+
+
+def run_all(
+    pieces: Sequence[Piece], *, work: Callable[..., Any], label: str, progress: Progress | None = None
+) -> Mapping[str, Outcome]:
+    """Piece name -> outcome, for all. Whatever goes wrong in one piece, the others go on."""
+    outcomes: dict[str, Outcome] = {}
+    for name, outcome in _as_they_end(pieces, work=work):
+        outcomes[name] = outcome
+        if progress:
+            progress(label, len(outcomes), len(pieces))
+    return outcomes
+
+
+def _as_they_end(pieces: Sequence[Piece], *, work: Callable[..., Any]) -> Iterator[tuple[str, Outcome]]:
+    """Few tasks are in flight, so what the driver holds does not grow with their number."""
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_attempt)
+    most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+    running: dict[ray.ObjectRef, str] = {}
+    for piece in pieces:
+        if piece.num_bytes > largest:
+            yield piece.name, Outcome(failure=_too_large(piece, largest=largest))
+            continue
+        if len(running) == most:
+            yield _next(running)
+        running[task.options(memory=piece.num_bytes).remote(work, piece)] = piece.name
+    while running:
+        yield _next(running)
+
+
+def _next(running: dict[ray.ObjectRef, str]) -> tuple[str, Outcome]:
+    finished, _ = ray.wait(list(running), num_returns=1)
+    name = running.pop(finished[0])
+    try:
+        return name, ray.get(finished[0])
+    except RayError as error:
+        return name, Outcome(
+            failure=f"case {name}: its worker died again and again ({type(error).__name__}), perhaps for want of memory; "
+            "free memory, or leave the case out"
+        )
+
+
+def _attempt(work: Callable[..., Any], piece: Piece) -> Outcome:
+    try:
+        return Outcome(value=work(*piece.arguments))
+    except SegsweepError as error:
+        return Outcome(failure=str(error))
+    except OSError as error:
+        return Outcome(failure=f"case {piece.name}: {error.strerror} ({Path(error.filename or '').name})")
+    except Exception as error:  # libraries raise many types on malformed files, and the other cases shall go on
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return Outcome(failure=f"case {piece.name}: cannot be converted ({reason}); check its files, or leave it out")
+
+
+def _too_large(piece: Piece, *, largest: int) -> str:
+    return (
+        f"case {piece.name}: needs about {piece.num_bytes / 1e9:.1f} GB of memory, the largest node has {largest / 1e9:.1f} GB; "
+        "crop the scan, or convert on a larger machine"
+    )
