@@ -187,3 +187,8 @@ def test_the_environment_names_folder_and_limit(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("SEGSWEEP_CACHE_GB", wrong)
         with pytest.raises(ResourceError, match=r"SEGSWEEP_CACHE_GB=.*expected gigabytes above 0"):
             configured_cache()
+    monkeypatch.setenv("SEGSWEEP_CACHE_GB", "1")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "file" / "folder"))
+    with pytest.raises(ResourceError, match=r"SEGSWEEP_CACHE=.* cannot be made"):
+        configured_cache()

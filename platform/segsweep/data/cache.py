@@ -151,7 +151,7 @@ class _Partial:
 def configured_cache() -> LocalCache | None:
     """The cache that the environment asks for: folder SEGSWEEP_CACHE (none unless set), limit SEGSWEEP_CACHE_GB (default 50).
 
-    Raises ResourceError when the limit is no positive number.
+    Raises ResourceError when the folder cannot be made or the limit is no positive number.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
@@ -163,7 +163,14 @@ def configured_cache() -> LocalCache | None:
         limit = 0.0
     if not 0 < limit < float("inf"):
         raise ResourceError(f"{LIMIT_VARIABLE}={given!r} found, expected gigabytes above 0; correct it or unset it")
-    return LocalCache(folder=Path(folder).expanduser(), limit_bytes=int(limit * 1e9))
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{FOLDER_VARIABLE}={folder!r} cannot be made ({error.strerror}); name another folder"
+        ) from None
+    return LocalCache(folder=path, limit_bytes=int(limit * 1e9))
 
 
 def _claim(path: Path) -> int:
