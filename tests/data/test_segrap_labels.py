@@ -104,8 +104,8 @@ def test_changed_voxels_are_counted_by_their_organs() -> None:
     index = {name: i for i, name in enumerate(TABLE.labels.structures)}
     chiasm, tumour = (index["Chiasm"],), (index["Brain"], index["GTVp"])
     table = LabelTable(labels=TABLE.labels, atoms=((), (index["GTVp"],), (index["Larynx"],), chiasm, tumour))
-    label = np.array([[[0, 1, 2, 3, 3, 4]]], dtype=np.uint8)
+    label = np.array([[[0, 1, 2, 3, 3, 4, table.ignored]]], dtype=np.uint8)
     found = to_official(label, table=table)
-    assert found.label.tolist() == [[[0, 0, 48, 3, 3, 1]]]
+    assert found.label.tolist() == [[[0, 0, 48, 3, 3, 1, 0]]]
     assert found.changed == {("Chiasm",): 2}
     assert found.num_changed == 2

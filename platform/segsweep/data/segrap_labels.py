@@ -96,9 +96,12 @@ def official_value(organs: Iterable[str]) -> int:
 
 
 def to_official(label: NDArray, *, table: LabelTable) -> OfficialLabel:
-    """Atom values (z, y, x) as official labels. Structures other than the 45 organs (tumours) are passed over."""
+    """Atom values (z, y, x) as official labels. Structures other than the 45 organs (tumours) are passed over.
+
+    Ignored voxels, which no official label says, become background.
+    """
     structures = table.labels.structures
-    sets = [tuple(structures[i] for i in atom if structures[i] in ORGANS) for atom in table.atoms]
+    sets = [tuple(structures[i] for i in atom if structures[i] in ORGANS) for atom in (*table.atoms, ())]
     values = np.array([official_value(names) for names in sets], dtype=np.uint8)
     counts = np.bincount(label.ravel(), minlength=len(sets))
     changed: dict[tuple[str, ...], int] = {}
