@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segsweep.data.conversion import convert
+    from segsweep.data.joint import open_stores as open_store
     from segsweep.data.quality import check
-    from segsweep.data.store import open_store
     from segsweep.errors import SegsweepError
     from segsweep.evaluation.evaluation import evaluate
     from segsweep.inference.prediction import predict
@@ -59,7 +59,7 @@ _ORIGINS = {
     "evaluate": ("evaluation.evaluation", "evaluate"),
     "find_scans": ("inference.scans", "find_scans"),
     "load_predictor": ("models.ensemble", "load_predictor"),
-    "open_store": ("data.store", "open_store"),
+    "open_store": ("data.joint", "open_stores"),
     "predict": ("inference.prediction", "predict"),
     "train": ("sweeps.single", "train"),
     "tune": ("sweeps.tuning", "tune"),

@@ -1,10 +1,12 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segsweep.data.store import open_store
+from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 from segsweep.evaluation.evaluation import evaluate
 from segsweep.evaluation.sources import open_folder, read_values
@@ -76,3 +78,31 @@ def test_boxes_and_masks_of_values_that_are_shared(tmp_path: Path, phantom_store
     assert found.boxes() == {"x": one, "both": both}
     assert found.mask("both").sum() == 2
     assert found.mask("none").sum() == 0
+
+
+def test_what_the_reference_ignores_is_scored_on_neither_side(tmp_path: Path, tiny_store: Callable[..., Path]) -> None:
+    truth = np.zeros((8, 16, 16), dtype=np.uint8)
+    truth[2:6, 4:12, 4:12] = 1
+    truth[4:] = 9
+    store = open_store(tiny_store("s", labels=LabelSet(structures=("liver",)), cases={"a": truth}, ignore=9))
+    predicted = np.zeros_like(truth)
+    predicted[2:4, 4:12, 4:12] = 1
+    predicted[4:, 2:] = 1
+    geometry = store.cases["a"].source_geometry
+    write_label_map(predicted, geometry=geometry, path=tmp_path / "p" / "a.nii.gz")
+    (tmp_path / "p" / "labels.json").write_text('{"liver": [1]}')
+    (score,) = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out").scores["p"]
+    assert (score.dice, score.hd95_mm) == (1.0, 0.0)
+    assert score.volume_prediction_ml == score.volume_reference_ml
+
+
+def test_a_joint_store_is_a_reference(tmp_path: Path, tiny_store: Callable[..., Path]) -> None:
+    label = np.zeros((8, 16, 16), dtype=np.uint8)
+    label[2:6, 4:12, 4:12] = 1
+    liver = LabelSet(structures=("liver",))
+    pair = ",".join(str(tiny_store(name, labels=liver, cases={"c": label})) for name in ("a", "b"))
+    store = open_store(tmp_path / "b")
+    write_label_map(label * 2, geometry=store.cases["c"].source_geometry, path=tmp_path / "p" / "b.c.nii.gz")
+    (tmp_path / "p" / "labels.json").write_text('{"a/liver": [1], "b/liver": [2]}')
+    found = evaluate(tmp_path / "p", reference=Path(pair), profile="plain", out=tmp_path / "out")
+    assert [(score.case, score.structure, score.dice) for score in found.scores["p"]] == [("b.c", "b/liver", 1.0)]

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from segsweep.data.building import build_case
 from segsweep.data.case import CaseSource
 from segsweep.data.geometry import Geometry, Size, Spacing
+from segsweep.data.joint import open_stores
+from segsweep.data.manifest import seal
 from segsweep.data.readers import read_labels, read_scan
+from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, ModelError
 from segsweep.inference.prediction import Member, Predictor, predict
@@ -275,15 +279,16 @@ def test_a_stores_cases_come_back_on_their_files_grids(tmp_path: Path):
     case = CaseSource(case_id="a", images=(tmp_path / "a.nii.gz",), split="validation")
     built = build_case(case, labels=BANDS.labels, folder=folder)
     index = {
-        "format": 1,
+        "format": FORMAT,
         "dataset": "none",
         "channels": ["CT0"],
         "labels": built["labels"],
         "atoms": [[]],
         "cases": [built],
         "digest": "",
+        "plan": "",
     }
-    (tmp_path / "store" / "index.json").write_text(json.dumps(index))
+    (tmp_path / "store" / "index.json").write_bytes(seal(index))
     cases = find_scans(tmp_path / "store", channels=("CT0",))
     assert predict(cases, predictor=bands(), out=tmp_path / "out").written == ("a",)
     found = read_labels(tmp_path / "out" / "a.nii.gz")
@@ -295,6 +300,42 @@ def test_a_stores_cases_come_back_on_their_files_grids(tmp_path: Path):
         find_scans(tmp_path / "store", channels=("CT0",), split="tests")
     with pytest.raises(InputError, match="the model expects"):
         find_scans(tmp_path / "store", channels=("MR",))
+
+
+def test_structures_left_out_hide_none_of_the_others():
+    class Both(nn.Module):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            x = x_BCZYX[:, 0]
+            return [torch.stack([x, 2 * x], dim=1)]
+
+    predictor = Predictor(members=(Member(model=Both(), task=task(BANDS, head="sigmoid")),))
+    image = noise((1, 8, 8, 8))
+    image[image == 0] = 1
+    inside, geometry = image[0] > 0, grid((8, 8, 8))
+    assert np.array_equal(predictor.segment(image, geometry=geometry), 2 * inside)
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("soft",)), 1 * inside)
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("bone", "none")), 2 * inside)
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("none",)), 2 * inside)
+
+
+def test_a_case_of_a_joint_store_gets_structures_of_its_own_dataset(tmp_path: Path, tiny_store: Callable[..., Path]):
+    class Every(nn.Module):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            x = x_BCZYX[:, 0]
+            return [torch.stack([x, 2 * x], dim=1)]
+
+    label = np.zeros((8, 16, 16), dtype=np.uint8)
+    label[2:6, 4:12, 4:12] = 1
+    liver = LabelSet(structures=("liver",))
+    stores = [tiny_store(name, labels=liver, cases={"c": label}) for name in ("a", "b")]
+    joint = open_stores(",".join(map(str, stores)))
+    members = (Member(model=Every(), task=task(joint.table, head="sigmoid", spacing=(2.0, 1.0, 1.0))),)
+    cases = find_scans(Path(joint.uri), channels=("CT",), split="train")
+    assert [case.case_id for case in cases] == ["a.c", "b.c"]
+    predict(cases, predictor=Predictor(members=members), out=tmp_path / "out")
+    for value, case_id in enumerate(("a.c", "b.c"), start=1):
+        found = read_labels(tmp_path / "out" / f"{case_id}.nii.gz").voxels
+        assert set(np.unique(found)) == {0, value}
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -1,5 +1,6 @@
 """From what the cases of a dataset look like to its plan: nnU-Net's planning rules (METHODS.md 1.5, 1.6)."""
 
+import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Size, Spacing
+from segsweep.data.manifest import read_file
 from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.store import Store
 from segsweep.data.structures import Atom, LabelSet, join
 from segsweep.data.topology import SMALLEST_EDGE, Topology, divisible, divisor, feature_map_elements, topology
 from segsweep.errors import InputError, ResourceError, unknown
@@ -61,6 +64,25 @@ class CaseFingerprint:
     intensities: NDArray
     annotated: tuple[str, ...]
     atoms: tuple[Atom, ...]
+
+
+def read_fingerprints(store: Store) -> list[CaseFingerprint]:
+    """The training cases of a store, or all where it has none. Raises StoreError that names a damaged case."""
+    chosen = store.held_out("train") or tuple(store.cases)
+    return [_read_fingerprint(store, case_id=case_id) for case_id in chosen]
+
+
+def _read_fingerprint(store: Store, *, case_id: str) -> CaseFingerprint:
+    record = store.cases[case_id]
+    sampled = read_file(store.folder / "cases" / case_id, relative="intensities.npy", name=case_id)
+    return CaseFingerprint(
+        case_id=case_id,
+        shape=record.geometry.shape,
+        spacing=record.geometry.spacing,
+        intensities=np.load(io.BytesIO(sampled), allow_pickle=False),
+        annotated=record.annotated,
+        atoms=record.atoms,
+    )
 
 
 def make_plan(

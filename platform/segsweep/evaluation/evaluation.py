@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.data.store import Store, open_store
+from segsweep.data.joint import is_store, open_stores
+from segsweep.data.store import Store
 from segsweep.errors import InputError
 from segsweep.evaluation.metrics import COLUMNS, Score, empty_score, score
 from segsweep.evaluation.profiles import Profile
@@ -77,8 +78,8 @@ def evaluate(
     rules = find_profile(profile)
     rules = rules if chosen.tolerance is None else rules.with_tolerance(chosen.tolerance)
     models = _models(predictions, compare=chosen.compare)
-    if isinstance(reference, Path) and (reference / "index.json").is_file():
-        reference = open_store(str(reference))
+    if isinstance(reference, Path) and is_store(reference):
+        reference = open_stores(reference)
     source = open_reference(reference, labels=chosen.labels)
     if isinstance(source, MapFolder):
         models = _named_like(models, reference=source, folder=Path(str(reference)))

@@ -10,7 +10,7 @@ from typing import Any
 from segsweep.evaluation.charts import COLOURS, strips
 from segsweep.evaluation.metrics import Score
 from segsweep.evaluation.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, three_planes
-from segsweep.evaluation.sources import Source
+from segsweep.evaluation.sources import Source, read_case
 
 NUM_PICTURES = 8
 METRICS = {"dice": "Dice", "nsd": "NSD"}
@@ -151,7 +151,8 @@ def _worst(report: Report) -> str:
 def _figure(score: Score, *, source: Source, model: Source) -> str:
     truth = source.read(score.case)
     reference = truth.mask(score.structure)
-    found = model.read(score.case).mask(score.structure) if score.case in model.cases else reference & False
+    predicted = read_case(model, case=score.case, like=truth) if score.case in model.cases else None
+    found = predicted.mask(score.structure) if predicted else reference & False
     image = source.image(score.case)
     png = three_planes(image, reference=reference, prediction=found, spacing=truth.geometry.spacing)
     label = f"{html.escape(score.case)}, {html.escape(score.structure)}: Dice {score.dice:.3f}, NSD {score.nsd:.3f}"

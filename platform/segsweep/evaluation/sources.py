@@ -1,5 +1,6 @@
 """Label maps to score and to score against: a folder of predictions or references, or a store; all in canonical orientation."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ Values = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """One case's label map (z, y, x) in canonical orientation, and the values that each structure consists of."""
+    """One case's label map (z, y, x) in canonical orientation, and the values that each structure consists of.
+
+    Where a reference has the value `ignored`, nothing is scored.
+    """
 
     case: str
     label: NDArray
     geometry: Geometry
     values: Values
+    ignored: int | None = None
 
     def mask(self, structure: str, *, box: Box | None = None) -> NDArray[np.bool_]:
         """Voxels of a structure, of the whole map or of a box; none for a structure that is not among `values`."""
@@ -122,7 +127,8 @@ class StoreLabels:
         grid = self.store.grid(case)
         values = {name: self.store.table.values(name) for name in self.store.cases[case].annotated}
         geometry = self.store.cases[case].source_geometry.canonical()
-        return Labelled(case=case, label=grid.read_label(_whole(grid.shape)), geometry=geometry, values=values)
+        label = grid.read_label(_whole(grid.shape))
+        return Labelled(case=case, label=label, geometry=geometry, values=values, ignored=self.store.table.ignored)
 
     def image(self, case: str) -> NDArray:
         """The first channel in HU (z, y, x)."""
@@ -169,7 +175,10 @@ def read_values(path: Path) -> Values:
 
 
 def read_case(source: Source, *, case: str, like: Labelled) -> Labelled:
-    """A case's predicted label map. Raises InputError that names the case when it does not lie on the reference's grid."""
+    """A case's predicted label map, without what the reference ignores.
+
+    Raises InputError that names the case when it does not lie on the reference's grid.
+    """
     found = source.read(case)
     if not found.geometry.same_grid(like.geometry):
         raise InputError(
@@ -177,7 +186,11 @@ def read_case(source: Source, *, case: str, like: Labelled) -> Labelled:
             f"on {like.geometry.shape} at {_rounded(like.geometry.spacing)} mm, {found.geometry.corner_distance(like.geometry):.2f} mm "
             "apart; expected the scan's own grid; export the prediction on it"
         )
-    return found
+    if like.ignored is None:
+        return found
+    return dataclasses.replace(
+        found, label=np.where(like.label == like.ignored, found.label.dtype.type(0), found.label)
+    )
 
 
 def require(case: str, *, source: Source) -> None:

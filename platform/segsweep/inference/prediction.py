@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,10 +56,14 @@ class Predictor:
         """The task whose atom table the labels are in: the first member's."""
         return self.members[0].task
 
-    def segment(self, image: NDArray, *, geometry: Geometry, mirror: str = "none") -> NDArray:
+    def segment(
+        self, image: NDArray, *, geometry: Geometry, mirror: str = "none", structures: Collection[str] = ()
+    ) -> NDArray:
         """Atom values (z, y, x) on `geometry`, for a canonical image (c, z, y, x) in HU.
 
-        `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none").
+        `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none"). Where `structures`
+        names some that the model knows, a sigmoid head's others are left out, so that they hide none of these: structures that were
+        never annotated together share no atom.
         """
         if len(image) != len(self.table_task.channels):
             raise InputError(f"the image has {len(image)} channels; the model expects {self.table_task.channels}")
@@ -74,7 +78,13 @@ class Predictor:
             for member in self.members
         ]
         scores = combine(outputs)
-        return label_on_grid(scores.values, geometry_from=common, geometry_to=geometry, membership=scores.membership)
+        grids = {"geometry_from": common, "geometry_to": geometry}
+        table = self.table_task.table
+        chosen = [name for name in structures if name in table.labels.structures]
+        if not chosen or scores.membership is None:
+            return label_on_grid(scores.values, **grids, membership=scores.membership)
+        kept = table.within(chosen)
+        return kept[label_on_grid(scores.values, **grids, membership=scores.membership[kept])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +139,7 @@ def predict(
 def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str = "none") -> None:
     """Write the scan's label map to `path`, on the scan's own grid and in its own axis order."""
     loaded = scan.load()
-    label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror)
+    label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror, structures=loaded.structures)
     write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=path)
 
 

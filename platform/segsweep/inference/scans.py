@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from segsweep.data.case import CASE_ID, Split
 from segsweep.data.geometry import Geometry
+from segsweep.data.joint import JointStore, is_store, open_stores
 from segsweep.data.readers import SUFFIXES, is_scan, read_scan, stem
-from segsweep.data.store import Store, open_store
+from segsweep.data.store import Store
 from segsweep.errors import InputError, unknown
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -20,11 +21,15 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedScan:
-    """A scan in canonical orientation, (c, z, y, x) in the file's units, its canonical grid, and the grid of its file."""
+    """A scan in canonical orientation, (c, z, y, x) in the file's units, its canonical grid, and the grid of its file.
+
+    `structures` are those to look for (all that the model knows by default).
+    """
 
     image: NDArray
     geometry: Geometry
     source: Geometry
+    structures: tuple[str, ...] = ()
 
 
 class Segmentable(Protocol):
@@ -59,7 +64,7 @@ class ScanCase:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreCase:
-    """A case of a store, on its native grid."""
+    """A case of a store, on its native grid. Of a joint store, only structures of the case's own dataset are looked for."""
 
     case_id: str
     store: Store
@@ -69,13 +74,15 @@ class StoreCase:
         grid = self.store.grid(self.case_id)
         z, y, x = grid.shape
         image = grid.read_image((slice(0, z), slice(0, y), slice(0, x)))
-        return LoadedScan(image=image, geometry=grid.geometry, source=self.store.cases[self.case_id].source_geometry)
+        source = self.store.cases[self.case_id].source_geometry
+        structures = self.store.structures(self.case_id) if isinstance(self.store, JointStore) else ()
+        return LoadedScan(image=image, geometry=grid.geometry, source=source, structures=structures)
 
 
 def find_scans(path: Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
     """The cases at `path`: a scan file, a folder of scans, or a store (then those of `split`), sorted by id."""
-    if (path / "index.json").is_file():
-        return find_in_store(open_store(str(path)), channels=channels, split=split)
+    if is_store(path):
+        return find_in_store(open_stores(path), channels=channels, split=split)
     return find_files(path, channels=channels)
 
 

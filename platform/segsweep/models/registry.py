@@ -34,7 +34,7 @@ FLAVOUR = "segsweep.models.flavour"
 ENSEMBLE = "ensemble.json"
 # Where pyfunc.save_model puts a data folder of this name.
 DATA = Path("data") / "checkpoint"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+|latest)|@(?P<alias>[\w-]+))?/?")
 
@@ -79,7 +79,7 @@ def register(
     A folder whose digest is already a version of that name is not stored again. Raises ModelError when it is damaged.
     """
     if not NAME.fullmatch(name):
-        raise ModelError(f"model name {name!r} cannot be used; expected letters, digits, '.', '_', '-' and spaces")
+        raise ModelError(f"model name {name!r} cannot be used; expected letters, digits, '.', '_', '-', '+' and spaces")
     digest = verify(folder)
     client = tracker.client
     _ensure_name(client, name=name)
