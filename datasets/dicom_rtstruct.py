@@ -16,7 +16,7 @@ Without it every name in the files is a structure: look at these names before th
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -86,8 +86,7 @@ def _source(found: _Found, *, survey: _Survey, raw: Path, named: Mapping[str, st
     first = found.series.files[0]
     patient = patient_pseudonym(first, key=key)
     files = [
-        SegmentFile(path=drawing.drawn.path, names=_recognised(drawing.names, survey=survey))
-        for drawing in found.drawings
+        SegmentFile(path=drawing.drawn.path, names=_recognised(drawing, survey=survey)) for drawing in found.drawings
     ]
     holders: dict[str, Path] = {}
     for file in files:
@@ -109,14 +108,15 @@ def _source(found: _Found, *, survey: _Survey, raw: Path, named: Mapping[str, st
     )
 
 
-def _recognised(names: Iterable[str], *, survey: _Survey) -> dict[str, str]:
+def _recognised(drawing: _Drawing, *, survey: _Survey) -> dict[str, str]:
     """The names in a file that a structure is spelt like. Raises InputError for a name that two structures claim."""
     found: dict[str, str] = {}
-    for name in names:
+    for name in drawing.names:
         matches = [structure for structure, spelling in survey.spellings.items() if spelling.fullmatch(name)]
         if len(matches) > 1:
             raise InputError(
-                f"{STRUCTURES}: {matches[0]!r} and {matches[1]!r} have spellings that both fit {name!r}; expected one; correct them"
+                f"{STRUCTURES}: {matches[0]!r} and {matches[1]!r} have spellings that both fit a name in "
+                f"{drawing.drawn.path.name}; expected one; correct them"
             )
         if matches:
             found[name] = matches[0]

@@ -114,9 +114,9 @@ def test_voxels_outside_the_scan_are_refused_but_an_empty_margin_is_not(tmp_path
     [
         ({}, "names no segments"),
         ({"Segment0_LabelValue": "1"}, "Segment0_Name is missing"),
-        (FIELDS | {"Segment0_LabelValue": "0"}, "Segment0_LabelValue is '0'"),
-        (FIELDS | {"Segment0_LabelValue": "1.5"}, "Segment0_LabelValue is '1.5'"),
-        (FIELDS | {"Segment1_Layer": "-1"}, "Segment1_Layer is '-1'"),
+        (FIELDS | {"Segment0_LabelValue": "0"}, "Segment0_LabelValue is no"),
+        (FIELDS | {"Segment0_LabelValue": "1.5"}, "Segment0_LabelValue is no"),
+        (FIELDS | {"Segment1_Layer": "-1"}, "Segment1_Layer is no"),
         (FIELDS | {"Segment1_Layer": "7"}, "is in layer 7, but the file holds 2"),
         (FIELDS | {"Segment1_LabelValue": "2", "Segment1_Layer": "0"}, "same layer and value"),
     ],

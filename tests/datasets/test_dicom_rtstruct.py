@@ -188,7 +188,7 @@ def test_two_files_for_one_structure(write_patient: WritePatient, tmp_path: Path
         ({"structures": ["A"]}, "'structures' is"),
         (
             {"structures": {"A": ["brain stem"], "B": ["/brain.*/"]}},
-            "'A' and 'B' have spellings that both fit 'brain stem'",
+            "'A' and 'B' have spellings that both fit a name in rs.dcm",
         ),
         ({"pairs": [["Parotid_L"]]}, r"no list of \[left, right\]"),
         ({"pairs": [["Parotid_L", "Eye_R"]]}, "Eye_R"),

@@ -63,7 +63,8 @@ def read_structures(path: Path, *, scan: Scan, names: Mapping[str, str]) -> Iter
         label = text(roi, "ROIName")
         if label not in names or not contours:
             continue
-        where = f"{name}: structure {label!r}"
+        # Never the name in the file: people type what they like there, a patient's name too.
+        where = f"{name}: structure {names[label]!r}"
         _demand_same_frame(dataset, roi=roi, reference=scan.reference, where=where)
         _demand_same_series(contours, listed=listed, reference=scan.reference, where=where)
         drawings = [_placed(contour, scan=scan, where=where) for contour in contours]

@@ -47,7 +47,7 @@ def read_segments(path: Path, *, scan: Scan, names: Mapping[str, str]) -> Iterat
             continue
         if segment.layer >= len(layers.voxels):
             raise InputError(
-                f"{path.name}: segment {segment.name!r} is in layer {segment.layer}, but the file holds {len(layers.voxels)}; "
+                f"{path.name}: segment {names[segment.name]!r} is in layer {segment.layer}, but the file holds {len(layers.voxels)}; "
                 "save the segmentation again"
             )
         mask = np.zeros(scan.geometry.shape, dtype=bool)
@@ -78,7 +78,7 @@ def _segment(values: Mapping[str, str], *, number: int, name: str) -> _Segment:
     for key, text in numbers.items():
         if not re.fullmatch(r"\d{1,9}", text) or (key == "LabelValue" and int(text) == 0):
             raise InputError(
-                f"{name}: Segment{number}_{key} is {text[:20]!r}; expected a whole number; save the segmentation again"
+                f"{name}: Segment{number}_{key} is no whole number, or out of range; expected one; save the segmentation again"
             )
     if not values.get("Name"):
         raise InputError(f"{name}: Segment{number}_Name is missing; expected a name for every segment; save it again")
