@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from segsweep.data.geometry import Size
 from segsweep.data.topology import topology
+from segsweep.errors import RecipeError
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.task import Task
 
@@ -56,13 +57,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build(params: Params, task: Task) -> nn.Module:
-    """The network for a task; its depth and kernels follow from the patch size and the spacing (METHODS.md 1.6)."""
+    """The network for a task; its depth and kernels follow from the patch size and the spacing (METHODS.md 1.6).
+
+    Raises RecipeError when that leaves one level: a U-Net has at least two.
+    """
     stem = params.stem_stride
     patch = tuple(size // stem for size in task.patch_size)
     spacing = tuple(mm * stem for mm in task.spacing)
     shape = topology(
         (patch[0], patch[1], patch[2]), spacing=(spacing[0], spacing[1], spacing[2]), deepest=params.levels
     )
+    if len(shape.strides) < 2:
+        raise RecipeError(
+            f"patch_size={task.patch_size} with stem_stride={stem} and levels={params.levels} makes a network of one level; "
+            f"expected at least 2: choose levels=2 or more and a patch of at least {12 * stem} voxels along an axis"
+        )
     features = [min(params.features * 2**level, params.most_features) for level in range(len(shape.strides))]
     return UNet(
         channels=len(task.channels),
