@@ -124,6 +124,34 @@ def test_values_that_cannot_be_used_are_named(values: Mapping[str, Any], complai
         recipes.build_params(recipes.load("trainables", name="unet"), values=values)
 
 
+def test_a_parameter_without_default_is_asked_for(write_recipe: WriteRecipe) -> None:
+    text = '''
+        from dataclasses import dataclass, field
+
+        from segsweep.learning.params import TrainingParams
+
+
+        @dataclass(frozen=True, kw_only=True)
+        class Params(TrainingParams):
+            """`width` is in voxels."""
+
+            width: int
+            kernels: tuple[int, ...] = field(default_factory=lambda: (3, 3))
+
+
+        def build(params, task): ...
+    '''
+    write_recipe("trainables", "mine_required", text)
+    recipe = recipes.load("trainables", name="mine_required")
+    with pytest.raises(RecipeError, match=r"^mine_required: width=… is required: expected a whole number$"):
+        recipes.build_params(recipe, values={"epochs": 3})
+    assert recipes.build_params(recipe, values={"width": "5"}).width == 5
+    listed = recipes.parameters(recipe.Params)
+    assert (listed["width"], listed["kernels"]) == ("… (required: a whole number)", "(3, 3)")
+    assert (listed["epochs"], listed["patch_size"]) == ("1000", "None")
+    assert recipes.meaning(recipe.Params).startswith("`width` is in voxels.\nThe recommended run is the default")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     (

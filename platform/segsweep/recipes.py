@@ -6,6 +6,7 @@ real import name (`segsweep.trainables.unet`), so it pickles and reaches Ray wor
 
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -104,6 +105,23 @@ def build_params(recipe: ModuleType, *, values: Mapping[str, Any]) -> Any:
         raise RecipeError(f"{name}: {_first_complaint(error, params=recipe.Params, given=merged)}") from None
 
 
+def parameters(params: type) -> dict[str, str]:
+    """Every parameter of a `Params` class with its default, or with what it must be where it has none."""
+    texts = {}
+    for field in dataclasses.fields(params):
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        words = _words(get_type_hints(params)[field.name])
+        texts[field.name] = f"… (required: {words})" if made is dataclasses.MISSING else str(made)
+    return texts
+
+
+def meaning(params: type) -> str:
+    """What a `Params` class and those that it extends say of their parameters."""
+    texts = [(part.__name__, part.__doc__ or "") for part in params.__mro__ if dataclasses.is_dataclass(part)]
+    # A dataclass without a docstring gets its signature as one.
+    return "\n".join(inspect.cleandoc(text) for name, text in texts if text and not text.startswith(f"{name}("))
+
+
 def params_json(params: Any) -> dict[str, Any]:
     """A Params value as JSON-able dictionary; `build_params` takes it back."""
     return json.loads(json.dumps(dataclasses.asdict(params)))
@@ -124,7 +142,10 @@ def _first_complaint(error: ValidationError, *, params: type, given: Mapping[str
     if not detail["loc"]:
         return detail["msg"].removeprefix("Value error, ")
     field = str(detail["loc"][0])
-    return f"{field}={given[field]!r} cannot be used: expected {_words(get_type_hints(params)[field])}"
+    words = _words(get_type_hints(params)[field])
+    if field not in given:
+        return f"{field}=… is required: expected {words}"
+    return f"{field}={given[field]!r} cannot be used: expected {words}"
 
 
 def _words(annotation: Any) -> str:
