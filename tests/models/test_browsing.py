@@ -46,8 +46,20 @@ def test_both_pages_answer_on_an_empty_workspace_and_end(tmp_path: Path, monkeyp
         assert b"study_summaries" in fetch(f"http://{HOST}:{port + 1}/api/studies")
         assert b"<html" in fetch(f"http://{HOST}:{port}/")
         assert [process.poll() for process in servers.processes.values()] == [None, None]
+        assert list(servers.addresses.values()) == [f"http://{HOST}:{port}", f"http://{HOST}:{port + 1}"]
     assert all(process.poll() is not None for process in servers.processes.values())
     assert not answers(port) and not answers(port + 1)
+
+
+def test_a_server_elsewhere_is_named_and_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEGSWEEP_STUDIES", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443/team")
+    port = free_port()
+    with serve(Workspace(root=tmp_path), port=port) as servers:
+        assert b"study_summaries" in fetch(f"http://{HOST}:{port + 1}/api/studies")
+        assert list(servers.processes) == ["optuna-dashboard"]
+        assert servers.addresses["MLflow"] == "https://mlflow.example:8443/team"
+        assert not answers(port)
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

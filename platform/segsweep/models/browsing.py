@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlparse
 
 from segsweep.errors import ResourceError
+from segsweep.models.tracking import public
 from segsweep.workspace import Workspace
 
 HOST = "127.0.0.1"
@@ -30,9 +32,10 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SER
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """Running servers by name."""
+    """Running servers by name, and the addresses of all pages: a server that runs elsewhere has no process here."""
 
     processes: dict[str, subprocess.Popen]
+    addresses: dict[str, str]
 
     def wait(self) -> None:
         """Until Ctrl-C. Raises ResourceError when a server ends by itself."""
@@ -52,19 +55,24 @@ class Servers:
 def serve(workspace: Workspace, *, port: int) -> Iterator[Servers]:
     """MLflow on `port` and optuna-dashboard on the next one, for the time of a `with` block.
 
-    Raises ResourceError when a port is taken.
+    Where the tracking server is one that runs by itself, only the dashboard is started. Raises ResourceError when a port is taken.
     """
-    for number in (port, port + 1):
+    elsewhere = urlparse(workspace.tracking_uri).scheme in ("http", "https")
+    for number in (port + 1,) if elsewhere else (port, port + 1):
         _demand_free(number)
     mlflow = ["-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri]
     mlflow += ["--default-artifact-root", workspace.artifacts.as_uri(), "--workers", "1"]
     mlflow += ["--host", HOST, "--port", str(port)]
     dashboard = ["-c", DASHBOARD, workspace.studies_uri, "--host", HOST, "--port", str(port + 1)]
-    commands = {"MLflow": mlflow, "optuna-dashboard": dashboard}
+    commands = {"optuna-dashboard": dashboard} if elsewhere else {"MLflow": mlflow, "optuna-dashboard": dashboard}
+    addresses = {
+        "MLflow": public(workspace.tracking_uri) if elsewhere else f"http://{HOST}:{port}",
+        "optuna-dashboard": f"http://{HOST}:{port + 1}",
+    }
     environment = {**os.environ, **QUIET}
     processes = {name: subprocess.Popen([sys.executable, *line], env=environment) for name, line in commands.items()}
     try:
-        yield Servers(processes=processes)
+        yield Servers(processes=processes, addresses=addresses)
     finally:
         for process in processes.values():
             process.terminate()
