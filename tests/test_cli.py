@@ -31,8 +31,8 @@ from segsweep.workspace import Workspace
 # Settled: scripts depend on these names.
 VERBS = {
     "demo": (("FOLDER",), ("--seed",)),
-    "convert": (("DATASET", "RAW"), ("--store",)),
-    "check": (("STORE",), ()),
+    "convert": (("DATASET", "RAW"), ("--deep", "--store")),
+    "check": (("STORE",), ("--deep",)),
     "train": (("TRAINABLE", "STORE", "KEY=VALUE"), ()),
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
     "ensemble": (("STORE", "KEY=VALUE"), ()),
@@ -179,6 +179,7 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("train unet store epochs=abc", "unet: epochs='abc' cannot be used: expected a whole number"),
         ("train unet store epochs=0", "unet: epochs=0 cannot be used: expected at least 1"),
         ("train unet store patch_size=4,4", "unet: patch_size='4,4' cannot be used: expected 3 values *"),
+        ("train unet store preset=small patch_size=8,8,8", "patch_size=(8, 8, 8) * makes a network of one level; *"),
         ("train unet store fold=9", "fold=9 cannot be used: expected 0 to 4 or 'all'"),
         ("train unet store workers=two", "workers='two' cannot be used: expected a whole number, at least 1"),
         ("train unet store epochs", "'epochs' cannot be used: expected KEY=VALUE, for example epochs=200"),
@@ -252,6 +253,25 @@ def test_convert_goes_on_with_a_store_and_check_looks_at_it(
     assert f"{folder}/quality.html" in capsys.readouterr().out
 
 
+def test_a_deep_check_names_damage_and_a_deep_conversion_mends_it(
+    okbp_store: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(okbp_store, here / "copy"))
+    victim = folder / "cases" / "okbp_001" / "intensities.npy"
+    victim.write_bytes(bytes(victim.stat().st_size))
+    assert cli.main(["check", str(folder), "--deep"]) == 1
+    shown = capsys.readouterr().out
+    assert "error: okbp_001: intensities.npy holds other bytes than were written; run `segsweep convert" in shown
+    assert "deep: 1 errors, 0 notes" in shown
+    raw = str(okbp_store.parent / "raw")
+    assert cli.main(["convert", "openkbp", raw, "--store", str(folder), "--deep"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{folder}: 1 cases written, 1 kept, 0 failed" in shown
+    assert re.search(r"^2 cases, 0 MB \(\d\.\d of the raw voxels\), \d+ s$", shown, re.MULTILINE), shown
+    assert cli.main(["check", str(folder), "--deep"]) == 0
+    assert "deep: 0 errors, 0 notes" in capsys.readouterr().out
+
+
 def test_check_ends_with_1_when_there_are_errors(phantom_store: Path, here: Path) -> None:
     folder = here / "copy"
     shutil.copytree(phantom_store, folder)
@@ -321,7 +341,13 @@ def test_list_shows_every_recipe_and_one_in_full(capsys: pytest.CaptureFixture[s
             assert f"\n  {name} " in shown
     assert cli.main(["list", "unet"]) == 0
     shown = capsys.readouterr().out
-    for text in ("trainables/unet", "  epochs = 1000", "  preset=small: features=16"):
+    for text in (
+        "trainables/unet",
+        "  epochs = 1000",
+        "  preset=small: features=16",
+        "`features` at the first level",
+        "`foreground` is the share",
+    ):
         assert text in shown
 
 

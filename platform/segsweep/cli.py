@@ -82,11 +82,14 @@ def convert(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A recipe of `segsweep list datasets`.")],
     raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder with the scans, laid out as the recipe says.")],
     store: Annotated[Path | None, typer.Option(help="The store. Default: WORKSPACE/stores/DATASET.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Verify every byte of the cases that are kept.")] = False,
 ) -> None:
     """Convert raw scans into a store.
 
     Then plans the training (spacing in mm, patch in voxels) and looks for bad
-    cases. Run it again to go on, or to add cases: finished ones are kept.
+    cases. Run it again to go on, or to add cases: finished ones are kept,
+    damaged ones (those that --deep alone can find, with --deep) written again.
+    Exit code 2 when cases failed; the last lines name them.
 
     Examples:
       segsweep list openkbp                        the layout that it expects
@@ -100,10 +103,11 @@ def convert(
     target = store or current_workspace().root / "stores" / dataset
     connect()
     with bars() as shown:
-        # Absolute: Ray's workers have folders of their own.
-        done = run(dataset, raw=raw.resolve(), store=target.resolve(), progress=shown.count)
+        done = run(dataset, raw=raw, store=target, depth="deep" if deep else "quick", progress=shown.count)
     plan = done.store.plan
     say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
+    share = f"{done.num_bytes / done.raw_bytes:.1f} of the raw voxels"
+    say(f"{len(done.store.cases)} cases, {done.num_bytes / 1e6:.0f} MB ({share}), {done.seconds:.0f} s")
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
     say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
@@ -114,15 +118,21 @@ def convert(
 
 
 @app.command()
-def check(store: StorePath) -> None:
+def check(
+    store: StorePath,
+    deep: Annotated[bool, typer.Option("--deep", help="First verify every byte of the store.")] = False,
+) -> None:
     """Look for bad cases in a store; exit code 1 when there are errors.
 
     Writes quality.html, one page for people, and quality.json into the store.
+    With --deep, damage on disk is looked for first: each error names case, array
+    and shard. `segsweep convert ... --deep` writes damaged cases again, alone.
 
-    Example:
+    Examples:
       segsweep check stores/openkbp
+      segsweep check stores/openkbp --deep
     """
-    if _quality(store):
+    if (deep and _damaged(store)) or _quality(store):
         raise typer.Exit(1)
 
 
@@ -340,7 +350,8 @@ def ui(
 ) -> None:
     """Browse runs, models and sweeps in a web browser.
 
-    Starts MLflow and optuna-dashboard on this workspace, for this machine only.
+    Starts MLflow and optuna-dashboard on this workspace, for this machine only;
+    the dashboard alone where MLFLOW_TRACKING_URI names a server.
 
     From another machine, first:
       ssh -L 5000:127.0.0.1:5000 -L 5001:127.0.0.1:5001 THIS_MACHINE
@@ -348,8 +359,9 @@ def ui(
     from segsweep.models.browsing import serve
 
     with serve(current_workspace(), port=port) as servers:
-        say(f"MLflow            http://127.0.0.1:{port}")
-        say(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C ends both.")
+        for name, address in servers.addresses.items():
+            say(f"{name:17} {address}")
+        say("Ctrl-C ends what was started.")
         servers.wait()
 
 
@@ -413,6 +425,19 @@ def _demand_possible(run: Run) -> None:
         demand_memory(prepared, available=machine_bytes())
 
 
+def _damaged(store: Path) -> bool:
+    """Name all damage on disk; whether there are errors."""
+    from segsweep.data.integrity import deep_check
+
+    with bars() as shown:
+        found = deep_check(store, progress=shown.pieces("bytes"))
+    for damage in found:
+        say(f"{damage.severity}: {damage.message}")
+    errors = sum(damage.severity == "error" for damage in found)
+    say(f"deep: {errors} errors, {len(found) - errors} notes")
+    return errors > 0
+
+
 def _quality(store: Path) -> bool:
     """Write the quality report; whether it holds errors."""
     from segsweep.data.quality import check as run
@@ -446,8 +471,9 @@ def _describe_recipe(name: str) -> None:
         recipe = recipes.load(kind, name=name)
         console.print(f"[bold]{kind}/{name}[/bold]\n{escape((recipe.__doc__ or '').strip())}")
         if kind == "trainables":
-            for key, value in recipes.params_json(recipe.Params()).items():
-                console.print(f"  {key} = {escape(str(value))}")
+            say(f"\n{recipes.meaning(recipe.Params)}\n")
+            for key, value in recipes.parameters(recipe.Params).items():
+                say(f"  {key} = {value}")
             for preset, values in getattr(recipe, "PRESETS", {}).items():
                 console.print(f"  preset={preset}: " + escape(", ".join(f"{k}={v}" for k, v in values.items())))
 
