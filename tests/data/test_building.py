@@ -1,12 +1,14 @@
 """A case with ignored voxels, from its label file to what training, planning and the quality report see of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segsweep.data.building import derive_grid
+from segsweep.data.building import current_case, derive_grid
+from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.fingerprint import read_fingerprints
 from segsweep.data.quality import check
 from segsweep.data.quality_report import write
@@ -71,3 +73,13 @@ def test_the_quality_report_leaves_ignored_voxels_out(store: Store, tmp_path: Pa
     assert liver.smallest_ml == pytest.approx(5 * 16 * 8 * 2.0 / 1000)
     assert any(found.case_id == "b" and found.structure == "spleen" for found in report.findings)
     assert write(report, store=store, folder=tmp_path).is_file()
+
+
+def test_a_label_read_in_another_way_is_built_again(store: Store) -> None:
+    folder, raw = store.folder / "cases" / "a", store.folder.parent / "raw-s"
+    values = {1: ("liver",), 2: ("spleen",)}
+    file = LabelFile(path=raw / "a.nii.gz", values=values, ignore=IGNORE)
+    source = CaseSource(case_id="a", images=(raw / "a_0000.nii.gz",), labels=(file,), annotated=LABELS.structures)
+    assert current_case(folder, source=source, labels=LABELS) is not None
+    for other in (replace(file, ignore=None), replace(file, values={**values, 2: ("liver",)})):
+        assert current_case(folder, source=replace(source, labels=(other,)), labels=LABELS) is None

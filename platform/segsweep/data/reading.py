@@ -1,5 +1,6 @@
 """The raw files of one case as arrays on one grid: its images, and one mask for every structure that its labels hold."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,15 @@ def _path(image: Image) -> Path:
 
 
 def _digest(file: Labels) -> str:
-    return readers.file_digest(file.path)
+    """Sum over a label file's content and what the dataset takes it to mean: read in another way, it is another label."""
+    match file:
+        case LabelFile():
+            meaning: object = (sorted(file.values.items()), file.ignore)
+        case MaskFile():
+            meaning = file.structure
+        case SegmentFile():
+            meaning = sorted(file.names.items())
+    return hashlib.sha256(f"{readers.file_digest(file.path)} {meaning!r}".encode()).hexdigest()
 
 
 def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
