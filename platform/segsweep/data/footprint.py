@@ -7,7 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from segsweep.data.case import CaseSource, LabelFile, Series
+from segsweep.data.case import CaseSource, LabelFile, Labels, MaskFile, SegmentFile, Series
 from segsweep.data.geometry import Spacing
 from segsweep.data.intake import MAX_VOXELS_AN_AXIS
 from segsweep.data.store import CaseRecord
@@ -25,10 +25,7 @@ _SIZES = re.compile(rb"^(?:sizes:|DimSize\s*=)\s*([\d ]+?)\s*$", re.MULTILINE)
 
 def to_convert(source: CaseSource) -> int:
     """Bytes that reading and writing the case takes at its peak. Files that cannot be read count nothing: reading them says why."""
-    masks = sum(
-        len({name for names in file.values.values() for name in names}) if isinstance(file, LabelFile) else 1
-        for file in source.labels
-    )
+    masks = sum(map(_num_masks, source.labels))
     each = A_CASE + A_CHANNEL * len(source.images) + A_MASK * masks
     return AT_REST + each * max(map(_num_voxels, source.images))
 
@@ -37,6 +34,16 @@ def to_resample(record: CaseRecord, *, spacing: Spacing, num_channels: int) -> i
     """Bytes that deriving a grid at a spacing (mm) takes at its peak."""
     voxels = math.prod(record.geometry.shape) + math.prod(record.geometry.resampled(spacing).shape)
     return AT_REST + (A_CASE + A_CHANNEL * num_channels) * voxels
+
+
+def _num_masks(file: Labels) -> int:
+    match file:
+        case LabelFile():
+            return len({name for names in file.values.values() for name in names})
+        case SegmentFile():
+            return len(set(file.names.values()))
+        case MaskFile():
+            return 1
 
 
 def _num_voxels(image: Path | Series) -> int:
