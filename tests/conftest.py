@@ -2,7 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +20,22 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+# Set before Ray starts, whose workers inherit it; no test reaches a real object storage.
+STORAGE_PORT = _free_port()
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORAGE_PORT}",
+    "AWS_ACCESS_KEY_ID": "tester",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local Ray of two cores for the whole session."""
@@ -25,6 +46,65 @@ def cluster() -> Iterator[None]:
     connect()
     yield
     ray.shutdown()
+
+
+@dataclass
+class ObjectStorage:
+    """An S3 server of this process with one empty bucket at `uri`.
+
+    `requests` are those since the test began, `METHOD /bucket/key`; one that contains a key of `faults` gets the next of its statuses.
+    """
+
+    port: int = STORAGE_PORT
+    uri: str = ""
+    requests: list[str] = field(default_factory=list)
+    faults: dict[str, list[int]] = field(default_factory=dict)
+
+    def answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        """The WSGI application."""
+        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        self.requests.append(request)
+        statuses = [found for part, found in self.faults.items() if part in request and found]
+        if not statuses and "Credential=tester/" in environ.get("HTTP_AUTHORIZATION", ""):
+            return self.moto(environ, start)
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start(f"{statuses[0].pop(0) if statuses else 403} -", [("Content-Type", "application/xml")])
+        return [b""]
+
+    @cached_property
+    def moto(self) -> Any:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # noqa: PLC0415
+
+        return DomainDispatcherApplication(create_backend_app)
+
+
+@pytest.fixture(scope="session")
+def storage_server() -> Iterator[ObjectStorage]:
+    """Answers at AWS_ENDPOINT_URL."""
+    from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: PLC0415
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, type: str, message: str, *args: Any) -> None: ...
+
+    storage = ObjectStorage()
+    server = make_server("127.0.0.1", STORAGE_PORT, storage.answer, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield storage
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def object_storage(storage_server: ObjectStorage) -> ObjectStorage:
+    """An object storage with an empty bucket of its own."""
+    from pyarrow.fs import S3FileSystem  # noqa: PLC0415
+
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(bucket)
+    storage_server.uri = f"s3://{bucket}"
+    storage_server.requests.clear()
+    storage_server.faults.clear()
+    return storage_server
 
 
 @pytest.fixture(scope="session")

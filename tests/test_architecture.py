@@ -21,6 +21,7 @@ FENCES = {
     "zarr": {"data/arrays.py"},
     "SimpleITK": {"data/readers.py", "data/dicom_pixels.py", "inference/writers.py"},
     "pydicom": {"data/dicom_file.py", "data/dicom_pixels.py", "data/rtstruct.py", "data/dicom_seg.py"},
+    "pyarrow": {"data/storage.py"},
     "mlflow": {"models/*"},
     "optuna": {"sweeps/tuning_study.py"},
     "ray": {"sweeps/*", "data/parallel.py"},

@@ -1,0 +1,241 @@
+"""Where stores lie: in a folder, or in a bucket of an object storage (`s3://BUCKET/FOLDER`), which only this module knows.
+
+Objects cannot be renamed, so a remote folder is there once its commit marker is: the file that is written last and deleted first.
+The environment says how to get in: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or the machine's own role;
+AWS_ENDPOINT_URL names a storage that is not Amazon's.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from segsweep.errors import StoreError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import S3FileSystem
+
+_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*")
+# A request that fails for reasons that may pass (5xx, a lost connection) is made again, after pauses that grow.
+ATTEMPTS = 4
+CONNECT_SECONDS, SILENT_SECONDS = 5.0, 20.0
+# Files of one folder that travel at the same time.
+CONCURRENT = 8
+_BLOCK_BYTES = 2**20
+
+_AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
+_DENIED = (
+    "the object storage denies access; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to credentials that may do this"
+)
+_NO_BUCKET = "the bucket does not exist; correct its name, or make it first"
+_REASONS = {
+    "ACCESS_DENIED": _DENIED,
+    "INVALID_ACCESS_KEY_ID": _DENIED,
+    "INVALID_CLIENT_TOKEN_ID": _DENIED,
+    "SIGNATURE_DOES_NOT_MATCH": _DENIED,
+    "MISSING_AUTHENTICATION_TOKEN": _DENIED,
+    "NO_SUCH_BUCKET": _NO_BUCKET,
+}
+
+
+def address(given: str | Path) -> str:
+    """The one spelling of where a store lies: an absolute folder, or `s3://BUCKET/FOLDER`. Raises StoreError for other schemes."""
+    text = str(given)
+    if text.startswith("s3:/"):
+        # A Path that was made of an address has lost one slash.
+        text = f"s3://{text.removeprefix('s3:').strip('/')}"
+        if not _ADDRESS.fullmatch(text) or {".", ".."} & set(text.split("/")):
+            shown = text.rpartition("@")[2]  # what stands before an @ may be a password
+            raise StoreError(f"{shown!r} is no address of a store; expected s3://BUCKET/FOLDER")
+        return text
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise StoreError(
+            f"{text.partition(':')[0]}:// is no place for a store; expected a folder or s3://BUCKET/FOLDER"
+        )
+    return str(Path(text).expanduser().resolve())
+
+
+def is_remote(uri: str) -> bool:
+    """Whether an address is that of an object storage."""
+    return uri.startswith("s3://")
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file. Raises StoreError when nobody can tell: no such bucket, no access, no connection."""
+    if not is_remote(uri):
+        return Path(uri).is_file()
+    bucket = _key(uri).partition("/")[0]
+    with _asking(uri):
+        found, holder = _filesystem().get_file_info([_key(uri), bucket])
+    if holder.type.name == "NotFound":
+        raise StoreError(f"{uri}: {_NO_BUCKET}")
+    return bool(found.is_file)
+
+
+def read_bytes(uri: str) -> bytes:
+    """All of a file. Raises FileNotFoundError when it is not there, StoreError when the storage does not answer."""
+    if not is_remote(uri):
+        return Path(uri).read_bytes()
+    with _asking(uri), _filesystem().open_input_file(_key(uri)) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    if is_remote(uri):
+        with _asking(uri), _filesystem().open_output_stream(_key(uri)) as stream:
+            stream.write(content)
+        return
+    path = Path(uri)
+    partial_file = path.with_name(f".{path.name}.partial")
+    with partial_file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial_file.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a local file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def names(uri: str) -> list[str]:
+    """What lies directly in a folder, sorted; nothing for one that is not there."""
+    if not is_remote(uri):
+        return sorted(path.name for path in Path(uri).iterdir()) if Path(uri).is_dir() else []
+    return sorted(PurePosixPath(key).name for key in _listed(uri, recursive=False))
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Relative path -> bytes, for every file at any depth below a remote folder."""
+    root = _key(uri)
+    return {key[len(root) + 1 :]: size for key, size in _listed(uri, recursive=True).items() if size is not None}
+
+
+def download(uri: str, *, folder: Path, only: Collection[str] | None = None) -> None:
+    """Copy a remote folder, or the files `only` of it, into a local one.
+
+    Files that are not there are left out, and so are names that lead out of the folder: the manifest's check names them.
+    """
+    wanted = [name for name in (sizes(uri) if only is None else only) if _is_inside(name)]
+    _each(partial(_download, uri=uri, folder=folder), wanted)
+
+
+def upload(folder: Path, *, uri: str, last: str) -> None:
+    """Put a local folder in the place of a remote one. The file `last` goes first of the old one and comes last of the new one."""
+    delete(uri, first=last)
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    send = partial(_upload, uri=uri, folder=folder)
+    _each(send, [name for name in found if name != last])
+    send(last)
+
+
+def delete(uri: str, *, first: str) -> None:
+    """Delete a remote folder with all that is in it, the file `first` before the others; no matter whether it is there."""
+    with _asking(uri):
+        with contextlib.suppress(FileNotFoundError):
+            _filesystem().delete_file(f"{_key(uri)}/{first}")
+        with contextlib.suppress(FileNotFoundError):
+            _filesystem().delete_dir(_key(uri))
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _each(work: partial[None], items: Collection[str]) -> None:
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        list(pool.map(work, items))
+
+
+def _download(name: str, *, uri: str, folder: Path) -> None:
+    target = folder / name
+    with (
+        contextlib.suppress(FileNotFoundError),
+        _asking(f"{uri}/{name}"),
+        _filesystem().open_input_file(f"{_key(uri)}/{name}") as source,
+    ):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, _BLOCK_BYTES)
+
+
+def _upload(name: str, *, uri: str, folder: Path) -> None:
+    with (
+        (folder / name).open("rb") as source,
+        _asking(f"{uri}/{name}"),
+        _filesystem().open_output_stream(f"{_key(uri)}/{name}") as sink,
+    ):
+        shutil.copyfileobj(source, sink, _BLOCK_BYTES)
+
+
+def _listed(uri: str, *, recursive: bool) -> dict[str, int | None]:
+    """Key -> bytes of what lies below an address; None for folders."""
+    from pyarrow.fs import FileSelector  # noqa: PLC0415  as below
+
+    with _asking(uri):
+        selector = FileSelector(_key(uri), recursive=recursive, allow_not_found=True)
+        return {found.path: found.size for found in _filesystem().get_file_info(selector)}
+
+
+def _key(uri: str) -> str:
+    return uri.removeprefix("s3://")
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _filesystem() -> "S3FileSystem":
+    return _connected(_endpoint())
+
+
+@cache
+def _connected(endpoint: str | None) -> "S3FileSystem":
+    # Takes 0.2 s and starts threads: stores in folders do without.
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem  # noqa: PLC0415
+
+    return S3FileSystem(
+        endpoint_override=endpoint,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=SILENT_SECONDS,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        # Small files take one request, and no other.
+        allow_delayed_open=True,
+    )
+
+
+@contextmanager
+def _asking(uri: str) -> Iterator[None]:
+    """Turns what the storage answers into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # no such object, or a fault of this machine's disk
+            raise
+        raise StoreError(f"{uri}: {_reason(str(error))}") from None
+
+
+def _reason(text: str) -> str:
+    match = _AWS_ERROR.search(text)
+    word, status = (match[1], match[2]) if match else ("unknown", None)
+    if word == "NETWORK_CONNECTION":
+        where = _endpoint() or "Amazon S3"
+        return f"{where} cannot be reached; check the network, and AWS_ENDPOINT_URL where the storage is not Amazon's"
+    if word in _REASONS or status == "403":
+        return _REASONS.get(word, _DENIED)
+    failed = f"{word}, status {status}" if status else word
+    return f"the object storage failed ({failed}); check AWS_REGION and AWS_ENDPOINT_URL, or try again later"
