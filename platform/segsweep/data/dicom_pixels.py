@@ -2,6 +2,7 @@
 
 import struct
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,23 @@ from numpy.typing import NDArray
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
-from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    UID,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)  # fmt: skip
 
 from segsweep.data.dicom_file import text, whole
 from segsweep.data.intake import MAX_VOXELS_AN_AXIS
 from segsweep.data.readers import quiet
 from segsweep.errors import InputError
 
+_JPEG = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 # Some writers wrap the stream in the boxes of a .jp2 file.
 _MAX_BOXES = 512
@@ -60,33 +71,42 @@ def stored_values(dataset: Dataset, *, name: str) -> NDArray:
 
 
 def _decoded(dataset: Dataset, *, rows: int, columns: int, name: str) -> NDArray:
-    """Compressed pixels through GDCM, which is handed a file with nothing but the pixels: it needs one, and rescales where it can."""
-    bare = Dataset()
-    bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    for field in (*_PIXEL_FIELDS, "PhotometricInterpretation"):
-        setattr(bare, field, dataset[field].value)
-    bare.file_meta = FileMetaDataset()
-    bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
-    damaged = InputError(
-        f"{name}: its pixels cannot be unpacked ({dataset.file_meta.TransferSyntaxUID.name}); expected {rows} x {columns} intact "
-        "pixels; copy or export it again"
-    )
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
     try:
         _demand_declared_size(dataset, rows=rows, columns=columns)
-        bare.PixelData = dataset.PixelData
-        bare["PixelData"].is_undefined_length = True
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            path = Path(folder) / "slice.dcm"
-            dcmwrite(path, bare, enforce_file_format=True)
-            reader = sitk.ImageFileReader()
-            reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(str(path))
-            values = sitk.GetArrayFromImage(reader.Execute())
-    except Exception:  # pydicom and ITK raise whatever their parsers trip over
-        raise damaged from None
-    if values.size != rows * columns or values.dtype.kind not in "iu" or values.itemsize > 2:
-        raise damaged
+        if syntax in _JPEG:
+            values = _decoded_by_gdcm(dataset)
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                values = pixel_array(dataset, raw=True)
+        if values.size != rows * columns or values.dtype.kind not in "iu" or values.itemsize > 2:
+            raise ValueError
+    except Exception:  # decoders raise whatever they trip over
+        raise InputError(
+            f"{name}: its pixels cannot be unpacked ({syntax.name}); expected {rows} x {columns} intact pixels; "
+            "copy or export it again"
+        ) from None
     return values.reshape(rows, columns).astype(np.int16 if values.dtype.kind == "i" else np.uint16)
+
+
+def _decoded_by_gdcm(dataset: Dataset) -> NDArray:
+    """GDCM knows lossless JPEG, which pydicom's free decoders lack. It reads files alone, and rescales where it can: so it is
+    handed a file with nothing but the pixels. It is not used where pydicom can do it: some damaged streams make it crash.
+    """
+    bare = Dataset()
+    bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    for field in (*_PIXEL_FIELDS, "PhotometricInterpretation", "PixelData"):
+        setattr(bare, field, dataset[field].value)
+    bare["PixelData"].is_undefined_length = True
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "slice.dcm"
+        dcmwrite(path, bare, enforce_file_format=True)
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(str(path))
+        return sitk.GetArrayFromImage(reader.Execute())
 
 
 def _demand_declared_size(dataset: Dataset, *, rows: int, columns: int) -> None:
