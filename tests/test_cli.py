@@ -31,7 +31,7 @@ from segsweep.workspace import Workspace
 # Settled: scripts depend on these names.
 VERBS = {
     "demo": (("FOLDER",), ("--seed",)),
-    "convert": (("DATASET", "RAW"), ("--deep", "--store")),
+    "convert": (("DATASET", "RAW"), ("--store", "--deep")),
     "check": (("STORE",), ("--deep",)),
     "train": (("TRAINABLE", "STORE", "KEY=VALUE"), ()),
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),

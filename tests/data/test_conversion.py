@@ -1,18 +1,22 @@
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segsweep.data.conversion import convert
+from segsweep.data.conversion import convert, derive
 from segsweep.data.geometry import Geometry
+from segsweep.data.integrity import deep_check
+from segsweep.data.joint import open_stores
+from segsweep.data.lock import locked
 from segsweep.data.readers import read_labels
 from segsweep.data.store import open_store
-from segsweep.errors import InputError, RecipeError
+from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError, RecipeError, StoreError
 from segsweep.inference.writers import write_image, write_label_map
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -90,28 +94,140 @@ def test_another_dataset_or_a_foreign_folder_is_refused(phantom_raw: Path, phant
         convert("phantoms", raw=phantom_raw, store=phantom_store)
 
 
-def test_a_killed_conversion_leaves_no_half_case_and_resumes(
+def test_what_failed_is_not_written_into_the_store(raw: Path, tmp_path: Path) -> None:
+    victim = sorted((raw / "images").glob("*_0000.nii.gz"))[0]
+    victim.write_bytes(b"secret")
+    done = convert("phantom", raw=raw, store=tmp_path / "store")
+    assert list(done.failures) == ["phantom_000"]
+    for path in (tmp_path / "store").rglob("*"):
+        assert "phantom_000" not in path.name
+        assert not path.is_file() or b"phantom_000" not in path.read_bytes()
+
+
+def test_a_case_whose_files_became_bad_stays_as_it_was(okbp_raw: Path, tmp_path: Path) -> None:
+    before = convert("openkbp", raw=okbp_raw, store=tmp_path / "store").store
+    (okbp_raw / "images" / "okbp_000.nii.gz").write_bytes(b"not a scan")
+    done = convert("openkbp", raw=okbp_raw, store=tmp_path / "store")
+    assert "okbp_000.nii.gz" in done.failures["okbp_000"]
+    assert done.failures["okbp_000"].endswith("(the store keeps its earlier conversion)")
+    assert (done.written, done.kept) == ((), ("okbp_001",))
+    assert done.store.digest == before.digest
+
+
+def test_bytes_and_time_are_told(okbp_raw: Path, tmp_path: Path) -> None:
+    done = convert("openkbp", raw=okbp_raw, store=tmp_path / "store")
+    files = [path for path in (tmp_path / "store" / "cases").rglob("*") if path.is_file()]
+    assert done.num_bytes == sum(path.stat().st_size for path in files if path.name != "manifest.json")
+    assert done.raw_bytes == 2 * (12 * 20 * 18 + 12 * 20 * 19)
+    assert done.seconds > 0
+
+
+def test_a_second_conversion_at_the_same_time_is_refused(okbp_raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "cases").mkdir(parents=True)
+    with locked(store), pytest.raises(StoreError, match="another conversion is writing into this store"):
+        convert("openkbp", raw=okbp_raw, store=store)
+    assert not list((store / "cases").iterdir())
+
+
+def test_a_deleted_index_is_written_again_and_a_stale_plan_with_it(okbp_raw: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    before = convert("openkbp", raw=okbp_raw, store=store).store
+    plan = before.plan
+    (store / "index.json").unlink()
+    done = convert("openkbp", raw=okbp_raw, store=store)
+    assert done.written == ()
+    assert done.store.digest == before.digest
+    shutil.copy(okbp_raw / "images" / "okbp_001.nii.gz", okbp_raw / "images" / "okbp_000.nii.gz")
+    shutil.copy(okbp_raw / "labels" / "okbp_001.nii.gz", okbp_raw / "labels" / "okbp_000.nii.gz")
+    assert convert("openkbp", raw=okbp_raw, store=store).store.plan != plan
+
+
+# Converts without Ray, in processes that are killed just before their nth change of a file: creating, renaming, deleting.
+KILLER = """
+import os, random, signal, sys
+from pathlib import Path
+from segsweep.data import conversion, parallel
+
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+count, end = 0, 0
+
+def hook(event, arguments):
+    global count
+    written = event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax"
+    if event in CHANGES or written:
+        count += 1
+        if count == end:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def one_after_another(pieces, *, work, label, progress):
+    return {piece.name: parallel._attempt(work, piece) for piece in pieces}
+
+def converted(raw, store, at):
+    global count, end
+    child = os.fork()
+    if child == 0:
+        count, end = 0, at
+        sys.addaudithook(hook)
+        conversion.convert("openkbp", raw=raw, store=store)
+        print(count, flush=True)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+conversion.run_all = one_after_another
+raw, out = Path(sys.argv[1]), Path(sys.argv[2])
+for number, share in enumerate(map(float, sys.argv[4:])):
+    assert converted(raw, out / f"killed{number}", round(share * int(sys.argv[3]))) == -signal.SIGKILL
+    assert converted(raw, out / f"killed{number}", 0) == 0
+if len(sys.argv) == 4:
+    assert converted(raw, out / "undisturbed", 0) == 0
+"""
+NUM_KILLS = 20
+
+
+def test_conversions_killed_anywhere_resume_to_the_same_store(okbp_raw: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLER, str(okbp_raw), str(tmp_path)]
+    changes = int(subprocess.run([*command, "0"], check=True, capture_output=True, text=True).stdout)
+    assert changes > 50
+    shares = np.random.default_rng(0).uniform(1 / changes, 1, NUM_KILLS)
+    subprocess.run([*command, str(changes), *map(str, shares)], check=True, capture_output=True, text=True)
+    expected = content(tmp_path / "undisturbed")
+    for number in range(NUM_KILLS):
+        assert content(tmp_path / f"killed{number}") == expected
+        assert deep_check(tmp_path / f"killed{number}") == ()
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def test_a_killed_conversion_on_ray_leaves_no_half_case_and_resumes(
     phantom_raw: Path, phantom_store: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    code = f"""
-        from pathlib import Path
-        from segsweep import recipes
-        from segsweep.data.building import build_case
-        recipe = recipes.load("datasets", name="phantom")
-        for source in recipe.cases(Path({str(phantom_raw)!r})):
-            build_case(source, labels=recipe.LABELS, folder=Path({str(store)!r}) / "cases" / source.case_id)
-    """
-    for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
-        cases = store / "cases"
-        deadline = time.monotonic() + 60
-        while not (cases.is_dir() and any(path.name.startswith(".") for path in cases.iterdir())):
+    arguments = ["convert", "phantom", str(phantom_raw), "--store", str(store)]
+    command = [sys.executable, "-c", f"from segsweep.cli import main; main({arguments!r})"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(store.glob("cases/[!.]*")):
             assert time.monotonic() < deadline
-            time.sleep(0.001)
+            time.sleep(0.01)
         process.kill()
-        process.wait()
-        shutil.rmtree(cases / "phantom_000", ignore_errors=True)
+    assert not (store / "index.json").exists()
     done = convert("phantom", raw=phantom_raw, store=store)
+    assert done.kept
     assert done.store.digest == open_store(phantom_store).digest
-    assert not [path for path in (store / "cases").iterdir() if path.name.startswith(".")]
+    assert deep_check(store) == ()
+
+
+def test_grids_of_another_spacing_are_derived_in_every_joined_store(tiny_store: Callable[..., Path]) -> None:
+    label = np.zeros((16, 32, 32), dtype=np.uint8)
+    label[4:12, 8:24, 8:24] = 1
+    liver = LabelSet(structures=("liver",))
+    joint = open_stores(",".join(str(tiny_store(name, labels=liver, cases={"c": label})) for name in ("a", "b")))
+    told: list[tuple[str, int, int]] = []
+    for _ in range(2):
+        derive(joint, spacing=(2.0, 2.0, 2.0), progress=lambda *done: told.append(done))
+    assert told == [("training grids", 1, 1)] * 2
+    for case_id in ("a.c", "b.c"):
+        assert joint.grid(case_id, (2.0, 2.0, 2.0)).shape == (16, 16, 16)

@@ -127,7 +127,8 @@ def _files(folder: Path, *, manifest: Manifest, name: str, grid: Path, case_id: 
         return
     reader = GridReader(grid, name=f"{case_id}/{grid.name}", lookup=np.arange(2**16, dtype=np.uint16))
     try:
-        reader.read_image(), reader.read_label(), reader.foreground
+        for read in (reader.read_image, reader.read_label, lambda: reader.foreground):
+            read()
     except StoreError as error:
         yield _error(case_id, str(error))
 
