@@ -79,7 +79,7 @@ def test_cases_without_labels_alone_train_nothing(run: Run, monkeypatch: pytest.
     store = prepare(run).store
     cases = {case_id: dataclasses.replace(record, annotated=()) for case_id, record in store.cases.items()}
     bare = dataclasses.replace(store, cases=cases)
-    monkeypatch.setattr(training, "open_store", lambda _: bare)
+    monkeypatch.setattr(training, "open_stores", lambda _: bare)
     with pytest.raises(StoreError, match="fold 0 has no annotated training cases"):
         prepare(run)
 
