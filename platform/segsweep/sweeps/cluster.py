@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import torch
 
 from segsweep.errors import ResourceError
 
@@ -123,6 +122,8 @@ def most_concurrent(*, workers: int) -> int:
 
 def memory_per_worker(*, workers: int) -> int:
     """Bytes that each of so many workers may use: a GPU's memory, or its share of the cluster's, at most the largest node's."""
+    import torch  # noqa: PLC0415  seconds and 200 MB that conversions, which start here too, do without
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     memory = [int(node.get("memory", 0)) for node in _nodes()]
