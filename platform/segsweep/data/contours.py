@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 DECIMALS = 4
 
 
-def fill_contours(contours: Sequence[NDArray[np.float64]], *, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def fill_contours(contours: Sequence[NDArray[np.floating]], *, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """(rows, columns): the pixels whose centre lies inside an odd number of the contours.
 
     A contour is (points, 2) of row and column, pixel centres being whole numbers; its last point joins its first, and what lies
@@ -24,7 +24,7 @@ def fill_contours(contours: Sequence[NDArray[np.float64]], *, shape: tuple[int, 
     return np.cumsum(turns, axis=1)[:, :columns] % 2 == 1
 
 
-def _count_crossings(contour: NDArray[np.float64], *, turns: NDArray[np.int32]) -> None:
+def _count_crossings(contour: NDArray[np.floating], *, turns: NDArray[np.int32]) -> None:
     """Adds every crossing of an edge and a row of centres to the first pixel at or after it."""
     rows, columns = turns.shape[0], turns.shape[1] - 1
     start, end = contour, np.roll(contour, -1, axis=0)

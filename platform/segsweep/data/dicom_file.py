@@ -1,12 +1,15 @@
 """Opens DICOM files and takes checked values out of them; no message ever quotes what a file holds, for it may name a patient."""
 
 import logging
+import warnings
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import config, dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -18,7 +21,10 @@ from segsweep.errors import InputError
 # A structure set of a whole body with two hundred structures has about 100 MB of text; more than that is no DICOM file of ours.
 MAX_FILE_BYTES = 2**29
 
-# pydicom's warnings quote values on the terminal and in log files.
+_UNDEFINED = 0xFFFFFFFF
+
+# pydicom's warnings quote values on the terminal and in log files; what matters is checked here.
+warnings.filterwarnings("ignore", module="pydicom")
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
@@ -46,7 +52,12 @@ def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
             raise InputError(f"{path.name} has {size} bytes; expected at most {MAX_FILE_BYTES}; export it again")
         if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise InputError(f"{path.name} is deflated as a whole; expected it without; export it uncompressed")
-        return dcmread(path, specific_tags=tags, stop_before_pixels=tags is not None)  # type: ignore[arg-type]
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            dataset = dcmread(path, specific_tags=tags, stop_before_pixels=tags is not None)  # type: ignore[arg-type]
+        if tags is None and (_ends_early(dataset) or any(" in file " in str(warning.message) for warning in warned)):
+            raise InputError(f"{path.name} is cut off; expected a whole DICOM file; copy or export it again")
+        return dataset
     except InputError:
         raise
     except InvalidDicomError:
@@ -55,6 +66,17 @@ def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
         raise InputError(
             f"{path.name} cannot be read; expected an intact DICOM file; copy or export it again"
         ) from None
+
+
+def _ends_early(dataset: Dataset) -> bool:
+    """Whether a value is shorter than stated: pydicom takes what there is, and only warns of a sequence that does not end."""
+    elements = (dataset.get_item(tag) for tag in dataset.keys())  # noqa: SIM118  iterating itself would decode all values
+    return any(
+        isinstance(element, RawDataElement)
+        and element.length != _UNDEFINED
+        and len(element.value or b"") != element.length
+        for element in elements
+    )
 
 
 def text(item: Dataset, keyword: str) -> str:
