@@ -22,6 +22,8 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # By default Ray starts a task again for ever when the machine's memory ends.
+    "RAY_task_oom_retries": "2",
 }
 # Folders that a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
