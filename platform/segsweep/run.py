@@ -14,8 +14,9 @@ Fold = int | Literal["all"]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: a trainable on a store, or on several as one (`stores/a,stores/b`). `fold` is the held-out fold (0 to 4) or "all" (train on every training case).
+    """One training: a trainable on a store, or on several as one (`stores/a,stores/b`).
 
+    `fold` is the held-out fold (0 to 4) or "all" (train on every training case).
     `workers` is the number of DDP processes; each draws `batch_size` patches, so it is part of what is trained. Raises RecipeError
     for a value that cannot be used.
     """

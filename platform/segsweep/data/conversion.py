@@ -107,7 +107,9 @@ def derive(store: Store, *, spacing: Spacing, progress: Progress | None = None) 
     Raises StoreError that names a case whose grid cannot be made, or while a conversion is at work.
     """
     for part in store.parts.values() if isinstance(store, JointStore) else (store,):
-        lacking = {case_id: record for case_id, record in part.cases.items() if not part.has_grid(case_id, spacing=spacing)}
+        lacking = {
+            case_id: record for case_id, record in part.cases.items() if not part.has_grid(case_id, spacing=spacing)
+        }
         if lacking:
             with locked(part.folder):
                 needed = dataclasses.replace(part, cases=lacking)

@@ -100,7 +100,9 @@ class LabelTable:
     def within(self, structures: Collection[str]) -> NDArray[np.uint8 | np.uint16]:
         """Atom values that consist of these structures alone, ascending; background is the first."""
         allowed = {self.labels.structures.index(name) for name in structures}
-        return np.asarray([value for value, atom in enumerate(self.atoms) if allowed.issuperset(atom)], dtype=self.dtype)
+        return np.asarray(
+            [value for value, atom in enumerate(self.atoms) if allowed.issuperset(atom)], dtype=self.dtype
+        )
 
     def mask(self, label: NDArray, *, structure: str) -> NDArray[np.bool_]:
         """Voxels of one structure in an array of atom values; ignored ones are not among them."""
