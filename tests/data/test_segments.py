@@ -58,6 +58,20 @@ def test_a_case_of_a_dicom_series_with_a_seg() -> None:
     assert 20 < np.mean(raw.images[0][raw.masks[0]]) < 200
 
 
+def test_a_file_that_is_cut_off_never_gives_fewer_structures(
+    write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
+    """pydicom takes what is there of a file: cut between two structures, one would be missing without a word."""
+    names = {"Heart": "Heart", "Eye": "Eye"}
+    path = write_patient(tmp_path, rois={"Heart": BOX, "Eye": (slice(0, 1), slice(0, 2), slice(0, 2))})
+    scan, whole = read_series(find_series(tmp_path)[0]), path.read_bytes()
+    assert len(list(read_segments(path, scan=scan, names=names))) == 2
+    for size in range(0, len(whole), 11):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"rs\.dcm"):
+            list(read_segments(path, scan=scan, names=names))
+
+
 def test_what_is_no_segmentation(write_patient: Callable[..., Path], tmp_path: Path) -> None:
     write_patient(tmp_path, rois={})
     with pytest.raises(InputError, match=r"slice_1_0\.dcm is DICOM of another modality"):

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-import warnings
 from pathlib import Path
 from typing import Any
 

@@ -3,13 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segsweep.data.dicom_file import is_dicom, open_dicom, text
+from segsweep.data.dicom_file import is_dicom, items, open_dicom, text
 from segsweep.data.pseudonyms import pseudonym
-from segsweep.errors import InputError
 
 DRAWN = ("RTSTRUCT", "SEG")
-
-_DRAWN_ON = ["FrameOfReferenceUID", "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,27 +37,23 @@ def patient_pseudonym(path: Path, *, key: bytes) -> str:
 
 
 def _drawn(path: Path) -> DrawnObject:
-    """The frame of reference of an RTSTRUCT stands inside a sequence, that of a SEG beside the others."""
-    uids: dict[str, set[str]] = {
-        "FrameOfReferenceUID": set(),
-        "SeriesInstanceUID": set(),
-        "ReferencedSOPInstanceUID": set(),
-    }
-    try:
-        for element in open_dicom(path, tags=_DRAWN_ON).iterall():
-            if element.keyword in uids:
-                uids[element.keyword].add(str(element.value))
-    except InputError:
-        raise
-    except (
-        Exception
-    ):  # a damaged sequence makes pydicom raise whatever its parser trips over, with values in the message
-        raise InputError(
-            f"{path.name} cannot be read; expected an intact DICOM file; copy or export it again"
-        ) from None
+    """The file is read as a whole, so that one that is cut off is not taken for one that refers to little."""
+    dataset = open_dicom(path)
+    frames = items(dataset, "ReferencedFrameOfReferenceSequence")
+    studies = [study for frame in frames for study in items(frame, "RTReferencedStudySequence")]
+    series = [part for study in studies for part in items(study, "RTReferencedSeriesSequence")]
+    series += items(dataset, "ReferencedSeriesSequence")
+    images = [
+        image
+        for part in series
+        for keyword in ("ContourImageSequence", "ReferencedInstanceSequence")
+        for image in items(part, keyword)
+    ]
+    named = [(dataset, "FrameOfReferenceUID"), *((frame, "FrameOfReferenceUID") for frame in frames)]
+    named += [(roi, "ReferencedFrameOfReferenceUID") for roi in items(dataset, "StructureSetROISequence")]
     return DrawnObject(
         path=path,
-        frames_of_reference=frozenset(uids["FrameOfReferenceUID"]),
-        series_uids=frozenset(uids["SeriesInstanceUID"]),
-        sop_uids=frozenset(uids["ReferencedSOPInstanceUID"]),
+        frames_of_reference=frozenset(text(item, keyword) for item, keyword in named) - {""},
+        series_uids=frozenset(text(part, "SeriesInstanceUID") for part in series) - {""},
+        sop_uids=frozenset(text(image, "ReferencedSOPInstanceUID") for image in images) - {""},
     )

@@ -77,6 +77,8 @@ def _opened(path: Path) -> Dataset:
         raise InputError(f"{path.name} is no RTSTRUCT; expected modality RTSTRUCT; choose another file")
     if not items(dataset, "StructureSetROISequence"):
         raise InputError(f"{path.name} lists no structures; expected at least one; export it again")
+    if "ROIContourSequence" not in dataset:
+        raise InputError(f"{path.name} ends before its contours; expected a whole RTSTRUCT; copy or export it again")
     return dataset
 
 
