@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile, Split
-from segsweep.data.layouts import demand, demand_cases, one_each, pairs_of, scans
+from segsweep.data.layouts import demand_cases, one_each, pairs_of, scans
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
@@ -25,7 +25,7 @@ _SPLITS: dict[str, Split] = {"Tr": "train", "Va": "validation", "Ts": "test"}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The CTs of the three sets. Raises InputError that names the case whose label is missing."""
+    """The CTs of the three sets."""
     images = [path for path in scans(raw, "images*/amos_*.nii.gz") if path.parent.name[6:] in _SPLITS and _is_ct(path)]
     demand_cases(images, raw=raw, layout="imagesTr/amos_0001.nii.gz, labelsTr/ and the other sets of AMOS22")
     return [_source(raw, case_id=case_id, image=path) for case_id, path in one_each(images).items()]
@@ -40,7 +40,7 @@ def _source(raw: Path, *, case_id: str, image: Path) -> CaseSource:
     kind = image.parent.name[6:]
     if kind == "Ts":
         return CaseSource(case_id=case_id, images=(image,), split="test")
-    label = demand(raw / f"labels{kind}" / image.name, root=raw, case_id=case_id)
+    label = raw / f"labels{kind}" / image.name
     values = {value: (name,) for value, name in enumerate(_ORGANS, start=1)}
     return CaseSource(
         case_id=case_id,

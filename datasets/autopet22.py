@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("lesion",))
@@ -22,20 +22,20 @@ _VALUES = {1: ("lesion",)}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All studies, annotated for training, grouped by patient. Raises InputError that names a missing file."""
+    """All studies, annotated for training, grouped by patient."""
     studies = sorted({path.parent for path in scans(raw, "PETCT_*/*/*.nii.gz")})
     demand_cases(studies, raw=raw, layout="PETCT_*/<study>/CTres.nii.gz, SUV.nii.gz and SEG.nii.gz (AutoPET 2022)")
     return [
-        _source(study, raw=raw, number=number)
+        _source(study, number=number)
         for _, folders in groupby(studies, key=lambda study: study.parent)
         for number, study in enumerate(folders)
     ]
 
 
-def _source(study: Path, *, raw: Path, number: int) -> CaseSource:
+def _source(study: Path, *, number: int) -> CaseSource:
     patient = study.parent.name
     case_id = f"{patient}_{number}"
-    ct, suv, label = (demand(study / f"{kind}.nii.gz", root=raw, case_id=case_id) for kind in ("CTres", "SUV", "SEG"))
+    ct, suv, label = (study / f"{kind}.nii.gz" for kind in ("CTres", "SUV", "SEG"))
     return CaseSource(
         case_id=case_id,
         images=(ct, suv),

@@ -10,7 +10,7 @@ A patient's validation or test data come without labels and in other folders; th
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("edema", "non-enhancing", "enhancing"))
@@ -20,17 +20,16 @@ _VALUES = {2: ("edema",), 1: ("non-enhancing",), 4: ("enhancing",)}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All cases, annotated for training. Raises InputError that names a missing file."""
+    """All cases, annotated for training."""
     folders = sorted({path.parent for path in scans(raw, "BraTS2021_*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="BraTS2021_00000/BraTS2021_00000_t1.nii.gz and so on (BraTS 2021)")
-    return [_source(folder, raw=raw) for folder in folders]
+    return [_source(folder) for folder in folders]
 
 
-def _source(folder: Path, *, raw: Path) -> CaseSource:
+def _source(folder: Path) -> CaseSource:
     case_id = folder.name
     *images, label = (
-        demand(folder / f"{case_id}_{kind}.nii.gz", root=raw, case_id=case_id)
-        for kind in (*(channel.lower() for channel in CHANNELS), "seg")
+        folder / f"{case_id}_{kind}.nii.gz" for kind in (*(channel.lower() for channel in CHANNELS), "seg")
     )
     return CaseSource(
         case_id=case_id,

@@ -10,7 +10,7 @@ synapse.org/Synapse:syn3193805 after registration, for use under the challenge's
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, pairs_of, scans
+from segsweep.data.layouts import demand_cases, pairs_of, scans
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
@@ -25,7 +25,7 @@ _VALUES = {value: (name,) for value, name in enumerate(ORGANS, start=1)}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The annotated training cases and, held out, the unlabelled test cases. Raises InputError that names a missing file."""
+    """The annotated training cases and, held out, the unlabelled test cases."""
     images = scans(raw, "RawData/Training/img/img*.nii.gz")
     demand_cases(images, raw=raw, layout="RawData/Training/img/img0001.nii.gz and label/label0001.nii.gz (BTCV)")
     return [
@@ -42,7 +42,7 @@ def _source(image: Path, *, raw: Path) -> CaseSource:
     return CaseSource(
         case_id=_name(image),
         images=(image,),
-        labels=(LabelFile(path=demand(label, root=raw, case_id=_name(image)), values=_VALUES),),
+        labels=(LabelFile(path=label, values=_VALUES),),
         annotated=ORGANS,
         group=_name(image),
     )

@@ -10,7 +10,7 @@ below an organ, which is then cut off or absent.
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
@@ -21,7 +21,7 @@ _VALUES = {value: (name,) for value, name in enumerate(LABELS.structures, start=
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The annotated training cases and, held out, the unlabelled test cases. Raises InputError that names a missing file."""
+    """The annotated training cases and, held out, the unlabelled test cases."""
     images = scans(raw, "RawData/Training/img/*-Image.nii.gz")
     demand_cases(images, raw=raw, layout="RawData/Training/img/*-Image.nii.gz and label/*-Mask.nii.gz (BTCV cervix)")
     return [
@@ -38,7 +38,7 @@ def _source(image: Path, *, raw: Path) -> CaseSource:
     return CaseSource(
         case_id=_name(image),
         images=(image,),
-        labels=(LabelFile(path=demand(label, root=raw, case_id=_name(image)), values=_VALUES),),
+        labels=(LabelFile(path=label, values=_VALUES),),
         annotated=LABELS.structures,
     )
 

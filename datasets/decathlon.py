@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, entry, inside, numbered, pairs_of, read_json
+from segsweep.data.layouts import demand_cases, entry, inside, numbered, pairs_of, read_json
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
@@ -36,7 +36,7 @@ def channels(raw: Path) -> tuple[str, ...]:
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The scans of `training` and `test`. Raises InputError that names the case and file that cannot be used."""
+    """The scans of `training` and `test`. Raises InputError for lists that cannot be used."""
     return listed_cases(raw, values=values(manifest(raw)))
 
 
@@ -62,17 +62,11 @@ def listed_cases(raw: Path, *, values: Mapping[int, tuple[str, ...]]) -> list[Ca
         image, label = (inside(raw, entry(row, key=key, kind=str, file=FILE)) for key in ("image", "label"))
         if not image.name.startswith("._"):
             name = stem(image)
-            file = LabelFile(path=demand(label, root=raw, case_id=name), values=values)
-            found.append(
-                CaseSource(
-                    case_id=name, images=(demand(image, root=raw, case_id=name),), labels=(file,), annotated=structures
-                )
-            )
+            file = LabelFile(path=label, values=values)
+            found.append(CaseSource(case_id=name, images=(image,), labels=(file,), annotated=structures))
     tests = [inside(raw, name) for name in entry({"test": [], **content}, key="test", kind=list, file=FILE)]
     for image in tests:
         if not image.name.startswith("._") and image.parent.is_dir():
-            found.append(
-                CaseSource(case_id=stem(image), images=(demand(image, root=raw, case_id=stem(image)),), split="test")
-            )
+            found.append(CaseSource(case_id=stem(image), images=(image,), split="test"))
     demand_cases(found, raw=raw, layout=f"scans listed in {FILE}")
     return found

@@ -12,7 +12,6 @@ from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.layouts import demand_cases, one_each, pairs_of, scans
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
-from segsweep.errors import InputError
 
 # In the order of their label values. The right kidney is 2 and the left one 13.
 _ORGANS = (
@@ -26,7 +25,7 @@ _FILE = re.compile(r"(?P<case>(?P<set>FLARE22_Tr|FLARETs|Case)_\d+)(?P<channel>_
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """Labelled and unlabelled training scans and the validation scans. Raises InputError that names the case without its label."""
+    """Labelled and unlabelled training scans and the validation scans."""
     named = [(path, match) for path in scans(raw, "**/*") if (match := _FILE.fullmatch(stem(path)))]
     images = one_each(path for path, match in named if match["channel"])
     labels = one_each(path for path, match in named if not match["channel"] and match["set"] != "Case")
@@ -35,12 +34,10 @@ def cases(raw: Path) -> list[CaseSource]:
 
 
 def _source(case_id: str, *, image: Path, labels: dict[str, Path]) -> CaseSource:
-    if case_id.startswith("FLARE22_Tr") and case_id not in labels:
-        raise InputError(
-            f"{case_id}: {case_id}.nii.gz is missing; expected the label of every FLARE22_Tr scan; copy it"
-        )
     values = {value: (organ,) for value, organ in enumerate(_ORGANS, start=1)}
-    files = (LabelFile(path=labels[case_id], values=values),) if case_id in labels else ()
+    labelled = case_id.startswith("FLARE22_Tr") or case_id in labels
+    label = labels.get(case_id, image.with_name(f"{case_id}.nii.gz"))
+    files = (LabelFile(path=label, values=values),) if labelled else ()
     return CaseSource(
         case_id=case_id,
         images=(image,),

@@ -12,7 +12,7 @@ labelled scan, and its background is only almost surely healthy. Scans without l
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile, Split
-from segsweep.data.layouts import demand, demand_cases, one_each, scans
+from segsweep.data.layouts import demand_cases, one_each, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("lesion",))
@@ -30,7 +30,7 @@ _SETS: tuple[tuple[str, str, Split], ...] = (
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The scans of all parts that are there. Raises InputError that names the case without its label."""
+    """The scans of all parts that are there."""
     found = []
     for folder, label_folder, split in _SETS:
         images = [path for path in scans(raw, f"{folder}/**/*") if path.parent.name != "labelsTr"]
@@ -39,9 +39,7 @@ def cases(raw: Path) -> list[CaseSource]:
             case_id = stem.removesuffix("_0000")
             files: tuple[LabelFile, ...] = ()
             if label_folder:
-                label = known.get(case_id) or demand(
-                    raw / label_folder / f"{case_id}.nii.gz", root=raw, case_id=case_id
-                )
+                label = known.get(case_id, raw / label_folder / f"{case_id}.nii.gz")
                 files = (LabelFile(path=label, values={1: LABELS.structures}),)
             annotated = LABELS.structures if files or path.parent.name == _HEALTHY else ()
             found.append(CaseSource(case_id=case_id, images=(path,), labels=files, annotated=annotated, split=split))

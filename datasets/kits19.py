@@ -10,7 +10,7 @@ cases 15, 23, 37, 68, 125 and 133. Files are stored with the slice axis first; t
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("kidneys", "tumour"))
@@ -21,18 +21,18 @@ _FIRST_TEST_CASE = "case_00210"
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The 210 annotated training cases and, held out as test, the unlabelled ones. Raises InputError that names a missing file."""
+    """The 210 annotated training cases and, held out as test, the unlabelled ones."""
     folders = sorted({path.parent for path in scans(raw, "case_*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="case_00000/imaging.nii.gz and segmentation.nii.gz (KiTS19)")
-    return [_source(folder, raw=raw) for folder in folders]
+    return [_source(folder) for folder in folders]
 
 
-def _source(folder: Path, *, raw: Path) -> CaseSource:
+def _source(folder: Path) -> CaseSource:
     case_id = folder.name
-    images = (demand(folder / "imaging.nii.gz", root=raw, case_id=case_id),)
+    images = (folder / "imaging.nii.gz",)
     if case_id >= _FIRST_TEST_CASE:
         return CaseSource(case_id=case_id, images=images, split="test")
-    label = demand(folder / "segmentation.nii.gz", root=raw, case_id=case_id)
+    label = folder / "segmentation.nii.gz"
     return CaseSource(
         case_id=case_id,
         images=images,

@@ -11,7 +11,7 @@ place it on the volume is refused, not mended.
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, one_each, scans
+from segsweep.data.layouts import demand_cases, one_each, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("liver", "liver_cancer"))
@@ -21,22 +21,22 @@ _VALUES = {1: ("liver",), 2: ("liver", "liver_cancer")}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The annotated training cases and, held out, the unlabelled test cases. Raises InputError that names a missing file."""
+    """The annotated training cases and, held out, the unlabelled test cases."""
     volumes = one_each(scans(raw, "**/volume-*.nii*"))
     demand_cases(tuple(volumes), raw=raw, layout="volume-0.nii and segmentation-0.nii (LiTS)")
     unlabelled = one_each(scans(raw, "**/test-volume-*.nii*"))
     return [
-        *(_source(path, raw=raw, case_id=case_id) for case_id, path in volumes.items()),
+        *(_source(path, case_id=case_id) for case_id, path in volumes.items()),
         *(CaseSource(case_id=case_id, images=(path,), split="test") for case_id, path in unlabelled.items()),
     ]
 
 
-def _source(volume: Path, *, raw: Path, case_id: str) -> CaseSource:
+def _source(volume: Path, *, case_id: str) -> CaseSource:
     label = volume.with_name(volume.name.replace("volume", "segmentation", 1))
     return CaseSource(
         case_id=case_id,
         images=(volume,),
-        labels=(LabelFile(path=demand(label, root=raw, case_id=case_id), values=_VALUES),),
+        labels=(LabelFile(path=label, values=_VALUES),),
         annotated=LABELS.structures,
         group=case_id.replace("volume-", "liver_"),
     )

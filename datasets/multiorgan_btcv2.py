@@ -31,7 +31,7 @@ _WITHDRAWN = "0025"
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All labelled scans of both sources, annotated for training. Raises InputError that names a case without its scan."""
+    """All labelled scans of both sources, annotated for training. Raises InputError for a scan that is there twice."""
     btcv, nih = _labels(raw, source="btcv"), _labels(raw, source="tcia")
     layout = "label_btcv_multiorgan/, label_tcia_multiorgan/, RawData/ and Pancreas-CT/ (multi-organ BTCV2)"
     demand_cases((*btcv, *nih), raw=raw, layout=layout)
@@ -62,9 +62,9 @@ def _source(label: Path, *, case_id: str, image: Image) -> CaseSource:
 
 def _btcv(raw: Path, *, number: str) -> Path:
     found = scans(raw, f"RawData/*/img/img{number}.nii.gz")
-    if len(found) != 1:
+    if len(found) > 1:
         raise InputError(
             f"btcv_{number}: RawData/*/img/ holds img{number}.nii.gz {len(found)} times; expected it once; "
             "copy BTCV's Training and Testing there"
         )
-    return found[0]
+    return found[0] if found else raw / "RawData/Training/img" / f"img{number}.nii.gz"

@@ -61,11 +61,18 @@ def cases(raw: Path) -> list[CaseSource]:
     folder = _folder(raw)
     images = _images(raw, num_channels=len(folder.channels))
     demand_cases(list(images), raw=raw, layout="images/ID.nii.gz and labels/")
-    for case_id in sorted({*folder.maps, *folder.masks}):
-        if case_id not in images or (case_id in folder.maps and case_id in folder.masks):
-            found = "no scan in images/" if case_id not in images else "both a label map and a folder of masks"
-            raise InputError(f"{case_id}: has {found}; expected one scan with one kind of labels; take the other away")
-    return [_source(case_id, images=files, folder=folder) for case_id, files in images.items()]
+    for case_id in sorted(folder.maps.keys() & folder.masks.keys()):
+        raise InputError(
+            f"{case_id}: has both a label map and a folder of masks; expected one kind of labels; take the other away"
+        )
+    labelled = {*folder.maps, *folder.masks}
+    if labelled.isdisjoint(images) and labelled:
+        raise InputError(
+            f"none of {len(labelled)} names in labels/ is that of a scan in images/; expected the same; rename them"
+        )
+    # Labels without a scan are listed too: reading the scan says that it is not there.
+    lost = {case_id: (raw / "images" / f"{case_id}.nii.gz",) for case_id in sorted(labelled - images.keys())}
+    return [_source(case_id, images=files, folder=folder) for case_id, files in {**images, **lost}.items()]
 
 
 def _images(raw: Path, *, num_channels: int) -> dict[str, tuple[Path, ...]]:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile, Series
 from segsweep.data.dicom import find_series
-from segsweep.data.layouts import demand, demand_cases, inside
+from segsweep.data.layouts import demand_cases, inside
 from segsweep.data.structures import LabelSet
-from segsweep.errors import InputError
 
 LABELS = LabelSet(structures=("pancreas",))
 CHANNELS = ("CT",)
@@ -27,7 +26,7 @@ _LABEL_FOLDER = "TCIA_pancreas_labels-02-05-2017"
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All cases but the misfits, annotated for training. Raises InputError that names a missing label or an unclear series."""
+    """All cases but the misfits, annotated for training."""
     numbers = [
         path.name.removeprefix("PANCREAS_") for path in sorted(raw.glob("Pancreas-CT/PANCREAS_*")) if path.is_dir()
     ]
@@ -36,20 +35,15 @@ def cases(raw: Path) -> list[CaseSource]:
 
 
 def series(raw: Path, *, number: str) -> Series:
-    """The CT of `Pancreas-CT/PANCREAS_<number>/`. Raises InputError unless there is exactly one series below that folder."""
+    """The slices below `Pancreas-CT/PANCREAS_<number>/`; if they are none or of several series, reading them says so."""
     folder = inside(raw, f"Pancreas-CT/PANCREAS_{number}")
     found = find_series(folder) if folder.is_dir() else ()
-    if len(found) != 1:
-        raise InputError(
-            f"nih_{number}: Pancreas-CT/{folder.name}/ holds {len(found)} DICOM series; expected one; "
-            "keep the series of the download"
-        )
-    return found[0]
+    return Series(files=tuple(path for one in found for path in one.files))
 
 
 def _source(raw: Path, *, number: str) -> CaseSource:
     case_id = f"nih_{number}"
-    label = demand(raw / _LABEL_FOLDER / f"label{number}.nii.gz", root=raw, case_id=case_id)
+    label = raw / _LABEL_FOLDER / f"label{number}.nii.gz"
     return CaseSource(
         case_id=case_id,
         images=(series(raw, number=number),),

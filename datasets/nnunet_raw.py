@@ -5,7 +5,7 @@ unknown. `imagesTs` is held out, unlabelled unless `labelsTs` holds its label. n
 number) is read too. Licence and source are the dataset's own: see its `dataset.json`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.layouts import (
     channel_files,
-    demand,
     demand_cases,
     entry,
     inside,
@@ -24,7 +23,7 @@ from segsweep.data.layouts import (
     scans,
     structures_by_value,
 )
-from segsweep.data.readers import SUFFIXES
+from segsweep.data.readers import SUFFIXES, stem
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 
@@ -56,13 +55,10 @@ def channels(raw: Path) -> tuple[str, ...]:
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """Training and test cases. Raises InputError that names the case and file that cannot be used."""
+    """Training and test cases. Raises InputError for a dataset.json that does not fit the files."""
     manifest = _manifest(raw)
-    found = [_listed(raw, case_id=case_id, manifest=manifest) for case_id in manifest.files]
-    images_of_cases = {} if manifest.files else _images(raw, folder="imagesTr", manifest=manifest)
-    for case_id, images in images_of_cases.items():
-        label = demand(raw / "labelsTr" / f"{case_id}{manifest.ending}", root=raw, case_id=case_id)
-        found.append(_source(case_id, images=images, label=label, manifest=manifest))
+    listed = [_listed(raw, case_id=case_id, manifest=manifest) for case_id in manifest.files]
+    found = listed or _found(raw, manifest=manifest)
     demand_cases(found, raw=raw, layout=f"imagesTr/CASE_0000{manifest.ending} or cases listed in {FILE}")
     if manifest.num_training not in (None, len(found)):
         raise InputError(
@@ -75,9 +71,21 @@ def cases(raw: Path) -> list[CaseSource]:
     return found
 
 
-def _images(raw: Path, *, folder: str, manifest: _Manifest) -> dict[str, tuple[Path, ...]]:
-    paths = [path for path in scans(raw, f"{folder}/*") if path.name.endswith(manifest.ending)]
-    return channel_files(paths, num_channels=len(manifest.channels))
+def _found(raw: Path, *, manifest: _Manifest) -> list[CaseSource]:
+    """A case for every image in imagesTr/ or label in labelsTr/; the other file may be missing, which reading it says."""
+    labels = [path for path in scans(raw, "labelsTr/*") if path.name.endswith(manifest.ending)]
+    expected = [raw / "imagesTr" / f"{stem(label)}_0000{manifest.ending}" for label in labels]
+    return [
+        _source(case_id, images=files, label=raw / "labelsTr" / f"{case_id}{manifest.ending}", manifest=manifest)
+        for case_id, files in _images(raw, folder="imagesTr", manifest=manifest, expected=expected).items()
+    ]
+
+
+def _images(
+    raw: Path, *, folder: str, manifest: _Manifest, expected: Iterable[Path] = ()
+) -> dict[str, tuple[Path, ...]]:
+    paths = {path for path in scans(raw, f"{folder}/*") if path.name.endswith(manifest.ending)}
+    return channel_files(sorted(paths.union(expected)), num_channels=len(manifest.channels))
 
 
 def _source(
@@ -103,8 +111,7 @@ def _listed(raw: Path, *, case_id: str, manifest: _Manifest) -> CaseSource:
             f"{FILE}: {case_id} lists {len(images)} images; expected one for each of {len(manifest.channels)} channels; "
             "correct the list"
         )
-    files = tuple(demand(path, root=raw, case_id=case_id) for path in images)
-    return _source(case_id, images=files, label=demand(label, root=raw, case_id=case_id), manifest=manifest)
+    return _source(case_id, images=tuple(images), label=label, manifest=manifest)
 
 
 def _manifest(raw: Path) -> _Manifest:

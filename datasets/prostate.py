@@ -10,7 +10,7 @@ UniSeg gave the labels their images' headers; a label whose own header places it
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, MaskFile
-from segsweep.data.layouts import demand, demand_cases, one_each, scans
+from segsweep.data.layouts import demand_cases, one_each, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("prostate",))
@@ -21,7 +21,7 @@ _LABEL = "_segmentation"
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All cases of the sites that are there, annotated for training. Raises InputError that names a missing file."""
+    """All cases of the sites that are there, annotated for training."""
     found = [source for site in SITES for source in _site(raw, site=site)]
     demand_cases(found, raw=raw, layout="BIDMC/Case00.nii.gz and Case00_segmentation.nii.gz, and so on (six sites)")
     return found
@@ -30,18 +30,17 @@ def cases(raw: Path) -> list[CaseSource]:
 def _site(raw: Path, *, site: str) -> list[CaseSource]:
     files = {name.lower(): path for name, path in one_each(scans(raw, f"{site}/Case*.nii.gz")).items()}
     return [
-        _source(image, raw=raw, label=files.get(name + _LABEL), case_id=f"{site}_C{name.removeprefix('c')}")
+        _source(image, label=files.get(name + _LABEL), case_id=f"{site}_C{name.removeprefix('c')}")
         for name, image in files.items()
         if not name.endswith(_LABEL)
     ]
 
 
-def _source(image: Path, *, raw: Path, label: Path | None, case_id: str) -> CaseSource:
+def _source(image: Path, *, label: Path | None, case_id: str) -> CaseSource:
     expected = image.with_name(image.name.replace(".nii.gz", f"{_LABEL}.nii.gz"))
-    mask = demand(label or expected, root=raw, case_id=case_id)
     return CaseSource(
         case_id=case_id,
         images=(image,),
-        labels=(MaskFile(path=mask, structure="prostate"),),
+        labels=(MaskFile(path=label or expected, structure="prostate"),),
         annotated=LABELS.structures,
     )

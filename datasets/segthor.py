@@ -8,7 +8,7 @@ and `train/Patient_01/GT.nii.gz` (1 esophagus, 2 heart, 3 trachea, 4 aorta: Mult
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
@@ -19,11 +19,11 @@ _VALUES = {value: (name,) for value, name in enumerate(LABELS.structures, start=
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The annotated training cases and, held out, the unlabelled test cases. Raises InputError that names a missing file."""
+    """The annotated training cases and, held out, the unlabelled test cases."""
     folders = sorted({path.parent for path in scans(raw, "train/Patient_*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="train/Patient_01/Patient_01.nii.gz and GT.nii.gz (SegTHOR)")
     return [
-        *(_source(folder, raw=raw) for folder in folders),
+        *(_source(folder) for folder in folders),
         *(
             CaseSource(case_id=stem(image), images=(image,), split="test")
             for image in scans(raw, "test/Patient_*.nii.gz")
@@ -31,11 +31,11 @@ def cases(raw: Path) -> list[CaseSource]:
     ]
 
 
-def _source(folder: Path, *, raw: Path) -> CaseSource:
+def _source(folder: Path) -> CaseSource:
     case_id = folder.name
     return CaseSource(
         case_id=case_id,
-        images=(demand(folder / f"{case_id}.nii.gz", root=raw, case_id=case_id),),
-        labels=(LabelFile(path=demand(folder / "GT.nii.gz", root=raw, case_id=case_id), values=_VALUES),),
+        images=(folder / f"{case_id}.nii.gz",),
+        labels=(LabelFile(path=folder / "GT.nii.gz", values=_VALUES),),
         annotated=LABELS.structures,
     )

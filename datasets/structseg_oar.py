@@ -9,7 +9,7 @@ out by the organisers on request, not to be passed on). `raw` is its folder `Tho
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, pairs_of, scans
+from segsweep.data.layouts import demand_cases, pairs_of, scans
 from segsweep.data.structures import LabelSet
 
 ORGANS = ("left_lung", "right_lung", "heart", "esophagus", "trachea", "spinal_cord")
@@ -20,17 +20,17 @@ _VALUES = {value: (name,) for value, name in enumerate(ORGANS, start=1)}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All cases, annotated for training. Raises InputError that names a missing file."""
+    """All cases, annotated for training."""
     folders = sorted({path.parent for path in scans(raw, "*/*.nii.gz")})
     demand_cases(folders, raw=raw, layout="1/data.nii.gz and 1/label.nii.gz (StructSeg 2019, Thoracic_OAR)")
-    return [_source(folder, raw=raw) for folder in folders]
+    return [_source(folder) for folder in folders]
 
 
-def _source(folder: Path, *, raw: Path) -> CaseSource:
+def _source(folder: Path) -> CaseSource:
     case_id = f"structseg_{folder.name}"
     return CaseSource(
         case_id=case_id,
-        images=(demand(folder / "data.nii.gz", root=raw, case_id=case_id),),
-        labels=(LabelFile(path=demand(folder / "label.nii.gz", root=raw, case_id=case_id), values=_VALUES),),
+        images=(folder / "data.nii.gz",),
+        labels=(LabelFile(path=folder / "label.nii.gz", values=_VALUES),),
         annotated=ORGANS,
     )

@@ -30,14 +30,14 @@ def labels(raw: Path) -> LabelSet:
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """Every subject with a CT, annotated for the classes that it has files of, in the split of `meta.csv`."""
+    """Every subject, annotated for the classes that it has files of, in the split of `meta.csv`."""
     masks: dict[str, list[Path]] = {}
     for path in scans(raw, "s*/segmentations/*"):
         masks.setdefault(path.parent.parent.name, []).append(path)
-    images = scans(raw, "s*/ct.nii.gz")
-    demand_cases(images, raw=raw, layout="s0000/ct.nii.gz, s0000/segmentations/ and meta.csv")
+    subjects = sorted({path.parent for path in scans(raw, "s*/ct.nii.gz")} | {raw / name for name in masks})
+    demand_cases(subjects, raw=raw, layout="s0000/ct.nii.gz, s0000/segmentations/ and meta.csv")
     splits = _splits(raw)
-    return [_source(path, masks=masks.get(path.parent.name, []), splits=splits) for path in images]
+    return [_source(path / "ct.nii.gz", masks=masks.get(path.name, []), splits=splits) for path in subjects]
 
 
 def _source(image: Path, *, masks: list[Path], splits: dict[str, str]) -> CaseSource:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile, Split
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
@@ -28,7 +28,7 @@ _SPLITS: Mapping[str, Split] = {
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All scans, annotated, with the challenge's splits. Raises InputError that names a missing file."""
+    """All scans, annotated, with the challenge's splits."""
     found = [
         _source(image, raw=raw, split=split)
         for part, split in _SPLITS.items()
@@ -45,7 +45,7 @@ def _source(image: Path, *, raw: Path, split: Split) -> CaseSource:
     return CaseSource(
         case_id=case_id,
         images=(image,),
-        labels=(LabelFile(path=demand(label, root=raw, case_id=case_id), values=_VALUES),),
+        labels=(LabelFile(path=label, values=_VALUES),),
         annotated=LABELS.structures,
         group=subject,
         split=split,

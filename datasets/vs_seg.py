@@ -9,7 +9,7 @@ doi:10.7937/TCIA.9YTJ-5Q73, CC BY 4.0). TCIA has DICOM; `raw` is what the author
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
-from segsweep.data.layouts import demand, demand_cases, scans
+from segsweep.data.layouts import demand_cases, scans
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("tumour",))
@@ -19,17 +19,17 @@ _VALUES = {1: ("tumour",)}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """All patients, annotated for training. Raises InputError that names a missing file."""
+    """All patients, annotated for training."""
     folders = sorted({path.parent for path in scans(raw, "vs_gk_*/vs_gk_*.nii.gz")})
     demand_cases(folders, raw=raw, layout="vs_gk_1/vs_gk_t1_refT1.nii.gz and vs_gk_seg_refT1.nii.gz (VS-SEG)")
-    return [_source(folder, raw=raw) for folder in folders]
+    return [_source(folder) for folder in folders]
 
 
-def _source(folder: Path, *, raw: Path) -> CaseSource:
+def _source(folder: Path) -> CaseSource:
     case_id = folder.name
     return CaseSource(
         case_id=case_id,
-        images=(demand(folder / "vs_gk_t1_refT1.nii.gz", root=raw, case_id=case_id),),
-        labels=(LabelFile(path=demand(folder / "vs_gk_seg_refT1.nii.gz", root=raw, case_id=case_id), values=_VALUES),),
+        images=(folder / "vs_gk_t1_refT1.nii.gz",),
+        labels=(LabelFile(path=folder / "vs_gk_seg_refT1.nii.gz", values=_VALUES),),
         annotated=LABELS.structures,
     )

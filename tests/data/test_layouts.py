@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segsweep.data.layouts import channel_files, demand, inside, one_each, pairs_of, read_json, scans
+from segsweep.data.case import lies_below
+from segsweep.data.layouts import channel_files, inside, one_each, pairs_of, read_json, scans
 from segsweep.errors import InputError
 
 HOSTILE = (
@@ -87,12 +88,9 @@ def test_links_may_not_leave_the_folder(tmp_path: Path) -> None:
     for name in ("images/c.nii.gz", "loop/x"):
         with pytest.raises(InputError, match=f"'{name}' leads out"):
             inside(root, name)
-    with pytest.raises(InputError, match=r"images/c\.nii\.gz is a link that leads out"):
-        scans(root, "images/*")
-    (root / "images" / "c.nii.gz").unlink()
     (root / "more").symlink_to(outside)
-    with pytest.raises(InputError, match="more is a link"):
-        scans(root, "more/*")
+    listed = [*scans(root, "images/*"), *scans(root, "more/*"), root / "loop"]
+    assert [lies_below(path, root=root) for path in listed] == [True, True, False, False, False]
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
@@ -138,23 +136,18 @@ def test_channels_by_number(tmp_path: Path) -> None:
         "b": ["0000", "0001"],
         "a_1": ["0000", "0001"],
     }
-    with pytest.raises(InputError, match=r"b: has channels \[0, 1\]; expected 0 to 2"):
-        channel_files(paths, num_channels=3)
+    third = channel_files(paths, num_channels=3)["a_1"]
+    assert [path.name for path in third] == ["a_1_0000.nii.gz", "a_1_0001.nii.gz", "a_1_0002.nii.gz"]
+    with pytest.raises(InputError, match=r"b: has channels \[0, 1\]; expected 0 to 0"):
+        channel_files(paths, num_channels=1)
     with pytest.raises(InputError, match=r"x\.nii has no channel number"):
         channel_files([tmp_path / "x.nii"], num_channels=1)
     with pytest.raises(InputError, match=r"same channel"):
         channel_files([tmp_path / "x_0000.nii", tmp_path / "x_0000.mha"], num_channels=1)
 
 
-def test_what_is_missing_or_there_twice_is_named(tmp_path: Path) -> None:
+def test_what_is_there_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "labelsTr" / "a.nii.gz"
-    with pytest.raises(InputError, match=r"case_1: labelsTr/a\.nii\.gz is missing"):
-        demand(path, root=tmp_path, case_id="case_1")
-    path.parent.mkdir()
-    path.touch()
-    assert demand(path, root=tmp_path, case_id="case_1") == path
-    with pytest.raises(InputError, match=r"case_1: .*outside"):
-        demand(path, root=tmp_path / "elsewhere", case_id="case_1")
     assert one_each([path]) == {"a": path}
     with pytest.raises(InputError, match="a is there twice, in labelsTr/ and in other/"):
         one_each([path, tmp_path / "other" / "a.mha"])

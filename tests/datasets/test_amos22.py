@@ -38,7 +38,7 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert [label.values[value] for value in (2, 3, 15)] == [("right_kidney",), ("left_kidney",), ("prostate_uterus",)]  # type: ignore[union-attr]
 
 
-def test_a_missing_label_is_named(raw: Path) -> None:
+def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "labelsVa" / "amos_0008.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"amos_0008: labelsVa/amos_0008\.nii\.gz is missing"):
-        describe("amos22", raw=raw)
+    with pytest.raises(InputError, match=r"case amos_0008: amos_0008\.nii\.gz is not there"):
+        voxels(describe("amos22", raw=raw), "amos_0008")

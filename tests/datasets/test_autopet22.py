@@ -61,10 +61,10 @@ def test_a_negative_study_in_the_store(raw: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ("CTres", "SUV", "SEG"))
-def test_a_missing_file_is_named(kind: str, raw: Path) -> None:
+def test_a_missing_file_is_named(kind: str, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / STUDIES[2][0] / STUDIES[2][1] / f"{kind}.nii.gz").unlink()
-    with pytest.raises(InputError, match=rf"PETCT_0117d7f11f_1: .*/{kind}\.nii\.gz is missing"):
-        describe("autopet22", raw=raw)
+    with pytest.raises(InputError, match=rf"case PETCT_0117d7f11f_1: {kind}\.nii\.gz is not there"):
+        voxels(describe("autopet22", raw=raw), "PETCT_0117d7f11f_1")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

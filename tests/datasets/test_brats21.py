@@ -47,10 +47,10 @@ def test_value_3_is_refused(raw: Path, write: Callable[..., Path], voxels: Calla
 
 
 @pytest.mark.parametrize("kind", (*KINDS, "seg"))
-def test_a_missing_file_is_named(kind: str, raw: Path) -> None:
+def test_a_missing_file_is_named(kind: str, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "BraTS2021_01666" / f"BraTS2021_01666_{kind}.nii.gz").unlink()
-    with pytest.raises(InputError, match=rf"BraTS2021_01666: .*_{kind}\.nii\.gz is missing"):
-        describe("brats21", raw=raw)
+    with pytest.raises(InputError, match=rf"case BraTS2021_01666: .*_{kind}\.nii\.gz is not there"):
+        voxels(describe("brats21", raw=raw), "BraTS2021_01666")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

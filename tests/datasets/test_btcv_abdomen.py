@@ -44,10 +44,10 @@ def test_what_the_values_mean(raw: Path, write: Callable[..., Path], voxels: Cal
     assert {name: count for name, count in found.items() if count} == {"right_kidney": 1, "left_kidney": 2, "liver": 3}
 
 
-def test_a_missing_label_is_named(raw: Path) -> None:
+def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "RawData/Training/label/label0021.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"btcv_0021: label/label0021\.nii\.gz is missing"):
-        describe("btcv_abdomen", raw=raw)
+    with pytest.raises(InputError, match=r"case btcv_0021: label0021\.nii\.gz is not there"):
+        voxels(describe("btcv_abdomen", raw=raw), "btcv_0021")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert voxels(dataset, "cervix_0759564") == {"bladder": 1, "uterus": 2, "rectum": 3, "small_bowel": 4}
 
 
-def test_a_missing_label_is_named(raw: Path) -> None:
+def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "RawData/Training/label/0507688-Mask.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"cervix_0507688: label/0507688-Mask\.nii\.gz is missing"):
-        describe("btcv_cervix", raw=raw)
+    with pytest.raises(InputError, match=r"case cervix_0507688: 0507688-Mask\.nii\.gz is not there"):
+        voxels(describe("btcv_cervix", raw=raw), "cervix_0507688")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

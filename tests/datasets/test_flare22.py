@@ -41,11 +41,13 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert voxels(dataset, "FLARE22_Tr_0050") == dict.fromkeys(dataset.labels.structures, 1)
 
 
-def test_missing_labels_and_doubles_are_named(raw: Path, write: Callable[..., Path]) -> None:
+def test_missing_labels_and_doubles_are_named(
+    raw: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]
+) -> None:
     write("predictions/FLARETs_0002.nii.gz", 1)
     with pytest.raises(InputError, match="FLARETs_0002 is there twice, in labels/ and in predictions/"):
         describe("flare22", raw=raw)
     (raw / "predictions" / "FLARETs_0002.nii.gz").unlink()
     (raw / "FLARE22_LabeledCase50" / "labels" / "FLARE22_Tr_0001.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"FLARE22_Tr_0001: FLARE22_Tr_0001\.nii\.gz is missing"):
-        describe("flare22", raw=raw)
+    with pytest.raises(InputError, match=r"case FLARE22_Tr_0001: FLARE22_Tr_0001\.nii\.gz is not there"):
+        voxels(describe("flare22", raw=raw), "FLARE22_Tr_0001")

@@ -41,10 +41,12 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert (record["atoms"], record["annotated"]) == ([[]], ["lesion"])
 
 
-def test_parts_may_be_left_out_but_no_label(raw: Path, write: Callable[..., Path]) -> None:
+def test_parts_may_be_left_out_but_no_label(
+    raw: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]
+) -> None:
     (raw / "Train-Labeled" / "labelsTr" / "liver_0.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"liver_0: labelsTr/liver_0\.nii\.gz is missing"):
-        describe("flare24_pancancer", raw=raw)
+    with pytest.raises(InputError, match=r"case liver_0: liver_0\.nii\.gz is not there"):
+        voxels(describe("flare24_pancancer", raw=raw), "liver_0")
     (raw / "Train-Labeled" / "MSD-892" / "liver_0.nii.gz").unlink()
     assert len(describe("flare24_pancancer", raw=raw).cases) == 5
     write("Train-Unlabeled/MSD-506/amos_0600_0000.nii.gz")

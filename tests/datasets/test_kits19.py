@@ -38,10 +38,10 @@ def test_a_case_in_the_store(raw: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ("imaging", "segmentation"))
-def test_a_missing_file_is_named(name: str, raw: Path) -> None:
+def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "case_00001" / f"{name}.nii.gz").unlink()
-    with pytest.raises(InputError, match=rf"case_00001: case_00001/{name}\.nii\.gz is missing"):
-        describe("kits19", raw=raw)
+    with pytest.raises(InputError, match=rf"case case_00001: {name}\.nii\.gz is not there"):
+        voxels(describe("kits19", raw=raw), "case_00001")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert voxels(dataset, "volume-28") == {"liver": 3, "liver_cancer": 1}
 
 
-def test_a_missing_label_is_named(raw: Path) -> None:
+def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "Training Batch 1" / "segmentation-9.nii").unlink()
-    with pytest.raises(InputError, match=r"volume-9: Training Batch 1/segmentation-9\.nii is missing"):
-        describe("lits", raw=raw)
+    with pytest.raises(InputError, match=r"case volume-9: segmentation-9\.nii is not there"):
+        voxels(describe("lits", raw=raw), "volume-9")
 
 
 def test_a_volume_that_is_there_twice(raw: Path, write: Callable[..., Path]) -> None:

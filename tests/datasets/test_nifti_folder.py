@@ -87,7 +87,7 @@ def test_masks_that_are_not_there_may_count_as_empty(masks: Path) -> None:
     assert [len(case.annotated) for case in dataset.cases] == [3, 3, 0]
 
 
-def test_channels(tmp_path: Path, write: Callable[..., Path]) -> None:
+def test_channels(tmp_path: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]) -> None:
     for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
         write(f"images/{name}.nii.gz")
     write("labels/a/Heart.nii.gz", 1)
@@ -95,10 +95,13 @@ def test_channels(tmp_path: Path, write: Callable[..., Path]) -> None:
     dataset = describe("nifti_folder", raw=tmp_path)
     assert dataset.channels == ("CT", "PET")
     assert [(case.case_id, len(case.images)) for case in dataset.cases] == [("a", 2), ("b", 2)]
-    for name in ("a_0001", "b_0001"):
-        (tmp_path / "images" / f"{name}.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"a: has channels \[0\]"):
+    (tmp_path / "images" / "a_0001.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case a: a_0001\.nii\.gz is not there"):
+        voxels(describe("nifti_folder", raw=tmp_path), "a")
+    (tmp_path / "images" / "b_0001.nii.gz").rename(tmp_path / "images" / "b_0002.nii.gz")
+    with pytest.raises(InputError, match=r"b: has channels \[0, 2\]"):
         describe("nifti_folder", raw=tmp_path)
+    (tmp_path / "images" / "b_0002.nii.gz").unlink()
     state(tmp_path)
     assert [case.case_id for case in describe("nifti_folder", raw=tmp_path).cases] == ["a", "b"]
 
@@ -124,13 +127,18 @@ def test_a_labels_json_that_does_not_fit(content: dict[str, Any], message: str, 
         describe("nifti_folder", raw=maps)
 
 
-def test_labels_that_fit_no_scan(maps: Path, write: Callable[..., Path]) -> None:
+def test_labels_that_fit_no_scan(maps: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]) -> None:
     write("labels/c/Heart.nii.gz", 1)
     write("labels/c.nii.gz", 1)
     with pytest.raises(InputError, match="c: has both a label map and a folder of masks"):
         describe("nifti_folder", raw=maps)
+    (maps / "labels" / "c.nii.gz").unlink()
     (maps / "images" / "c.nii.gz").unlink()
-    with pytest.raises(InputError, match="c: has no scan"):
+    with pytest.raises(InputError, match=r"case c: c\.nii\.gz is not there"):
+        voxels(describe("nifti_folder", raw=maps), "c")
+    for path in (maps / "images").iterdir():
+        path.rename(path.with_name(f"scan_{path.name}"))
+    with pytest.raises(InputError, match="names in labels/ is that of a scan"):
         describe("nifti_folder", raw=maps)
     (maps / "labels.json").unlink()
     with pytest.raises(InputError, match=r"no labels\.json"):

@@ -147,10 +147,17 @@ def test_a_dataset_json_that_does_not_fit(changes: dict[str, Any], message: str,
         describe("nnunet_raw", raw=raw)
 
 
-def test_missing_and_misnamed_files(raw: Path, write: Callable[..., Path]) -> None:
+def test_missing_and_misnamed_files(
+    raw: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]
+) -> None:
     (raw / "labelsTr" / "liver_002.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"liver_002: labelsTr/liver_002\.nii\.gz is missing"):
-        describe("nnunet_raw", raw=raw)
+    with pytest.raises(InputError, match=r"case liver_002: liver_002\.nii\.gz is not there"):
+        voxels(describe("nnunet_raw", raw=raw), "liver_002")
+    (raw / "imagesTr" / "liver_001_0000.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case liver_001: liver_001_0000\.nii\.gz is not there"):
+        voxels(describe("nnunet_raw", raw=raw), "liver_001")
+    (raw / "imagesTr" / "liver_001_0001.nii.gz").unlink()
+    assert [case.case_id for case in describe("nnunet_raw", raw=raw).cases][:2] == ["liver_001", "liver_002"]
     write("imagesTr/liver.nii.gz")
     with pytest.raises(InputError, match=r"liver\.nii\.gz has no channel number"):
         describe("nnunet_raw", raw=raw)

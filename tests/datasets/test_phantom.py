@@ -8,6 +8,7 @@ import pytest
 
 from segsweep.data.case import CaseSource
 from segsweep.data.readers import Scan, read_labels, read_scan
+from segsweep.data.reading import read_case
 from segsweep.errors import InputError
 from segsweep.recipes import load
 
@@ -127,8 +128,8 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         phantom.cases(tmp_path / "absent")
     phantom.make(tmp_path, cases=1)
     (tmp_path / "images" / "phantom_000_0001.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"phantom_000: .*phantom_000_0001\.nii\.gz is missing"):
-        phantom.cases(tmp_path)
+    with pytest.raises(InputError, match=r"case phantom_000: phantom_000_0001\.nii\.gz is not there"):
+        read_case(phantom.cases(tmp_path)[0], labels=phantom.LABELS)
 
 
 @pytest.mark.parametrize(

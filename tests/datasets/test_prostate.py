@@ -56,10 +56,10 @@ def test_a_label_that_lies_elsewhere_is_refused(
         voxels(describe("prostate", raw=raw), "UCL_Case00")
 
 
-def test_a_missing_label_is_named(raw: Path) -> None:
+def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "RUNMC" / "Case12_segmentation.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"RUNMC_Case12: RUNMC/Case12_segmentation\.nii\.gz is missing"):
-        describe("prostate", raw=raw)
+    with pytest.raises(InputError, match=r"case RUNMC_Case12: Case12_segmentation\.nii\.gz is not there"):
+        voxels(describe("prostate", raw=raw), "RUNMC_Case12")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

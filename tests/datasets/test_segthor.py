@@ -31,10 +31,10 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
 
 
 @pytest.mark.parametrize("name", ("GT", "Patient_01"))
-def test_a_missing_file_is_named(name: str, raw: Path) -> None:
+def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "train" / "Patient_01" / f"{name}.nii.gz").unlink()
-    with pytest.raises(InputError, match=rf"Patient_01: Patient_01/{name}\.nii\.gz is missing"):
-        describe("segthor", raw=raw)
+    with pytest.raises(InputError, match=rf"case Patient_01: {name}\.nii\.gz is not there"):
+        voxels(describe("segthor", raw=raw), "Patient_01")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
 
 
 @pytest.mark.parametrize("name", ("data", "label"))
-def test_a_missing_file_is_named(name: str, raw: Path) -> None:
+def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "2" / f"{name}.nii.gz").unlink()
-    with pytest.raises(InputError, match=rf"structseg_2: 2/{name}\.nii\.gz is missing"):
-        describe("structseg_oar", raw=raw)
+    with pytest.raises(InputError, match=rf"case structseg_2: {name}\.nii\.gz is not there"):
+        voxels(describe("structseg_oar", raw=raw), "structseg_2")
 
 
 def test_the_labels_of_another_task_are_refused(

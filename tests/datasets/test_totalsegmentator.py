@@ -57,9 +57,19 @@ def test_a_meta_csv_that_does_not_fit(meta: bytes | None, message: str, raw: Pat
         describe("totalsegmentator", raw=raw)
 
 
-def test_a_mask_that_is_a_link_out_of_the_folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_mask_that_is_a_link_out_of_the_folder(
+    raw: Path, tmp_path_factory: pytest.TempPathFactory, voxels: Callable[..., dict[str, int]]
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "x.nii.gz"
     outside.touch()
     (raw / "s0000" / "segmentations" / "aorta.nii.gz").symlink_to(outside)
-    with pytest.raises(InputError, match=r"s0000/segmentations/aorta\.nii\.gz is a link"):
-        describe("totalsegmentator", raw=raw)
+    dataset = describe("totalsegmentator", raw=raw)
+    with pytest.raises(InputError, match=r"case s0000: aorta\.nii\.gz is a link that leads out"):
+        voxels(dataset, "s0000")
+    assert voxels(dataset, "s0001")
+
+
+def test_a_missing_ct_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "s0000" / "ct.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case s0000: ct\.nii\.gz is not there"):
+        voxels(describe("totalsegmentator", raw=raw), "s0000")

@@ -49,10 +49,10 @@ def test_a_value_that_is_no_vertebra_is_refused(
         voxels(describe("verse20", raw=raw), "sub-gl003_dir-ax")
 
 
-def test_a_missing_label_is_named(raw: Path) -> None:
+def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "dataset-03test/derivatives/sub-verse563/sub-verse563_dir-iso_seg-vert_msk.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"sub-verse563_dir-iso: .*_seg-vert_msk\.nii\.gz is missing"):
-        describe("verse20", raw=raw)
+    with pytest.raises(InputError, match=r"case sub-verse563_dir-iso: .*_seg-vert_msk\.nii\.gz is not there"):
+        voxels(describe("verse20", raw=raw), "sub-verse563_dir-iso")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

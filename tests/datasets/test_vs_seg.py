@@ -29,10 +29,10 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
 
 
 @pytest.mark.parametrize("name", ("vs_gk_t1_refT1", "vs_gk_seg_refT1"))
-def test_a_missing_file_is_named(name: str, raw: Path) -> None:
+def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     (raw / "vs_gk_2" / f"{name}.nii.gz").unlink()
-    with pytest.raises(InputError, match=rf"vs_gk_2: vs_gk_2/{name}\.nii\.gz is missing"):
-        describe("vs_seg", raw=raw)
+    with pytest.raises(InputError, match=rf"case vs_gk_2: {name}\.nii\.gz is not there"):
+        voxels(describe("vs_seg", raw=raw), "vs_gk_2")
 
 
 def test_a_folder_without_cases(tmp_path: Path) -> None:

@@ -54,11 +54,20 @@ Image = Path | Series
 Labels = LabelFile | MaskFile | SegmentFile
 
 
+def lies_below(path: Path, *, root: Path) -> bool:
+    """Whether a file is below a folder when links are followed. Links in a circle are not."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaseSource:
     """One case as it lies on disk. `annotated` names the structures that somebody looked for in it (none = unlabelled).
 
     `group` keeps cases of one patient in the same fold. `split` "train" is divided into folds; the others are held out.
+    Where `root` is set, files must lie below that folder when links are followed.
     """
 
     case_id: str
@@ -67,6 +76,7 @@ class CaseSource:
     annotated: tuple[str, ...] = field(default=())
     group: str = ""
     split: Split = "train"
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         if not CASE_ID.fullmatch(self.case_id):

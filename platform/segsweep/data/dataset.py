@@ -1,6 +1,6 @@
 """What a dataset recipe says of a raw folder: structures, channels and cases."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segsweep import recipes
@@ -23,7 +23,8 @@ def describe(name: str, *, raw: Path) -> Dataset:
     """Read a raw folder's layout with a recipe; no voxel is touched.
 
     A recipe states `LABELS` and `CHANNELS`, or finds them in the folder with `labels(raw)` and `channels(raw)`. Raises RecipeError
-    for an unknown recipe, InputError for a folder that is not laid out as the recipe expects.
+    for an unknown recipe, InputError for a folder that is not laid out as the recipe expects. A file of one case that is missing or
+    damaged is found when that case is read.
     """
     recipe = recipes.load("datasets", name=name)
     if not raw.is_dir():
@@ -32,5 +33,5 @@ def describe(name: str, *, raw: Path) -> Dataset:
         name=name,
         labels=recipe.LABELS if hasattr(recipe, "LABELS") else recipe.labels(raw),
         channels=tuple(recipe.CHANNELS if hasattr(recipe, "CHANNELS") else recipe.channels(raw)),
-        cases=tuple(recipe.cases(raw)),
+        cases=tuple(replace(source, root=raw) for source in recipe.cases(raw)),
     )

@@ -5,10 +5,11 @@ lead out of the folder, channels by number, and left/right pairs by name.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
+from segsweep.data.case import lies_below
 from segsweep.data.readers import MAX_LABEL, is_scan, stem
 from segsweep.errors import InputError
 
@@ -38,7 +39,7 @@ def inside(root: Path, relative: str) -> Path:
     plain = unicodedata.normalize("NFKC", relative) if isinstance(relative, str) else ""
     reason = _hostile(plain)
     path = root / PurePosixPath(relative) if not reason else root
-    if not reason and not _resolves_inside(path, root=root):
+    if not reason and not lies_below(path, root=root):
         reason = "leads out of the dataset's folder"
     if reason:
         shown = repr(relative)
@@ -111,26 +112,10 @@ def demand_names(names: Iterable[Any], *, file: str) -> None:
 def scans(root: Path, pattern: str) -> list[Path]:
     """The files of a readable format that match a glob below `root`, sorted; hidden ones (`._x`, `.x/`) are passed over.
 
-    A broken link is listed: whoever reads it says that it is not there, and no case is lost in silence.
-    Raises InputError for a link that leads out of `root`.
+    Links that are broken or lead out of `root` are listed: reading them fails and says why, and no case is lost in silence.
     """
-    found = sorted(path for path in root.glob(pattern) if is_scan(path) and not _hidden(path, root=root))
-    folders = {path.parent for path in found}
-    for path in (*folders, *(path for path in found if path.is_symlink())):
-        if not _resolves_inside(path, root=root):
-            raise InputError(
-                f"{path.relative_to(root)} is a link that leads out of {root.name}/; expected the data itself; copy it there"
-            )
-    return [path for path in found if not path.is_dir()]
-
-
-def demand(path: Path, *, root: Path, case_id: str) -> Path:
-    """The path. Raises InputError that names the case when there is no such file, or a link that leads out of `root`."""
-    if not path.is_file() or not _resolves_inside(path, root=root):
-        raise InputError(
-            f"{case_id}: {path.parent.name}/{path.name} is missing or lies outside; expected it in {root.name}/; copy it there"
-        )
-    return path
+    found = (path for path in root.glob(pattern) if is_scan(path) and not _hidden(path, root=root))
+    return sorted(path for path in found if not path.is_dir())
 
 
 def demand_cases(found: Sequence[Any], *, raw: Path, layout: str) -> None:
@@ -155,7 +140,8 @@ def one_each(paths: Iterable[Path]) -> dict[str, Path]:
 def channel_files(paths: Iterable[Path], *, num_channels: int) -> dict[str, tuple[Path, ...]]:
     """Images named CASE_0000, CASE_0001 … by case, in the order of channels.
 
-    Raises InputError for another name, and for a case without exactly `num_channels` images numbered from 0.
+    A missing channel is listed by the name that it should have: reading it says that it is not there. Raises InputError for a
+    name without a number, and for numbers from `num_channels` on.
     """
     found: dict[str, dict[int, Path]] = {}
     for path in paths:
@@ -168,12 +154,20 @@ def channel_files(paths: Iterable[Path], *, num_channels: int) -> dict[str, tupl
         if other != path:
             raise InputError(f"{other.name} and {path.name} are the same channel; expected one; take one away")
     for case_id, channels in found.items():
-        if sorted(channels) != list(range(num_channels)):
+        if max(channels) >= num_channels:
             raise InputError(
-                f"{case_id}: has channels {sorted(channels)}; expected 0 to {num_channels - 1}; "
-                "copy the missing file or take away the extra one"
+                f"{case_id}: has channels {sorted(channels)}; expected 0 to {num_channels - 1}; take away the extra one"
             )
-    return {case_id: tuple(path for _, path in sorted(channels.items())) for case_id, channels in found.items()}
+    return {case_id: _all_channels(paths, num_channels=num_channels) for case_id, paths in found.items()}
+
+
+def _all_channels(paths: Mapping[int, Path], *, num_channels: int) -> tuple[Path, ...]:
+    """The images of a case, whether they are there or not; names follow the first that is there."""
+    number, first = next(iter(paths.items()))
+    other = first.name.rpartition(f"_{number:04d}")
+    return tuple(
+        paths.get(index, first.with_name(f"{other[0]}_{index:04d}{other[2]}")) for index in range(num_channels)
+    )
 
 
 def pairs_of(structures: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -197,13 +191,6 @@ def _hostile(name: str) -> str:
     if PureWindowsPath(name).drive or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         return "is absolute, has a drive or goes up by '..'"
     return ""
-
-
-def _resolves_inside(path: Path, *, root: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop of links, or a name that is too long for the disk
-        return False
 
 
 def _hidden(path: Path, *, root: Path) -> bool:

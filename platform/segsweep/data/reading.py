@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data import dicom, readers, segments
-from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile, SegmentFile, Series
+from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile, SegmentFile, Series, lies_below
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Scan
 from segsweep.data.structures import IGNORE, LabelSet
@@ -30,7 +31,40 @@ class RawCase:
 
 
 def read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
-    """Read and check all files of a case. Raises InputError that names the case or file and what is wrong."""
+    """Read and check all files of a case. Raises InputError that names the case, the file and what is wrong."""
+    with _of_case(source):
+        return _read_case(source, labels=labels)
+
+
+def source_digests(source: CaseSource) -> tuple[str, ...]:
+    """The `digests` that reading the case would give, without decoding any file. Raises InputError for a missing one."""
+    with _of_case(source):
+        return (*(_image_digest(image) for image in source.images), *(_digest(file) for file in source.labels))
+
+
+@contextmanager
+def _of_case(source: CaseSource) -> Iterator[None]:
+    """Files are looked at only where they lie below the case's root; every InputError names the case."""
+    try:
+        for path in _files(source):
+            if source.root and not lies_below(path, root=source.root):
+                raise InputError(
+                    f"{path.name} is a link that leads out of {source.root.name}/; expected the data itself; copy it there"
+                )
+        yield
+    except InputError as error:
+        if str(error).startswith((f"case {source.case_id}:", f"{source.case_id}:")):
+            raise
+        raise InputError(f"case {source.case_id}: {error}") from None
+
+
+def _files(source: CaseSource) -> Iterator[Path]:
+    for image in source.images:
+        yield from image.files if isinstance(image, Series) else (image,)
+    yield from (file.path for file in source.labels)
+
+
+def _read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
     scans = [_read_image(image) for image in source.images]
     for image, scan in zip(source.images[1:], scans[1:], strict=True):
         _demand_same_grid(source, scan=scan, path=_path(image), expected=scans[0].geometry)
@@ -44,11 +78,6 @@ def read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
     return RawCase(
         images=[scan.voxels for scan in scans], geometry=scans[0].geometry, masks=masks, digests=tuple(digests)
     )
-
-
-def source_digests(source: CaseSource) -> tuple[str, ...]:
-    """The `digests` that reading the case would give, without decoding any file. Raises InputError for a missing one."""
-    return (*(_image_digest(image) for image in source.images), *(_digest(file) for file in source.labels))
 
 
 def _read_image(image: Image) -> Scan:
