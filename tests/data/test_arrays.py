@@ -1,7 +1,6 @@
 """A grid reads as it was written, whatever lies between: our reader, zarr-python, or an uncompressed copy."""
 
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from segsweep.data import arrays
 from segsweep.data.arrays import IMAGE, LABEL, GridData, GridReader, write_grid
-from segsweep.data.copies import COPIED_AT
 from segsweep.data.geometry import Geometry
 from segsweep.data.shards import open_shards
 from segsweep.errors import StoreError
@@ -55,16 +53,6 @@ def data() -> GridData:
 @pytest.fixture
 def grid(tmp_path: Path, data: GridData) -> Path:
     return write(tmp_path / "grid", data)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def entries(cache: Path) -> list[Path]:
-    return sorted(path for path in cache.iterdir() if path.is_dir())
 
 
 @st.composite
@@ -170,114 +158,3 @@ def test_foreground_samples_are_voxels_of_their_atom(
             assert len(voxels) == max(100, int(np.ceil(0.01 * (data.label == local).sum())))
             assert len(np.unique(voxels, axis=0)) == len(voxels)
             assert (data.label[tuple(voxels.T)] == local).all()
-
-
-def read_patches(opened: GridReader, *, times: int = COPIED_AT) -> None:
-    for _ in range(times):
-        opened.read_image(REGION)
-        opened.read_label(REGION)
-
-
-def test_a_copy_is_made_when_a_grid_is_read_again_and_again(grid: Path, data: GridData, cache: Path) -> None:
-    for _ in range(5):
-        reader(grid).read_image()
-        reader(grid).read_image(REGION)
-        reader(grid).read_label(REGION)
-    assert entries(cache) == []
-    read_patches(reader(grid))
-    (copy,) = entries(cache)
-    before = copy.stat().st_ino
-    read_patches(reader(grid))
-    assert [path.stat().st_ino for path in entries(cache)] == [before]
-    group = zarr.open_group(str(copy), mode="r")
-    for path, values in ((IMAGE, data.image), (LABEL, data.label)):
-        stored = group[path]
-        assert isinstance(stored, zarr.Array)
-        assert np.array_equal(np.asarray(stored[...]), values)
-        assert values.nbytes < sum(file.stat().st_size for file in (copy / path).rglob("*") if file.is_file())
-
-
-def test_a_copy_serves_when_the_store_is_out_of_reach(grid: Path, data: GridData, cache: Path) -> None:
-    opened = reader(grid)
-    read_patches(opened)
-    for file in (grid / IMAGE / "c").rglob("*"):
-        if file.is_file():
-            file.write_bytes(bytes(file.stat().st_size))
-    assert np.array_equal(opened.read_image(REGION), data.image[(slice(None), *REGION)])
-    assert len(entries(cache)) == 1
-
-
-@pytest.mark.parametrize("harm", ["flip", "cut", "delete", "describe"])
-@pytest.mark.parametrize("opened_before", [True, False])
-def test_a_damaged_copy_is_dropped_and_the_store_read(
-    grid: Path, data: GridData, cache: Path, harm: str, opened_before: bool
-) -> None:
-    first = reader(grid)
-    first.read_image(REGION)
-    read_patches(reader(grid))
-    (copy,) = entries(cache)
-    shard = copy / IMAGE / "c/0/0/0/0"
-    content = bytearray(shard.read_bytes())
-    content[data.image[0, 0].nbytes * 10] ^= 1
-    if harm == "describe":
-        (copy / IMAGE / "zarr.json").write_text("{}")
-    elif harm == "delete":
-        shard.unlink()
-    else:
-        shard.write_bytes(content if harm == "flip" else content[:1000])
-    opened = first if opened_before else reader(grid)
-    for _ in range(2 * COPIED_AT):
-        assert np.array_equal(opened.read_image(REGION), data.image[(slice(None), *REGION)])
-        assert np.array_equal(opened.read_label(REGION), data.label[REGION])
-    assert entries(cache) == []
-    read_patches(reader(grid))
-    assert len(entries(cache)) == 1
-
-
-def test_damage_in_the_store_is_never_copied(grid: Path, cache: Path) -> None:
-    shard = grid / LABEL / "c/0/0/0"
-    content = bytearray(shard.read_bytes())
-    content[10] ^= 1
-    shard.write_bytes(content)
-    opened = reader(grid)
-    for _ in range(COPIED_AT):
-        opened.read_image(REGION)
-        with pytest.raises(
-            StoreError, match=r"^case_1/native, labels/atoms/values, shard c/0/0/0 has a chunk \(0, 0, 0\)"
-        ):
-            opened.read_label((slice(0, 4), slice(0, 4), slice(0, 4)))
-    assert entries(cache) == []
-
-
-def test_a_case_that_was_converted_again_is_copied_again(grid: Path, data: GridData, cache: Path) -> None:
-    read_patches(reader(grid))
-    shutil.rmtree(grid)
-    time.sleep(0.01)
-    other = GridData(image=data.image + 1, label=data.label, geometry=data.geometry)
-    opened = reader(write(grid, other))
-    read_patches(opened)
-    assert np.array_equal(opened.read_image(REGION), other.image[(slice(None), *REGION)])
-    assert len(entries(cache)) == 2
-
-
-def test_a_cache_without_room_changes_nothing(
-    grid: Path, data: GridData, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEGSWEEP_CACHE_GB", str(data.image.nbytes / 1e9))
-    opened = reader(grid)
-    read_patches(opened)
-    assert np.array_equal(opened.read_image(REGION), data.image[(slice(None), *REGION)])
-    assert entries(cache) == []
-
-
-def test_copies_in_recent_use_are_not_traded_for_others(
-    tmp_path: Path, data: GridData, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEGSWEEP_CACHE_GB", str(2.5 * (data.image.nbytes + data.label.nbytes) / 1e9))
-    grids = [write(tmp_path / f"grid_{index}", data) for index in range(3)]
-    read_patches(reader(grids[0]))
-    read_patches(reader(grids[1]))
-    before = entries(cache)
-    read_patches(reader(grids[2]))
-    assert entries(cache) == before
-    assert len(before) == 2

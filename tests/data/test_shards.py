@@ -68,7 +68,7 @@ def cases(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], str, Kind,
     return shape, chunk, draw(st.sampled_from(DTYPES)), kind, [*slices, whole(len(shape))]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_any_region_of_any_array_is_what_zarr_python_reads(tmp_path: Path, case: Any) -> None:
     shape, chunk, dtype, kind, regions = case
