@@ -24,7 +24,7 @@ from typing import Any
 
 from segsweep.data.case import CaseSource, SegmentFile, Series
 from segsweep.data.dicom import SeriesInfo, describe_series, find_series
-from segsweep.data.dicom_objects import DrawnObject, find_drawn, patient_pseudonym
+from segsweep.data.dicom_objects import DrawnObject, find_drawn, modality_of, patient_pseudonym
 from segsweep.data.layouts import demand_names, entry, pairs_of, read_json
 from segsweep.data.pseudonyms import project_key, pseudonym
 from segsweep.data.segments import segment_names
@@ -54,12 +54,13 @@ class _Found:
 
 @dataclass(frozen=True, kw_only=True)
 class _Survey:
-    """What `raw` holds: the labels, each structure's spellings, and the series of one modality."""
+    """What `raw` holds: the labels, each structure's spellings, the series of one modality, and series with unusable headers."""
 
     labels: LabelSet
     spellings: Mapping[str, re.Pattern[str]]
     modality: str
     found: tuple[_Found, ...]
+    unusable: tuple[Series, ...]
 
 
 def labels(raw: Path) -> LabelSet:
@@ -73,13 +74,17 @@ def channels(raw: Path) -> tuple[str, ...]:
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """One case a series; `annotated` are the structures that its files name.
+    """One case a series; `annotated` are the structures that its files name. A series with unusable headers fails when it is read.
 
     Raises InputError when two files name the same structure on one series, and for a name in `cases.json` without a series.
     """
     survey, key = _survey(raw), project_key()
     named = _case_names(raw, survey=survey)
-    return [_source(found, survey=survey, raw=raw, named=named, key=key) for found in survey.found]
+    unusable = [
+        CaseSource(case_id=pseudonym(str(series.files[0].relative_to(raw)), key=key), images=(series,))
+        for series in survey.unusable
+    ]
+    return [_source(found, survey=survey, raw=raw, named=named, key=key) for found in survey.found] + unusable
 
 
 def _source(found: _Found, *, survey: _Survey, raw: Path, named: Mapping[str, str], key: bytes) -> CaseSource:
@@ -138,7 +143,8 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
         for drawn in find_drawn(raw)
         if fnmatch.fnmatch(drawn.path.relative_to(raw).as_posix(), wanted)
     ]
-    found = _paired([(series, describe_series(series)) for series in find_series(raw)], drawings=drawings)
+    described = [(series, _info(series)) for series in find_series(raw)]
+    found = _paired([(series, info) for series, info in described if info], drawings=drawings)
     modality = _modality(found, raw=raw)
     chosen = tuple(one for one in found if one.info.modality == modality)
     if drawings and not any(one.drawings for one in chosen):
@@ -149,8 +155,19 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
     structures = tuple(spellings)
     pairs = _pairs(stated) if "pairs" in stated else pairs_of(structures)
     return _Survey(
-        labels=LabelSet(structures=structures, pairs=pairs), spellings=spellings, modality=modality, found=chosen
+        labels=LabelSet(structures=structures, pairs=pairs),
+        spellings=spellings,
+        modality=modality,
+        found=chosen,
+        unusable=tuple(series for series, info in described if not info and modality_of(series.files[0]) == modality),
     )
+
+
+def _info(series: Series) -> SeriesInfo | None:
+    try:
+        return describe_series(series)
+    except InputError:
+        return None
 
 
 def _names(path: Path) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pydicom
 import pytest
 
 from segsweep.data.dicom import describe_series, find_series
-from segsweep.data.dicom_objects import find_drawn, modality, patient_pseudonym
+from segsweep.data.dicom_objects import find_drawn, modality_of, patient_pseudonym
 from segsweep.errors import InputError
 
 SEG = Path(__file__).resolve().parents[3] / "shared" / "data" / "dcmqi_seg"
@@ -45,9 +45,9 @@ def test_a_seg_says_what_it_was_drawn_on() -> None:
 def test_modalities(write_patient: Callable[..., Path], tmp_path: Path) -> None:
     path = write_patient(tmp_path, rois={"Heart": BOX})
     (tmp_path / "empty").touch()
-    assert modality(path) == "RTSTRUCT"
-    assert modality(tmp_path / "CT" / "slice_1_0.dcm") == "CT"
-    assert modality(tmp_path / "empty") == ""
+    assert modality_of(path) == "RTSTRUCT"
+    assert modality_of(tmp_path / "CT" / "slice_1_0.dcm") == "CT"
+    assert modality_of(tmp_path / "empty") == ""
 
 
 def test_patients_are_keyed_hashes(write_patient: Callable[..., Path], tmp_path: Path) -> None:

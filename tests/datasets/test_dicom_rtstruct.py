@@ -18,6 +18,8 @@ from segsweep.recipes import load
 
 recipe = load("datasets", name="dicom_rtstruct")
 
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+SEG, RTSTRUCT = DATA / "dcmqi_seg", DATA / "ibsi_sts" / "dicom"
 WritePatient = Callable[..., Path]
 BOX = (slice(1, 4), slice(2, 7), slice(3, 8))
 SMALL = (slice(0, 2), slice(0, 3), slice(0, 2))
@@ -160,6 +162,36 @@ def test_a_damaged_file_fails_its_own_case_alone(write_patient: WritePatient, tm
         "3",
         "rs.dcm lists no structures; expected at least one; export it again",
     ]
+
+
+def test_a_series_with_unusable_headers_fails_alone(write_patient: WritePatient, tmp_path: Path) -> None:
+    write_patient(tmp_path / "a", rois=ROIS)
+    write_patient(tmp_path / "b", patient="P2", rois=ROIS)
+    path = tmp_path / "a" / "CT" / "slice_1_2.dcm"
+    item = pydicom.dcmread(path)
+    item.PixelSpacing = [0.0, 1.5]
+    item.save_as(path)
+    good, bad = recipe.cases(state(tmp_path))
+    read_case(good, labels=recipe.labels(tmp_path))
+    with pytest.raises(InputError, match=r"slice_1_2\.dcm: PixelSpacing"):
+        read_case(bad, labels=recipe.labels(tmp_path))
+
+
+@pytest.mark.skipif(not SEG.is_dir(), reason="the dcmqi example is not here")
+def test_a_real_series_with_two_segmentations() -> None:
+    (source,) = recipe.cases(SEG)
+    raw = read_case(source, labels=recipe.labels(SEG))
+    found = {source.annotated[index]: int(mask.sum()) for index, mask in raw.masks.items()}
+    assert found["Liver"] == 107098
+    assert (found["GREEN"], found["PURPLE"]) == (9602, 117 + 117 + 10509)
+
+
+@pytest.mark.skipif(not RTSTRUCT.is_dir(), reason="the IBSI examples are not here")
+def test_a_real_series_with_an_rtstruct() -> None:
+    (source,) = recipe.cases(RTSTRUCT)
+    raw = read_case(source, labels=recipe.labels(RTSTRUCT))
+    assert source.annotated == ("GTV_Mass_CT",)
+    assert int(raw.masks[0].sum()) == 17090
 
 
 def test_names_of_ones_own(write_patient: WritePatient, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class DrawnObject:
     sop_uids: frozenset[str] = field(repr=False)
 
 
-def modality(path: Path) -> str:
+def modality_of(path: Path) -> str:
     """The modality of a DICOM file (`CT`, `SEG`); empty for any other file. Raises InputError for a damaged DICOM file."""
     return text(open_dicom(path, tags=["Modality"]), "Modality") if is_dicom(path) else ""
 
@@ -27,7 +27,7 @@ def modality(path: Path) -> str:
 def find_drawn(folder: Path) -> tuple[DrawnObject, ...]:
     """Every RTSTRUCT and SEG below a folder, by path. Raises InputError for a damaged one."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple(_drawn(path) for path in paths if modality(path) in DRAWN)
+    return tuple(_drawn(path) for path in paths if modality_of(path) in DRAWN)
 
 
 def patient_pseudonym(path: Path, *, key: bytes) -> str:
