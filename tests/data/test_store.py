@@ -195,6 +195,26 @@ def test_an_unreadable_plan_is_named(copy: Path) -> None:
         _ = open_store(copy).plan
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("spacing", [0, 1, 1], r"spacing is \(0, 1, 1\), expected 0\.05 to 20\.0 mm"),
+        ("spacing", [1, 1], "index out of range"),
+        ("patch_size", [64, 64, 0.5], "expected whole numbers from 1"),
+        ("batch_size", "2", "expected whole numbers from 1"),
+        ("normalisation", [], "has 0 entries, expected 2"),
+        ("normalisation", [{"scheme": "ct", "deviation": 0}] * 2, "deviation above 0"),
+        ("normalisation", [{"scheme": "ct", "mean": float("nan")}] * 2, "finite numbers"),
+        ("head", "softmin", "expected 'softmax' or 'sigmoid'"),
+    ],
+)
+def test_a_plan_edited_into_nonsense_is_refused(copy: Path, field: str, value: Any, message: str) -> None:
+    plan = json.loads((copy / "plan.json").read_text())
+    (copy / "plan.json").write_text(json.dumps({**plan, field: value}))
+    with pytest.raises(StoreError, match=rf"plan\.json: cannot be read as a plan \(.*{message}"):
+        _ = open_store(copy).plan
+
+
 def test_training_and_validation_cases_are_disjoint(phantom_store: Path) -> None:
     store = open_store(phantom_store)
     held_out = set(store.held_out("validation"))

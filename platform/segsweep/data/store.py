@@ -11,6 +11,7 @@ Nothing is visible before it is complete: a case or grid is written under a hidd
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import Any
 from segsweep.data.arrays import GridReader, geometry_from_json
 from segsweep.data.case import Split
 from segsweep.data.geometry import Geometry, Spacing
+from segsweep.data.intake import SPACING_MM
 from segsweep.data.manifest import REPAIR, check_folder, unseal
 from segsweep.data.planning import Plan, plan_from_json
 from segsweep.data.splits import Candidate, Folds, draw_folds
@@ -50,9 +52,31 @@ class CaseRecord:
     source_digests: tuple[str, ...]
 
 
+def _demand_usable(plan: Plan, *, num_channels: int) -> None:
+    """Raises ValueError for numbers that no training could use; people edit plans."""
+    low, high = SPACING_MM
+    if not all(low <= mm <= high for mm in plan.spacing):
+        raise ValueError(f"spacing is {plan.spacing}, expected {low} to {high} mm")
+    if not all(type(size) is int and size >= 1 for size in (*plan.patch_size, plan.batch_size)):
+        raise ValueError(
+            f"patch_size is {plan.patch_size}, batch_size {plan.batch_size}; expected whole numbers from 1"
+        )
+    if len(plan.normalisation) != num_channels:
+        raise ValueError(f"normalisation has {len(plan.normalisation)} entries, expected {num_channels}, one a channel")
+    for rule in plan.normalisation:
+        numbers = (rule.low, rule.high, rule.mean, rule.deviation)
+        if rule.scheme not in ("ct", "z-score") or not all(map(math.isfinite, numbers)) or rule.deviation <= 0:
+            raise ValueError(f"normalisation is {rule}, expected 'ct' or 'z-score', finite numbers, deviation above 0")
+    if plan.head not in ("softmax", "sigmoid"):
+        raise ValueError(f"head is {plan.head!r}, expected 'softmax' or 'sigmoid'")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """An opened store. `digest` changes with any voxel, label or split; `plan_digest` is the sha256 of plan.json as it was made."""
+    """An opened store. `digest` changes with any voxel, label or split; `plan_digest` is the sha256 of plan.json as it was made.
+
+    `given_folds` are those of a file, as at the conversion; without, folds are drawn.
+    """
 
     uri: str
     dataset: str
@@ -61,6 +85,7 @@ class Store:
     cases: Mapping[str, CaseRecord]
     digest: str
     plan_digest: str
+    given_folds: Folds | None = None
 
     @property
     def folder(self) -> Path:
@@ -72,11 +97,16 @@ class Store:
         """The training plan. Raises StoreError when plan.json is absent or was edited into something unreadable."""
         path = self.folder / "plan.json"
         try:
-            return plan_from_json(json.loads(path.read_text()))
+            plan = plan_from_json(json.loads(path.read_bytes()))
+            _demand_usable(plan, num_channels=len(self.channels))
+            return plan
         except FileNotFoundError:
             raise StoreError(f"{path}: not found; convert the dataset again to plan it") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{path}: cannot be read as a plan ({error}); delete it and convert again") from None
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            reason = f"{error!r}" if isinstance(error, KeyError) else f"{error}"
+            raise StoreError(
+                f"{path}: cannot be read as a plan ({reason}); correct it, or delete it and convert again"
+            ) from None
 
     def held_out(self, split: Split) -> tuple[str, ...]:
         """Cases of a split, sorted."""
@@ -84,7 +114,7 @@ class Store:
 
     @cached_property
     def _folds(self) -> Folds:
-        return draw_folds(self.candidates)
+        return self.given_folds or draw_folds(self.candidates)
 
     @property
     def candidates(self) -> Mapping[str, Candidate]:
@@ -100,8 +130,12 @@ class Store:
         return found
 
     def validation(self, fold: Fold) -> tuple[str, ...]:
-        """Annotated training cases that a fold holds out; none for "all"."""
-        return () if fold == "all" else self._folds[fold]
+        """Annotated training cases that a fold holds out; none for "all". Raises StoreError when there is no such fold."""
+        if fold == "all":
+            return ()
+        if fold >= len(self._folds):
+            raise StoreError(f"{self.uri}: no fold {fold}; expected 0 to {len(self._folds) - 1}, or 'all'")
+        return self._folds[fold]
 
     def training(self, fold: Fold) -> tuple[str, ...]:
         """Training cases of a fold, unlabelled ones included."""
@@ -157,6 +191,7 @@ def store_from_index(index: Mapping[str, Any], *, folder: Path) -> Store:
         cases={case["case_id"]: _record(case, table=table) for case in index["cases"]},
         digest=index["digest"],
         plan_digest=index["plan"],
+        given_folds=tuple(map(tuple, index["folds"])) if index["folds"] else None,
     )
 
 
