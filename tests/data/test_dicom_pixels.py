@@ -39,8 +39,8 @@ def jpeg_2000(*, rows: int, columns: int) -> bytes:
     )
 
 
-def jpeg(*, rows: int, columns: int, marker: int) -> bytes:
-    return b"\xff\xd8\xff\xe0\x00\x04ab" + struct.pack(">BBHBHHB", 0xFF, marker, 11, 16, rows, columns, 1) + bytes(64)
+def jpeg(*, rows: int, columns: int, marker: int, bits: int = 16) -> bytes:
+    return b"\xff\xd8\xff\xe0\x00\x04ab" + struct.pack(">BBHBHHB", 0xFF, marker, 11, bits, rows, columns, 1) + bytes(64)
 
 
 def compress(path: Path, *, kind: str) -> None:
@@ -91,6 +91,7 @@ def test_compressed_slices_are_those_that_were_packed(kind: str, signed: bool, d
         (jpeg_2000(rows=8, columns=7)[:12], JPEG2000Lossless),
         (jpeg(rows=65535, columns=65535, marker=0xC3), JPEGLosslessSV1),
         (jpeg(rows=8, columns=7, marker=0xC3), JPEGLosslessSV1),
+        (jpeg(rows=8, columns=7, marker=0xC3, bits=48), JPEGLosslessSV1),
         (jpeg(rows=65535, columns=65535, marker=0xF7), JPEGLSLossless),
         (b"\xff\xd8\xff\xd9", JPEGLSLossless),
         (b"no stream at all", JPEG2000Lossless),
@@ -104,6 +105,23 @@ def test_streams_of_another_size_or_none_are_refused(
     with pytest.raises(InputError, match=r"\d\d\.dcm: its pixels cannot be unpacked .*; expected 8 x 7 intact pixels"):
         read_series(series)
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_no_bit_flip_in_a_lossless_jpeg_ends_in_another_error(dicom: Any) -> None:
+    path = dicom.series().files[0]
+    compress(path, kind="JPEG")
+    dataset = open_dicom(path)
+    (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    refused = 0
+    for position in range(len(stream)):
+        changed = bytearray(stream)
+        changed[position] ^= 1 << position % 8
+        dataset.PixelData = encapsulate([bytes(changed)])
+        try:
+            assert stored_values(dataset, name="a slice").shape == (8, 7)
+        except InputError:
+            refused += 1
+    assert refused > 20
 
 
 def test_an_unknown_way_of_packing_is_refused(dicom: Any) -> None:

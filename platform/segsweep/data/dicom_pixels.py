@@ -126,7 +126,10 @@ def _stream_size(frame: bytes) -> tuple[int, int]:
     while frame[start : start + 1] == b"\xff":
         marker, length = frame[start + 1], int.from_bytes(frame[start + 2 : start + 4], "big")
         if marker in _JPEG_FRAMES:
-            rows, columns = struct.unpack(">2H", frame[start + 5 : start + 9])
+            precision, rows, columns, components = struct.unpack(">BHHB", frame[start + 4 : start + 10])
+            # GDCM crashes on more bits.
+            if not 2 <= precision <= 16 or components != 1:
+                raise ValueError
             return rows, columns
         start += 2 + length
     raise ValueError
