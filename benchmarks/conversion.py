@@ -198,8 +198,8 @@ def report(ours: list[Measured], *, theirs: list[Measured], num_cases: int) -> N
         ("peak memory MB, PSS", "pss", 1e6, f"at most {MEMORY:.2f}"),
         ("kB on disk a case", "bytes_a_case", 1e3, f"at most {BYTES:.2f}"),
     )
-    for title, field, unit, bar in rows:
-        pairs = [(getattr(mine, field), getattr(other, field)) for mine, other in zip(ours, theirs, strict=True)]
+    for title, name, unit, bar in rows:
+        pairs = [(getattr(mine, name), getattr(other, name)) for mine, other in zip(ours, theirs, strict=True)]
         mine, other = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)
         print(f"{title:28}{mine / unit:12.1f}{other / unit:12.1f}{ratio:9.2f}   {bar}")
