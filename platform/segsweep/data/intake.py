@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,8 @@ def check_nifti(path: Path) -> None:
     _check_voxels(start, pieces, header=header, name=name)
 
 
-def _refuse(name: str, *, field: str, found: object, expected: str, do: str) -> InputError:
+def refuse(name: str, *, field: str, found: object, expected: str, do: str) -> InputError:
+    """The error for a file whose field is not as it should be."""
     return InputError(f"{name}: {field} is {found}; expected {expected}; {do}")
 
 
@@ -75,37 +76,51 @@ def _pieces(path: Path) -> Iterator[bytes]:
             file.seek(0)
             if packed != path.name.endswith(".gz"):
                 found = "gzip data" if packed else "not gzip data"
-                raise _refuse(
+                raise refuse(
                     path.name,
                     field="the content",
                     found=found,
                     expected="what the suffix says",
                     do="rename the file or pack it again",
                 )
-            yield from _unpacked(file, name=path.name) if packed else iter(lambda: file.read(_PIECE), b"")
+            yield from unpacked(file, name=path.name) if packed else iter(lambda: file.read(_PIECE), b"")
     except OSError as error:
         raise InputError(
             f"{path.name} cannot be read ({error.strerror}); expected a readable NIfTI file; check path and rights"
         ) from None
 
 
-def _unpacked(file: BinaryIO, *, name: str) -> Iterator[bytes]:
-    """The members of a gzip file; zlib verifies checksum and length at the end of each."""
+def unpacked(
+    file: BinaryIO, *, name: str, wbits: int = 31, members: Literal["one", "many"] = "many"
+) -> Iterator[bytes]:
+    """What the members of a gzip file hold (`wbits` 47: gzip or zlib), at most 1 MiB at a time.
+
+    zlib verifies checksum and length at the end of each. Raises InputError for a damaged stream, and for more than one member where
+    one is expected.
+    """
     waiting = file.read(_PIECE)
     while waiting:
-        unpack = zlib.decompressobj(wbits=31)
+        unpack = zlib.decompressobj(wbits=wbits)
         while not unpack.eof:
             piece = _inflate(unpack, waiting, name=name)
             if piece:
                 yield piece
             elif not waiting:
-                raise _refuse(
-                    name, field="the gzip stream", found="cut off", expected="a whole file", do="copy the file again"
+                raise refuse(
+                    name,
+                    field="the compressed stream",
+                    found="cut off",
+                    expected="a whole file",
+                    do="copy the file again",
                 )
             if not unpack.eof:
                 waiting = unpack.unconsumed_tail or file.read(_PIECE)
         # Some archivers pad the last member with zeros.
         waiting = (unpack.unused_data or file.read(_PIECE)).lstrip(b"\0")
+        if waiting and members == "one":
+            raise refuse(
+                name, field="the stream", found="followed by more", expected="one stream", do="export the file again"
+            )
 
 
 def _inflate(unpack: "zlib._Decompress", packed: bytes, *, name: str) -> bytes:
@@ -113,14 +128,14 @@ def _inflate(unpack: "zlib._Decompress", packed: bytes, *, name: str) -> bytes:
         return unpack.decompress(packed, _PIECE)
     except zlib.error as error:
         found = f"damaged ({str(error).rpartition(': ')[2]})"
-        raise _refuse(
-            name, field="the gzip stream", found=found, expected="an intact file", do="copy the file again"
+        raise refuse(
+            name, field="the compressed stream", found=found, expected="an intact file", do="copy the file again"
         ) from None
 
 
 def _parse(start: bytes, *, name: str) -> _Header:
     if len(start) < _HEADER_BYTES:
-        raise _refuse(
+        raise refuse(
             name,
             field="the size",
             found=f"{len(start)} bytes",
@@ -130,7 +145,7 @@ def _parse(start: bytes, *, name: str) -> _Header:
     order = "<" if start[:4] == _HEADER_BYTES.to_bytes(4, "little") else ">"
     fields = np.frombuffer(start, dtype=np.dtype(_FIELDS).newbyteorder(order), count=1)[0]
     if fields["sizeof_hdr"] != _HEADER_BYTES or fields["magic"] != b"n+1":
-        raise _refuse(
+        raise refuse(
             name,
             field="sizeof_hdr, magic",
             found=f"{fields['sizeof_hdr']}, {bytes(fields['magic'])!r}",
@@ -144,7 +159,7 @@ def _parse(start: bytes, *, name: str) -> _Header:
     offset = _checked_offset(fields, name=name)
     total = offset + int(np.prod(shape, dtype=object)) * voxels.itemsize
     if total > MAX_BYTES:
-        raise _refuse(
+        raise refuse(
             name, field="dim", found=f"{total} bytes", expected=f"at most {MAX_BYTES}", do="crop or resample the scan"
         )
     return _Header(fields=fields, voxels=voxels, offset=offset, total=total)
@@ -155,11 +170,11 @@ def _checked_shape(fields: np.void, *, name: str) -> tuple[int, int, int]:
     rank = dim[0]
     if not 3 <= rank <= 7 or any(size != 1 for size in dim[4 : rank + 1]):
         found = f"{rank}D" + (f" of {' x '.join(map(str, dim[1 : rank + 1]))}" if 1 <= rank <= 7 else "")
-        raise _refuse(name, field="dim", found=found, expected="one 3D scan", do="split the file into 3D scans")
+        raise refuse(name, field="dim", found=found, expected="one 3D scan", do="split the file into 3D scans")
     shape = (dim[1], dim[2], dim[3])
     if not all(1 <= size <= MAX_VOXELS_AN_AXIS for size in shape):
         expected = f"1 to {MAX_VOXELS_AN_AXIS} voxels an axis"
-        raise _refuse(name, field="dim", found=shape, expected=expected, do="export the scan again")
+        raise refuse(name, field="dim", found=shape, expected=expected, do="export the scan again")
     return shape
 
 
@@ -167,11 +182,11 @@ def _checked_type(fields: np.void, *, name: str) -> np.dtype:
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
     if code not in _DATATYPES:
         expected = f"one number a voxel ({', '.join(map(str, _DATATYPES))})"
-        raise _refuse(name, field="datatype", found=code, expected=expected, do="convert the file to int16")
+        raise refuse(name, field="datatype", found=code, expected=expected, do="convert the file to int16")
     kind = np.dtype(_DATATYPES[code])
     if bits != 8 * kind.itemsize:
         expected = f"{8 * kind.itemsize} for datatype {code}"
-        raise _refuse(name, field="bitpix", found=bits, expected=expected, do="export the scan again")
+        raise refuse(name, field="bitpix", found=bits, expected=expected, do="export the scan again")
     return kind
 
 
@@ -179,14 +194,14 @@ def _check_scaling(fields: np.void, *, name: str) -> None:
     for field in ("scl_slope", "scl_inter"):
         if not abs(float(fields[field])) <= 1e6:  # also true for NaN
             found = float(fields[field])
-            raise _refuse(name, field=field, found=found, expected="a finite number", do="export the scan again")
+            raise refuse(name, field=field, found=found, expected="a finite number", do="export the scan again")
 
 
 def _checked_offset(fields: np.void, *, name: str) -> int:
     offset = float(fields["vox_offset"])
     if not (_HEADER_BYTES <= offset <= MAX_OFFSET and offset == int(offset)):
         expected = f"a whole number from {_HEADER_BYTES} to {MAX_OFFSET}"
-        raise _refuse(name, field="vox_offset", found=offset, expected=expected, do="export the scan again")
+        raise refuse(name, field="vox_offset", found=offset, expected=expected, do="export the scan again")
     return int(offset)
 
 
@@ -195,18 +210,18 @@ def _check_grid(fields: np.void, *, shape: tuple[int, int, int], name: str) -> N
     spacing = fields["pixdim"][1:4].astype(float)
     if not np.all((spacing >= low) & (spacing <= high)):
         found = tuple(round(float(value), 6) for value in spacing)
-        raise _refuse(name, field="pixdim", found=found, expected=f"{low} to {high} mm", do="correct the spacing")
+        raise refuse(name, field="pixdim", found=found, expected=f"{low} to {high} mm", do="correct the spacing")
     units = int(fields["xyzt_units"]) & 7
     if units not in (0, 2):
         found = _UNITS.get(units, str(units))
-        raise _refuse(name, field="xyzt_units", found=found, expected="millimetre", do="correct unit and spacing")
+        raise refuse(name, field="xyzt_units", found=found, expected="millimetre", do="correct unit and spacing")
     grids = []
     if fields["qform_code"] > 0:
         grids.append(_qform(fields, spacing=spacing, name=name))
     if fields["sform_code"] > 0:
         grids.append(_sform(fields, spacing=spacing, name=name))
     if not grids:
-        raise _refuse(
+        raise refuse(
             name,
             field="qform_code, sform_code",
             found="(0, 0), so left and right are unknown",
@@ -216,7 +231,7 @@ def _check_grid(fields: np.void, *, shape: tuple[int, int, int], name: str) -> N
     corners = np.stack(np.meshgrid(*((0.0, size - 1.0) for size in shape), indexing="ij")).reshape(3, 8)
     apart = np.ptp([grid[:, :3] @ corners + grid[:, 3:] for grid in grids], axis=0).max()
     if apart > PLACED_WITHIN_MM:
-        raise _refuse(
+        raise refuse(
             name,
             field="the qform",
             found=f"{apart:.1f} mm away from the sform",
@@ -230,10 +245,10 @@ def _qform(fields: np.void, *, spacing: NDArray, name: str) -> NDArray:
     rest = 1.0 - (b * b + c * c + d * d)
     if not (rest >= -ORTHONORMAL_WITHIN and np.isfinite(fields["qoffset"]).all()):
         found = f"quaternion ({b:g}, {c:g}, {d:g}), offset {fields['qoffset'].tolist()}"
-        raise _refuse(name, field="the qform", found=found, expected="a finite rotation", do="correct the orientation")
+        raise refuse(name, field="the qform", found=found, expected="a finite rotation", do="correct the orientation")
     handed = float(fields["pixdim"][0])
     if handed not in (-1.0, 0.0, 1.0):
-        raise _refuse(name, field="pixdim[0]", found=handed, expected="-1 or 1", do="export the scan again")
+        raise refuse(name, field="pixdim[0]", found=handed, expected="-1 or 1", do="export the scan again")
     a = max(rest, 0.0) ** 0.5
     rotation = np.array(
         [
@@ -251,16 +266,16 @@ def _sform(fields: np.void, *, spacing: NDArray, name: str) -> NDArray:
     lengths = np.linalg.norm(grid[:, :3], axis=0)
     if not np.isfinite(grid).all() or np.any(lengths == 0):
         found = "not finite or singular"
-        raise _refuse(name, field="the sform", found=found, expected="three axes", do="correct the orientation")
+        raise refuse(name, field="the sform", found=found, expected="three axes", do="correct the orientation")
     cosines = grid[:, :3] / lengths
     skew = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
     if skew > ORTHONORMAL_WITHIN:
         found = f"sheared (axes off a right angle by a cosine of {skew:.3g})"
-        raise _refuse(name, field="the sform", found=found, expected="right angles", do="resample the scan")
+        raise refuse(name, field="the sform", found=found, expected="right angles", do="resample the scan")
     if not np.allclose(lengths, spacing, rtol=SPACING_WITHIN):
         found = f"of spacing {tuple(lengths.round(4).tolist())} mm"
         expected = f"that of pixdim, {tuple(spacing.round(4).tolist())}"
-        raise _refuse(name, field="the sform", found=found, expected=expected, do="correct the wrong one")
+        raise refuse(name, field="the sform", found=found, expected=expected, do="correct the wrong one")
     return grid
 
 
@@ -275,9 +290,9 @@ def _check_voxels(start: bytes, pieces: Iterator[bytes], *, header: _Header, nam
         whole = len(rest) // header.voxels.itemsize * header.voxels.itemsize
         if header.voxels.kind == "f" and not np.isfinite(np.frombuffer(rest[:whole], dtype=header.voxels)).all():
             do = "export the scan again or replace those voxels"
-            raise _refuse(name, field="a voxel", found="NaN or infinite", expected="finite numbers", do=do)
+            raise refuse(name, field="a voxel", found="NaN or infinite", expected="finite numbers", do=do)
         rest = rest[whole:]
     if count != header.total:
         found = f"more than {header.total} bytes" if count > header.total else f"{count} bytes"
         expected = f"the {header.total} that dim, bitpix and vox_offset declare"
-        raise _refuse(name, field="the unpacked size", found=found, expected=expected, do="copy the file again")
+        raise refuse(name, field="the unpacked size", found=found, expected=expected, do="copy the file again")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -14,14 +13,14 @@ from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
 from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM, check_nifti
+from segsweep.data.intake_text import META, NRRD, NumLayers, check_text, voxel_file
 from segsweep.errors import InputError
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 MAX_LABEL = 65535
 
 _FORMATS = {".nii.gz": "NiftiImageIO", ".nii": "NiftiImageIO", ".nrrd": "NrrdImageIO"}
-# A `.seg.nrrd` of a hundred segments has a header of 50 kB.
-_HEADER_BYTES = 2**20
+_TEXT = (*NRRD, *META)
 
 # ITK would print its warnings to the terminal; what matters is checked here and said as an InputError.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -105,7 +104,8 @@ def read_labels(path: Path) -> Scan:
 
 def read_layers(path: Path) -> Layers:
     """All layers of a NRRD file, layers first, in the file's own axis order. Raises InputError for a damaged file and fractions."""
-    with _reading(path, suffix=".nrrd"):
+    with _reading(path, kind=".nrrd"):
+        check_text(path, layers="many")
         reader = _opened(path, suffix=".nrrd", layers="many")
         voxels = sitk.GetArrayFromImage(reader.Execute())
     if not np.isfinite(voxels).all() or not _whole(voxels):
@@ -116,21 +116,21 @@ def read_layers(path: Path) -> Layers:
 
 def read_layer_fields(path: Path) -> Mapping[str, str]:
     """The `fields` that reading the layers would give, from the header alone. Raises InputError for a damaged header."""
-    with _reading(path, suffix=".nrrd"):
+    with _reading(path, kind=".nrrd"):
         reader = _opened(path, suffix=".nrrd", layers="many")
     return _fields(reader, name=path.name)
 
 
 def file_digest(path: Path) -> str:
     """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
-    if not path.is_file():
-        raise InputError(f"{path.name} is not there (in {path.parent}); expected a scan; check the path")
-    digest = hashlib.sha256()
-    for part in (path, *_detached(path)):
-        with part.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-    return digest.hexdigest()
+    with _reading(path, kind="readable"):
+        digest = hashlib.sha256()
+        other = voxel_file(path) if path.name.endswith(_TEXT) else None
+        for part in (path, *([other] if other else [])):
+            with part.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+        return digest.hexdigest()
 
 
 def _whole(voxels: NDArray) -> bool:
@@ -146,8 +146,10 @@ def _suffix(path: Path) -> str:
 
 def _read(path: Path) -> Scan:
     suffix = _suffix(path)
-    with _reading(path, suffix=suffix):
-        if suffix in (".nii", ".nii.gz"):
+    with _reading(path, kind=suffix):
+        if suffix in _TEXT:
+            check_text(path)
+        else:
             check_nifti(path)
         reader = _opened(path, suffix=suffix)
         voxels = sitk.GetArrayFromImage(reader.Execute())
@@ -161,17 +163,21 @@ def _read(path: Path) -> Scan:
 
 
 @contextmanager
-def _reading(path: Path, *, suffix: str) -> Iterator[None]:
+def _reading(path: Path, *, kind: str) -> Iterator[None]:
     """Turns what ITK and the system raise while a file is read into one InputError, and keeps ITK quiet."""
-    if not path.is_file():
-        raise InputError(f"{path.name} is not there (in {path.parent}); expected a {suffix} file; check the path")
+    if not str(path).isprintable():
+        raise InputError(
+            f"{str(path)!r} cannot be read; expected names of printable characters in UTF-8; rename file or folder"
+        )
     try:
-        _detached(path)
+        if not path.is_file():
+            found = "is no file but a folder or a device" if path.exists() else f"is not there (in {path.parent})"
+            raise InputError(f"{path.name} {found}; expected a {kind} file; check the path")
         with quiet():
             yield
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"{path.name} cannot be read ({_reason(error)}); expected an intact {suffix} file; copy or export it again"
+            f"{path.name} cannot be read ({_reason(error)}); expected an intact {kind} file; copy or export it again"
         ) from None
 
 
@@ -188,7 +194,7 @@ def quiet() -> Iterator[None]:
         os.close(terminal)
 
 
-def _opened(path: Path, *, suffix: str, layers: Literal["one", "many"] = "one") -> sitk.ImageFileReader:
+def _opened(path: Path, *, suffix: str, layers: NumLayers = "one") -> sitk.ImageFileReader:
     """The reader with the header read and judged, so that no memory is taken for a header's absurd claim."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_FORMATS.get(suffix, "MetaImageIO"))
@@ -238,27 +244,6 @@ def _fields(reader: sitk.ImageFileReader, *, name: str) -> Mapping[str, str]:
     except UnicodeEncodeError:  # SimpleITK smuggles other bytes through as lone surrogates
         raise InputError(f"{name}: its header is not UTF-8 text; expected UTF-8; save the segmentation again") from None
     return fields
-
-
-def _detached(path: Path) -> list[Path]:
-    """The file that holds the voxels of a detached header; it must lie beside the header."""
-    if not path.name.endswith((".mhd", ".mha", ".nrrd")):
-        return []
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES).split(b"\n\n")[0].decode("latin-1")
-    for line in header.splitlines():
-        key, sign, value = line.replace(":", "=", 1).partition("=")
-        if not sign or key.strip().lower() not in ("elementdatafile", "data file", "datafile"):
-            continue
-        name = value.strip()
-        if name == "LOCAL":
-            return []
-        if name != Path(name).name or not (path.parent / name).is_file():
-            raise InputError(
-                f"{path.name}: its voxels are in {name!r}; expected a file beside it; put both in one folder"
-            )
-        return [path.parent / name]
-    return []
 
 
 def _reason(error: Exception) -> str:
