@@ -15,9 +15,9 @@ Without it every name in the files is a structure: look at these names before th
 
 import fnmatch
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,22 @@ def cases(raw: Path) -> list[CaseSource]:
     """
     survey, key = _survey(raw), project_key()
     named = _case_names(raw, survey=survey)
-    unusable = [
-        CaseSource(case_id=pseudonym(str(series.files[0].relative_to(raw)), key=key), images=(series,))
-        for series in survey.unusable
-    ]
-    return [_source(found, survey=survey, raw=raw, named=named, key=key) for found in survey.found] + unusable
+    homes = Counter(_folder(found.series, raw=raw) for found in survey.found)
+    sources, damaged = [], defaultdict(list)
+    for series in survey.unusable:
+        # Beside one series alone, these are slices of it that cannot be read: its case shall fail, not lose them.
+        damaged[_folder(series, raw=raw)] += series.files
+    for found in survey.found:
+        folder = _folder(found.series, raw=raw)
+        extra = damaged.pop(folder) if homes[folder] == 1 and folder in damaged else ()
+        source = _source(found, survey=survey, raw=raw, name=named.get(folder, ""), key=key)
+        sources.append(replace(source, images=(Series(files=(*found.series.files, *extra)),)))
+    for folder, files in damaged.items():
+        sources.append(CaseSource(case_id=pseudonym(folder, key=key), images=(Series(files=tuple(files)),)))
+    return sources
 
 
-def _source(found: _Found, *, survey: _Survey, raw: Path, named: Mapping[str, str], key: bytes) -> CaseSource:
+def _source(found: _Found, *, survey: _Survey, raw: Path, name: str, key: bytes) -> CaseSource:
     first = found.series.files[0]
     patient = patient_pseudonym(first, key=key)
     files = [
@@ -103,7 +111,7 @@ def _source(found: _Found, *, survey: _Survey, raw: Path, named: Mapping[str, st
                     f"expected one file for it; choose with 'files' in {STRUCTURES} or take one away"
                 )
     return CaseSource(
-        case_id=named.get(_folder(found, raw=raw)) or pseudonym(patient, found.info.uid, key=key),
+        case_id=name or pseudonym(patient, found.info.uid, key=key),
         images=(found.series,),
         labels=tuple(
             file for file, drawing in zip(files, found.drawings, strict=True) if file.names or not drawing.names
@@ -213,8 +221,8 @@ def _modality(found: list[_Found], *, raw: Path) -> str:
     return min(counts, key=lambda modality: (-counts[modality], modality))
 
 
-def _folder(found: _Found, *, raw: Path) -> str:
-    return found.series.files[0].parent.relative_to(raw).as_posix()
+def _folder(series: Series, *, raw: Path) -> str:
+    return series.files[0].parent.relative_to(raw).as_posix()
 
 
 def _stated(raw: Path) -> dict[str, Any]:
@@ -273,7 +281,7 @@ def _case_names(raw: Path, *, survey: _Survey) -> dict[str, str]:
     if not (raw / CASES).exists():
         return {}
     named = read_json(raw / CASES, what="case names by the folder of their series")
-    folders = {_folder(found, raw=raw) for found in survey.found}
+    folders = {_folder(found.series, raw=raw) for found in survey.found}
     for folder in named:
         if folder not in folders:
             raise InputError(

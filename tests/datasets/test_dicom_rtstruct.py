@@ -177,6 +177,18 @@ def test_a_series_with_unusable_headers_fails_alone(write_patient: WritePatient,
         read_case(bad, labels=recipe.labels(tmp_path))
 
 
+def test_a_slice_of_no_series_fails_the_series_beside_it(write_patient: WritePatient, tmp_path: Path) -> None:
+    """The scan would only be shorter without its last slice."""
+    write_patient(tmp_path, rois=ROIS)
+    path = tmp_path / "CT" / "slice_1_0.dcm"
+    item = pydicom.dcmread(path)
+    del item.SeriesInstanceUID, item.ImagePositionPatient
+    item.save_as(path)
+    (source,) = recipe.cases(state(tmp_path))
+    with pytest.raises(InputError, match=r"slice_1_0\.dcm: ImagePositionPatient is missing"):
+        read_case(source, labels=recipe.labels(tmp_path))
+
+
 @pytest.mark.skipif(not SEG.is_dir(), reason="the dcmqi example is not here")
 def test_a_real_series_with_two_segmentations() -> None:
     (source,) = recipe.cases(SEG)
