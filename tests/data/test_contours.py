@@ -96,3 +96,8 @@ def test_what_lies_off_the_grid_is_cut_off() -> None:
 def test_contours_without_an_area_hold_nothing() -> None:
     assert not fill_contours([], shape=SHAPE).any()
     assert not fill_contours([np.array([[3.0, 3.0]]), np.array([[3.2, 3.0], [9.1, 9.0]])], shape=SHAPE).any()
+
+
+def test_a_thousand_contours_on_each_other_count_too() -> None:
+    assert fill_contours([box(1.5, 1.5, 9.5, 9.5)] * 1001, shape=SHAPE).sum() == 64
+    assert not fill_contours([box(1.5, 1.5, 9.5, 9.5)] * 1024, shape=SHAPE).any()

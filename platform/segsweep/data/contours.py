@@ -17,14 +17,14 @@ def fill_contours(contours: Sequence[NDArray[np.floating]], *, shape: tuple[int,
     that regions which share an edge share no pixel. Edges that run to and fro (a keyhole) cancel out.
     """
     rows, columns = shape
-    # How often a pixel and all those after it in its row change sides.
-    turns = np.zeros((rows, columns + 1), dtype=np.int32)
+    # How often a pixel and all those after it in its row change sides; that 256 wraps to 0 leaves odd and even as they are.
+    turns = np.zeros((rows, columns + 1), dtype=np.uint8)
     for contour in contours:
         _count_crossings(np.round(contour, DECIMALS), turns=turns)
-    return np.cumsum(turns, axis=1)[:, :columns] % 2 == 1
+    return np.cumsum(turns, axis=1, dtype=np.uint8)[:, :columns] % 2 == 1
 
 
-def _count_crossings(contour: NDArray[np.floating], *, turns: NDArray[np.int32]) -> None:
+def _count_crossings(contour: NDArray[np.floating], *, turns: NDArray[np.uint8]) -> None:
     """Adds every crossing of an edge and a row of centres to the first pixel at or after it."""
     rows, columns = turns.shape[0], turns.shape[1] - 1
     start, end = contour, np.roll(contour, -1, axis=0)
