@@ -52,3 +52,16 @@ def test_a_key_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "short")
     with pytest.raises(InputError, match=f"{VARIABLE}: holds a key of 5 characters; expected at least 16"):
         project_key()
+
+
+def test_a_key_file_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file" / "folder"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"case-key cannot be made or read \(NotADirectoryError\).*set {VARIABLE}"):
+        project_key()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "segsweep").mkdir()
+    (tmp_path / "segsweep" / "case-key").write_bytes(b"\xff" * 40)
+    with pytest.raises(InputError, match=rf"\(UnicodeDecodeError\).*set {VARIABLE}"):
+        project_key()

@@ -18,17 +18,24 @@ def project_key() -> bytes:
     """The key in `SEGSWEEP_CASE_KEY`, else in the user's own `segsweep/case-key` below the configuration folder.
 
     That file is made at the first use, readable by the user alone. The same key gives the same names: people who convert the same
-    patients into one project share it, and nobody without it can go from a name back to a patient. Raises InputError for a short key.
+    patients into one project share it, and nobody without it can go from a name back to a patient.
+
+    Raises InputError for a short key and a file that cannot be used.
     """
     text = os.environ.get(VARIABLE)
     if text is not None:
         return _key(text, source=VARIABLE)
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "segsweep"
     path = folder / "case-key"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _make(path)
-    return _key(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _make(path)
+        return _key(path.read_text(encoding="utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be made or read ({type(error).__name__}); expected a key for the names of cases; set {VARIABLE}"
+        ) from None
 
 
 def pseudonym(*identifiers: str, key: bytes) -> str:
