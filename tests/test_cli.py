@@ -18,7 +18,9 @@ import typer.main
 from segsweep import cli, recipes
 from segsweep.data.arrays import geometry_json
 from segsweep.data.geometry import Geometry
+from segsweep.data.manifest import seal
 from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.inference.writers import write_image
 from segsweep.learning import checkpoint
@@ -31,7 +33,7 @@ from segsweep.workspace import Workspace
 # Settled: scripts depend on these names.
 VERBS = {
     "demo": (("FOLDER",), ("--seed",)),
-    "convert": (("DATASET", "RAW"), ("--store", "--deep")),
+    "convert": (("DATASET", "RAW"), ("--store", "--planner", "--folds", "--deep")),
     "check": (("STORE",), ("--deep",)),
     "train": (("TRAINABLE", "STORE", "KEY=VALUE"), ()),
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
@@ -78,7 +80,7 @@ def store(here: Path) -> str:
         "atoms": [[], [0]], "voxels": [300, 36], "digest": "d", "source_digests": ["s"],
     }  # fmt: skip
     index = {
-        "format": 1, "dataset": "mine", "channels": ["CT"], "labels": {"structures": ["organ"], "pairs": []},
+        "format": FORMAT, "plan": "", "folds": None, "dataset": "mine", "channels": ["CT"], "labels": {"structures": ["organ"], "pairs": []},
         "atoms": [[], [0]], "digest": "0123", "cases": [{**record, "case_id": name, "group": name} for name in "abcdef"],
     }  # fmt: skip
     plan = Plan(
@@ -87,7 +89,7 @@ def store(here: Path) -> str:
     )  # fmt: skip
     folder = here / "store"
     folder.mkdir()
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "index.json").write_bytes(seal(index))
     (folder / "plan.json").write_text(json.dumps(plan.to_json()))
     return str(folder)
 
@@ -180,17 +182,23 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("train unet store epochs=0", "unet: epochs=0 cannot be used: expected at least 1"),
         ("train unet store patch_size=4,4", "unet: patch_size='4,4' cannot be used: expected 3 values *"),
         ("train unet store preset=small patch_size=8,8,8", "patch_size=(8, 8, 8) * makes a network of one level; *"),
-        ("train unet store fold=9", "fold=9 cannot be used: expected 0 to 4 or 'all'"),
+        ("train unet store fold=-1", "fold=-1 cannot be used: expected a whole number from 0, or 'all'"),
         ("train unet store workers=two", "workers='two' cannot be used: expected a whole number, at least 1"),
         ("train unet store epochs", "'epochs' cannot be used: expected KEY=VALUE, for example epochs=200"),
         ("train unet store epochs=1 epochs=2", "epochs was given twice (1 and 2); expected it once"),
         ("train unet empty", "*empty: no store found (no index.json); make one with `segsweep convert *"),
-        ("train unet newer", "*newer: store format 2 found, this segsweep reads 1; update segsweep or *"),
+        (
+            "train unet newer",
+            f"*newer: store format {FORMAT + 1} found, this segsweep reads {FORMAT}; update segsweep, or *",
+        ),
         ("tune defalt store", "no 'defalt' among search_spaces/ (there are: *); did you mean 'default'?"),
         ("tune default store trials=0", "trials=0 cannot be used: expected at least 1"),
         ("tune default store trials=many", "trials='many' cannot be used: expected a whole number"),
-        ("tune default store fold=7", "fold=7 cannot be used: expected 0 to 4 or 'all'"),
-        ("tune default store fold=all", "fold='all' leaves a sweep no cases to compare its trials by; expected 0 to 4"),
+        ("tune default store fold=-7", "fold=-7 cannot be used: expected a whole number from 0, or 'all'"),
+        (
+            "tune default store fold=all",
+            "fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number",
+        ),
         ("tune default store epoch=3", "no 'epoch' among parameters of unet *; did you mean 'epochs'?"),
         ("tune default nowhere", "*nowhere: no store found (no index.json); *"),
         ("check nowhere", "*nowhere: no store found (no index.json); *"),
@@ -212,7 +220,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     (here / "empty").mkdir()
     (here / "newer").mkdir()
     index = json.loads((Path(store) / "index.json").read_text())
-    (here / "newer" / "index.json").write_text(json.dumps({**index, "format": 2}))
+    (here / "newer" / "index.json").write_text(json.dumps({**index, "format": FORMAT + 1}))
     before = sorted(here.rglob("*"))
     found = refused(*argv.split())
     assert re.fullmatch(".*".join(map(re.escape, sentence.split("*"))), found), found
