@@ -15,6 +15,8 @@ Progress = Callable[[str, int, int], None]
 
 # Starts again after its worker died, for example because the machine ran out of memory.
 RETRIES = 2
+# Memory is asked for in such steps (bytes): tasks that ask for the same follow one another in a worker at once.
+STEP = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ def _as_they_end(pieces: Sequence[Piece], *, work: Callable[..., Any]) -> Iterat
             continue
         if len(running) == most:
             yield _next(running)
-        running[task.options(memory=piece.num_bytes).remote(work, piece)] = piece.name
+        reserved = min(largest, -(-piece.num_bytes // STEP) * STEP)
+        running[task.options(memory=reserved).remote(work, piece)] = piece.name
     while running:
         yield _next(running)
 
