@@ -176,6 +176,7 @@ def tiny_store(tmp_path: Path) -> Callable[..., Path]:
             "cases": records,
             "digest": f"digest of {name}",
             "plan": "",
+            "folds": None,
         }
         (store / "index.json").write_bytes(seal(index))
         return store

@@ -80,7 +80,8 @@ def store(here: Path) -> str:
         "atoms": [[], [0]], "voxels": [300, 36], "digest": "d", "source_digests": ["s"],
     }  # fmt: skip
     index = {
-        "format": FORMAT, "plan": "", "folds": None, "dataset": "mine", "channels": ["CT"], "labels": {"structures": ["organ"], "pairs": []},
+        "format": FORMAT, "plan": "", "folds": None, "dataset": "mine", "channels": ["CT"],
+        "labels": {"structures": ["organ"], "pairs": []},
         "atoms": [[], [0]], "digest": "0123", "cases": [{**record, "case_id": name, "group": name} for name in "abcdef"],
     }  # fmt: skip
     plan = Plan(

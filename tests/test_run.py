@@ -46,7 +46,7 @@ def test_a_digest_does_not_depend_on_the_process() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     (
-        ("fold", 5), ("fold", -1), ("fold", "every"), ("fold", 1.0), ("fold", True), ("workers", 0), ("workers", "two"),
+        ("fold", -1), ("fold", "every"), ("fold", 1.0), ("fold", True), ("workers", 0), ("workers", "two"),
         ("workers", 1.5), ("seed", -1), ("seed", "abc"), ("seed", None),
     ),
 )  # fmt: skip

@@ -82,6 +82,10 @@ def convert(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A recipe of `segsweep list datasets`.")],
     raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder with the scans, laid out as the recipe says.")],
     store: Annotated[Path | None, typer.Option(help="The store. Default: WORKSPACE/stores/DATASET.")] = None,
+    planner: Annotated[str, typer.Option(help="plain, resenc_m, resenc_l or resenc_xl: nnU-Net's networks.")] = "plain",
+    folds: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON file: held-out case ids of each fold.")
+    ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Verify every byte of the cases that are kept.")] = False,
 ) -> None:
     """Convert raw scans into a store.
@@ -89,21 +93,24 @@ def convert(
     Then plans the training (spacing in mm, patch in voxels) and looks for bad
     cases. Run it again to go on, or to add cases: finished ones are kept,
     damaged ones (those that --deep alone can find, with --deep) written again.
-    Exit code 2 when cases failed; the last lines name them.
+    Exit code 2 when cases failed; the last lines name them. --folds may be
+    nnU-Net's splits_final.json; without it, 5 folds are drawn.
 
     Examples:
       segsweep list openkbp                        the layout that it expects
       segsweep convert openkbp data/openkbp --store stores/openkbp
     """
+    from segsweep.data.conversion import ConversionOptions
     from segsweep.data.conversion import convert as run
     from segsweep.data.dataset import describe
     from segsweep.sweeps.cluster import connect
 
     describe(dataset, raw=raw)  # refuses a wrong layout before Ray starts
     target = store or current_workspace().root / "stores" / dataset
+    options = ConversionOptions(depth="deep" if deep else "quick", planner=planner, folds=folds)
     connect()
     with bars() as shown:
-        done = run(dataset, raw=raw, store=target, depth="deep" if deep else "quick", progress=shown.count)
+        done = run(dataset, raw=raw, store=target, options=options, progress=shown.count)
     plan = done.store.plan
     say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
     share = f"{done.num_bytes / done.raw_bytes:.1f} of the raw voxels"
@@ -145,7 +152,7 @@ def train(
     """Train one run and register its model.
 
     Keys of the run:
-      fold      which fifth of the training cases validates: 0 to 4, or all
+      fold      which of the store's folds validates: 0 to 4, or all
       seed      of weights and patches                                  (0)
       workers   processes that train together, one core or GPU each     (1)
     Every other key is a parameter of the trainable: see `segsweep list unet`.
@@ -303,7 +310,7 @@ def evaluate(
 
     Examples:
       segsweep evaluate predictions/ stores/openkbp
-      segsweep evaluate predictions/ labels/ --labels labels.json --profile flare22
+      segsweep evaluate out/ labels/ --labels labels.json --profile flare22
     """
     from segsweep.evaluation.evaluation import Options
     from segsweep.evaluation.evaluation import evaluate as run

@@ -16,7 +16,7 @@ Fold = int | Literal["all"]
 class Run:
     """One training: a trainable on a store, or on several as one (`stores/a,stores/b`).
 
-    `fold` is the held-out fold (0 to 4) or "all" (train on every training case).
+    `fold` is the store's held-out fold (0 to 4 unless it was given others) or "all" (train on every training case).
     `workers` is the number of DDP processes; each draws `batch_size` patches, so it is part of what is trained. Raises RecipeError
     for a value that cannot be used.
     """
@@ -29,8 +29,8 @@ class Run:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.fold != "all" and not (_whole(self.fold) and 0 <= self.fold < 5):
-            raise RecipeError(f"fold={self.fold!r} cannot be used: expected 0 to 4 or 'all'")
+        if self.fold != "all" and not (_whole(self.fold) and self.fold >= 0):
+            raise RecipeError(f"fold={self.fold!r} cannot be used: expected a whole number from 0, or 'all'")
         if not (_whole(self.seed) and self.seed >= 0):
             raise RecipeError(f"seed={self.seed!r} cannot be used: expected a whole number, at least 0")
         if not (_whole(self.workers) and self.workers >= 1):

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segsweep.data.conversion import convert, derive
+from segsweep.data.conversion import ConversionOptions, convert, derive
 from segsweep.data.geometry import Geometry
 from segsweep.data.integrity import deep_check
 from segsweep.data.joint import open_stores
@@ -54,6 +55,31 @@ def test_an_edited_plan_is_kept(phantom_raw: Path, phantom_store: Path, tmp_path
     batch_size = open_store(store).plan.batch_size
     (store / "plan.json").write_text(text.replace(f'"batch_size": {batch_size}', '"batch_size": 7'))
     assert convert("phantom", raw=phantom_raw, store=store).store.plan.batch_size == 7
+
+
+def test_folds_of_a_file_and_another_planner(phantom_raw: Path, phantom_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(phantom_store, tmp_path / "store"))
+    before = open_store(store)
+    first, second, *_ = before.candidates
+    (tmp_path / "folds.json").write_text(json.dumps([[first], [second]]))
+    options = ConversionOptions(folds=tmp_path / "folds.json", planner="resenc_l")
+    done = convert("phantom", raw=phantom_raw, store=store, options=options).store
+    assert (done.validation(0), done.validation(1)) == ((first,), (second,))
+    assert set(done.training(1)) == set(done.held_out("train")) - {second}
+    with pytest.raises(StoreError, match="no fold 2; expected 0 to 1, or 'all'"):
+        done.validation(2)
+    assert done.digest != before.digest, "another split is another store"
+    # The large network's plan may take batches of any share of a small data set.
+    assert done.plan.batch_size > before.plan.batch_size
+    again = convert("phantom", raw=phantom_raw, store=store).store
+    assert again.given_folds == ((first,), (second,))
+    assert again.plan == before.plan
+    (tmp_path / "folds.json").write_text(json.dumps([["nobody"]]))
+    with pytest.raises(InputError, match=r"folds\.json: no 'nobody' among annotated training cases"):
+        convert("phantom", raw=phantom_raw, store=store, options=options)
+    with pytest.raises(InputError, match="no 'resnet' among planners"):
+        convert("phantom", raw=phantom_raw, store=store, options=ConversionOptions(planner="resnet"))
+    assert open_store(store).digest == again.digest
 
 
 def test_bad_cases_are_named_and_the_others_go_on(raw: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segsweep import recipes
-from segsweep.data.conversion import convert
+from segsweep.data.conversion import ConversionOptions, convert
 from segsweep.data.geometry import Geometry
 from segsweep.data.integrity import Damage, deep_check
 from segsweep.data.manifest import place
@@ -164,7 +164,7 @@ def test_a_damaged_case_is_converted_again_alone(okbp_store: Path, store: Path) 
     before = open_store(store)
     image = store / "cases" / "okbp_001" / "grids" / "native" / "image" / "c" / "0" / "0" / "0" / "0"
     image.write_bytes(bytes(image.stat().st_size))
-    done = convert("openkbp", raw=raw, store=store, depth="deep")
+    done = convert("openkbp", raw=raw, store=store, options=ConversionOptions(depth="deep"))
     assert (done.written, done.kept) == (("okbp_001",), ("okbp_000",))
     assert done.store.digest == before.digest
     assert deep_check(store) == ()

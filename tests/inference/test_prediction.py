@@ -287,6 +287,7 @@ def test_a_stores_cases_come_back_on_their_files_grids(tmp_path: Path):
         "cases": [built],
         "digest": "",
         "plan": "",
+        "folds": None,
     }
     (tmp_path / "store" / "index.json").write_bytes(seal(index))
     cases = find_scans(tmp_path / "store", channels=("CT0",))

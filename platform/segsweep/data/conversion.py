@@ -18,17 +18,30 @@ from segsweep.data import footprint
 from segsweep.data.building import build_case, current_case, derive_grid, read_case
 from segsweep.data.case import CaseSource
 from segsweep.data.dataset import Dataset, describe
-from segsweep.data.fingerprint import make_plan, read_fingerprints
+from segsweep.data.fingerprint import find_planner, make_plan, read_fingerprints
 from segsweep.data.geometry import Spacing
 from segsweep.data.joint import JointStore
 from segsweep.data.lock import LOCK, locked
 from segsweep.data.manifest import Depth, remove_leftovers, seal, write_bytes
 from segsweep.data.parallel import Outcome, Piece, Progress, run_all
+from segsweep.data.splits import Folds, read_folds
 from segsweep.data.store import FORMAT, Store, open_store, store_from_index
 from segsweep.data.structures import LabelSet, join, labels_json
 from segsweep.errors import InputError, StoreError
 
 Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """What the store holds already is verified to `depth`. `planner` is one of nnU-Net's (`fingerprint.PLANNERS`).
+
+    `folds` is a file for `splits.read_folds`; without it the store keeps the folds that it was given before, or they are drawn.
+    """
+
+    depth: Depth = "quick"
+    planner: str = "plain"
+    folds: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +70,25 @@ class _Cases:
 
 
 def convert(
-    dataset: str, *, raw: Path, store: Path, depth: Depth = "quick", progress: Progress | None = None
+    dataset: str,
+    *,
+    raw: Path,
+    store: Path,
+    options: ConversionOptions | None = None,
+    progress: Progress | None = None,
 ) -> Converted:
     """Convert `raw` with a dataset recipe into `store`, plan it and derive its training grids.
 
     Bad cases are left out and named in `failures`; the others go on. A case whose files have become bad stays as it was converted
-    before. What the store holds already is verified to `depth`, and written again where it is damaged. A plan.json that a person has
-    edited is kept. The index is written last: until then the store is what it was.
+    before. What the store holds already is written again where it is damaged. A plan.json that a person has edited is kept. The index is
+    written last: until then the store is what it was.
 
-    Raises InputError when no case is usable, RecipeError for an unknown dataset, StoreError while another conversion is at work.
+    Raises InputError when no case is usable or the folds do not fit, RecipeError for an unknown dataset, StoreError while another
+    conversion is at work.
     """
     started = time.monotonic()
+    chosen = options or ConversionOptions()
+    find_planner(chosen.planner)
     # Workers have current folders of their own.
     raw, store = raw.resolve(), store.resolve()
     described = describe(dataset, raw=raw)
@@ -76,17 +97,18 @@ def convert(
     (store / "cases").mkdir(parents=True, exist_ok=True)
     with locked(store):
         _remove_leftovers(store)
-        cases = _build_all(sources, labels=described.labels, store=store, depth=depth, progress=progress)
+        cases = _build_all(sources, labels=described.labels, store=store, depth=chosen.depth, progress=progress)
         draft = _draft(described, cases=cases, store=store, raw=raw)
-        made = _made_plan(draft)
+        folds = _folds(draft, file=chosen.folds, earlier=earlier)
+        made = _made_plan(draft, planner=chosen.planner)
         edited = _is_edited(store / "plan.json", made=made, earlier=earlier)
         spacing = draft.plan.spacing if edited else json.loads(made)["spacing"]
-        derived = _derive_all(draft, spacing=spacing, depth=depth, progress=progress)
+        derived = _derive_all(draft, spacing=spacing, depth=chosen.depth, progress=progress)
         cases = _without(cases, failures={name: found.failure for name, found in derived.items() if found.failure})
         draft = _draft(described, cases=cases, store=store, raw=raw)
         if not edited:
             write_bytes(store / "plan.json", made)
-        index = {**_index(described, records=cases.records), "plan": hashlib.sha256(made).hexdigest()}
+        index = {**_index(described, records=cases.records, folds=folds), "plan": hashlib.sha256(made).hexdigest()}
         write_bytes(store / "index.json", seal(index))
     return Converted(
         store=open_store(store),
@@ -218,26 +240,36 @@ def _draft(described: Dataset, *, cases: _Cases, store: Path, raw: Path) -> Stor
     if not cases.records:
         first = next(iter(cases.failures.values()))
         raise InputError(f"{raw}: none of {len(cases.failures)} cases could be converted; the first: {first}")
-    return store_from_index({**_index(described, records=cases.records), "plan": ""}, folder=store)
+    return store_from_index({**_index(described, records=cases.records, folds=None), "plan": ""}, folder=store)
 
 
-def _index(described: Dataset, *, records: Mapping[str, Record]) -> dict[str, Any]:
+def _folds(store: Store, *, file: Path | None, earlier: Store | None) -> Folds | None:
+    """Held-out cases of each fold where somebody gave them; those given earlier go on among the cases that are left."""
+    if file:
+        return read_folds(file, cases=store.candidates)
+    if earlier is None or earlier.given_folds is None:
+        return None
+    return tuple(tuple(case_id for case_id in fold if case_id in store.candidates) for fold in earlier.given_folds)
+
+
+def _index(described: Dataset, *, records: Mapping[str, Record], folds: Folds | None) -> dict[str, Any]:
     ordered = [records[name] for name in sorted(records)]
-    text = json.dumps([[record["case_id"], record["digest"]] for record in ordered])
+    text = json.dumps([[[record["case_id"], record["digest"]] for record in ordered], folds])
     return {
         "format": FORMAT,
         "dataset": described.name,
         "channels": list(described.channels),
         "labels": labels_json(described.labels),
+        "folds": folds,
         "atoms": [list(atom) for atom in join(tuple(map(tuple, record["atoms"])) for record in ordered)],
         "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
         "cases": [{name: value for name, value in record.items() if name != "labels"} for record in ordered],
     }
 
 
-def _made_plan(store: Store) -> bytes:
+def _made_plan(store: Store, *, planner: str) -> bytes:
     """Content of plan.json by the rules, from the training cases."""
-    plan = make_plan(read_fingerprints(store), channels=store.channels, labels=store.table.labels)
+    plan = make_plan(read_fingerprints(store), channels=store.channels, labels=store.table.labels, planner=planner)
     return json.dumps(plan.to_json(), indent=1).encode()
 
 

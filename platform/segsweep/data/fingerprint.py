@@ -85,6 +85,13 @@ def _read_fingerprint(store: Store, *, case_id: str) -> CaseFingerprint:
     )
 
 
+def find_planner(name: str) -> Planner:
+    """One of `PLANNERS`. Raises InputError with the nearest names for another name."""
+    if name not in PLANNERS:
+        raise InputError(unknown(name, kind="planners", known=PLANNERS))
+    return PLANNERS[name]
+
+
 def make_plan(
     cases: Sequence[CaseFingerprint],
     *,
@@ -99,9 +106,7 @@ def make_plan(
     nnU-Net, whose CT rule wants the exact name "CT", every channel whose name contains the word CT is normalised as CT.
     Raises InputError without cases and for an unknown planner, ResourceError when no patch fits the memory.
     """
-    if planner not in PLANNERS:
-        raise InputError(unknown(planner, kind="planners", known=PLANNERS))
-    reference = PLANNERS[planner]
+    reference = find_planner(planner)
     if not cases:
         raise InputError("no training cases found to plan from; expected at least one case of split 'train'")
     spacing = _target_spacing(cases)

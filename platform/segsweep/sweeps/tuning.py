@@ -154,7 +154,7 @@ def base_run(space: str, *, store: str, options: SweepOptions, params: Mapping[s
         params={**getattr(recipe, "PARAMS", {}), **params},
     )
     if run.fold == "all":
-        raise RecipeError("fold='all' leaves a sweep no cases to compare its trials by; expected 0 to 4")
+        raise RecipeError("fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number")
     if not opened.validation(run.fold):
         raise StoreError(
             f"{opened.uri}: fold {run.fold} holds out no annotated case to compare trials by; "
