@@ -5,10 +5,10 @@ licence), whose 128^3 grids of 4-5 x 4-5 x 2.5-3 mm are kept. `raw` holds `image
 `cases.json` (per case `id` and `upstream_split`). Its planning targets are no anatomy that a CT shows, and are left out.
 """
 
-import json
 from pathlib import Path
 
 from segsweep.data.case import CASE_ID, CaseSource, LabelFile
+from segsweep.data.layouts import read_json
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 
@@ -21,11 +21,8 @@ CHANNELS = ("CT",)
 
 def cases(raw: Path) -> list[CaseSource]:
     """The cases in `raw/cases.json`, all fully annotated. Raises InputError for a cases.json that cannot be used."""
-    index = raw / "cases.json"
-    if not index.is_file():
-        raise InputError(f"no cases.json in {raw}; expected the OpenKBP folder with images/, labels/ and cases.json")
+    content = read_json(raw / "cases.json", what="the OpenKBP folder with images/, labels/ and cases.json")
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
         values = {int(value): (str(name),) for name, value in content["labels"].items()}
         rows = [(str(entry["id"]), str(entry["upstream_split"])) for entry in content["cases"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from segsweep.data.case import CASE_ID, CaseSource, LabelFile
 from segsweep.data.geometry import Geometry, Reorientation
+from segsweep.data.layouts import read_json
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 from segsweep.inference.writers import write_image, write_label_map
@@ -171,17 +172,15 @@ def make(raw: Path, *, cases: int = 16, seed: int = 0, progress: Callable[[str, 
 
 def cases(raw: Path) -> list[CaseSource]:
     """The cases that `make` wrote. Raises InputError for a cases.json that cannot be used."""
-    index = raw / "cases.json"
-    if not index.is_file():
-        raise InputError(f"no cases.json in {raw}; expected a folder written by the phantom's make; make it first")
+    content = read_json(raw / "cases.json", what="the list of cases that the phantom's make writes")
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["cases"]
+        entries = content["cases"]
         sources = [
             _source(raw, case_id=entry["id"], split=entry["split"], annotated=entry["annotated"]) for entry in entries
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{index.name} is damaged ({type(error).__name__}: {error}); expected a list of cases; make the phantom again"
+            f"cases.json is damaged ({type(error).__name__}: {error}); expected a list of cases; make the phantom again"
         ) from None
     if not sources:
         raise InputError("cases.json lists no cases; expected at least one; make the phantom again")

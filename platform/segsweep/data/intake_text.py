@@ -33,15 +33,16 @@ _SIDES = ("RL", "AP", "IS")
 # An axis within 25 degrees of one of the patient's has its name for sure.
 _ALONG = 0.9
 _NRRD_TYPES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
-    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
-    **dict.fromkeys(("long long", "longlong", "long long int", "signed long long", "int64", "int64_t"), "i8"),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
-    **{"float": "f4", "double": "f8"},
+    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "int64": "i8"},
+    **{"uint64": "u8", "float": "f4", "double": "f8"},
+    **dict.fromkeys(("signed char", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32_t"), "u4"),
+    **dict.fromkeys(("long long", "longlong", "long long int", "signed long long", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64_t"), "u8"),
 }
 _META_TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
@@ -64,7 +65,7 @@ class _Fields:
     def choice(self, key: str, known: Mapping[str, str], *, default: str = "") -> str:
         value = self.values.get(key, default)
         if value not in known:
-            raise self.refuse(key, expected=f"one of {', '.join(known)}")
+            raise self.refuse(key, expected=f"one of {', '.join(list(known)[:10])}")
         return known[value]
 
     def whole(self, key: str, *, default: str = "") -> int:

@@ -5,6 +5,7 @@ lead out of the folder, channels by number, and left/right pairs by name.
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -55,7 +56,7 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
         if not isinstance(content, dict) or _deeper_than(content, levels=MAX_JSON_DEPTH):
             raise ValueError("no JSON object, or nested too deep")
     except (ValueError, OSError, RecursionError) as error:
@@ -195,6 +196,15 @@ def _hostile(name: str) -> str:
 
 def _hidden(path: Path, *, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object, unless a key is there twice: which of the two counts, nobody can know."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice[:60]!r} is there twice")
+    return found
 
 
 def _deeper_than(content: Any, *, levels: int) -> bool:

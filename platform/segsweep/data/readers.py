@@ -247,6 +247,8 @@ def _fields(reader: sitk.ImageFileReader, *, name: str) -> Mapping[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of an ITK message, without the source file that raised it."""
+    """The last line of an ITK message, without the source file that raised it; of the system's, without the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rpartition("): ")[2][:160] if lines else type(error).__name__
