@@ -130,7 +130,7 @@ def _derive(folder: Path, *, record: Mapping[str, Any], grid: Geometry, target: 
         write_grid(
             partial,
             data=data,
-            num_atoms=len(join([map(tuple, record["atoms"])])),
+            num_atoms=len(join([tuple(map(tuple, record["atoms"]))])),
             channels=_names(len(image)),
             seed=zlib.crc32(folder.name.encode()),
         )
