@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segsweep.data.case import CaseSource
+from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.readers import Scan, read_labels, read_scan
 from segsweep.data.reading import read_case
 from segsweep.errors import InputError
@@ -26,6 +26,7 @@ def masks(source: CaseSource) -> dict[str, np.ndarray]:
     """Canonical masks (z, y, x) by structure."""
     found: dict[str, np.ndarray] = {}
     for file in source.labels:
+        assert isinstance(file, LabelFile)
         scan = read_labels(file.path)
         for value, names in file.values.items():
             for name in names:

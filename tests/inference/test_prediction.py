@@ -310,7 +310,7 @@ def test_structures_left_out_hide_none_of_the_others():
             return [torch.stack([x, 2 * x], dim=1)]
 
     predictor = Predictor(members=(Member(model=Both(), task=task(BANDS, head="sigmoid")),))
-    image = noise((1, 8, 8, 8))
+    image = noise((8, 8, 8))[None]
     image[image == 0] = 1
     inside, geometry = image[0] > 0, grid((8, 8, 8))
     assert np.array_equal(predictor.segment(image, geometry=geometry), 2 * inside)

@@ -115,7 +115,7 @@ def test_resuming_after_any_epoch_changes_nothing(tmp_path: Path, after: int, op
 def test_metrics_of_several_gpus_are_pooled() -> None:
     device = torch.device("cuda")
     plain = setting()
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
         epochs = list(train(dataclasses.replace(plain, model=plain.model.to(device), device=device)))
     finally:
