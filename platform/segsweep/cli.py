@@ -34,9 +34,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a converted dataset.")]
+# Not Path, which would take a slash from s3://.
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// address of a converted dataset.")]
 StorePaths = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Folder of a converted dataset; several, joined by commas, are one.")
+    str,
+    typer.Argument(
+        metavar="STORE", help="Folder or s3:// address of a converted dataset; several, joined by commas, are one."
+    ),
 ]
 Values = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys as above; lists as 96,96,96.")]
 
@@ -56,6 +60,9 @@ def about() -> None:
       SEGSWEEP_WORKSPACE   folder for runs, models and sweeps   (./workspace)
       SEGSWEEP_PROJECT     folder that holds your own recipes          (none)
       RAY_ADDRESS          Ray cluster to work on              (this machine)
+      SEGSWEEP_CACHE       local folder for copies of grids            (none)
+      SEGSWEEP_CACHE_GB    how large these copies may grow together      (50)
+      AWS_ENDPOINT_URL     object storage of s3:// stores         (Amazon S3)
     """
 
 
@@ -81,7 +88,9 @@ def demo(
 def convert(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A recipe of `segsweep list datasets`.")],
     raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder with the scans, laid out as the recipe says.")],
-    store: Annotated[Path | None, typer.Option(help="The store. Default: WORKSPACE/stores/DATASET.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="The store, a folder or s3://BUCKET/FOLDER. Default: WORKSPACE/stores/DATASET.")
+    ] = None,
     planner: Annotated[str, typer.Option(help="plain, resenc_m, resenc_l or resenc_xl: nnU-Net's networks.")] = "plain",
     folds: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="JSON file: held-out case ids of each fold.")
@@ -106,7 +115,7 @@ def convert(
     from segsweep.sweeps.cluster import connect
 
     describe(dataset, raw=raw)  # refuses a wrong layout before Ray starts
-    target = store or current_workspace().root / "stores" / dataset
+    target = store or str(current_workspace().root / "stores" / dataset)
     options = ConversionOptions(depth="deep" if deep else "quick", planner=planner, folds=folds)
     connect()
     with bars() as shown:
@@ -261,7 +270,7 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's address, or a model folder.")],
-    scans: Annotated[Path, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],
+    scans: Annotated[str, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the label maps.")],
     split: Annotated[str, typer.Option(help="Of a store: train, validation or test.")] = "validation",
     mirror: Annotated[str, typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.")] = "none",
@@ -295,7 +304,7 @@ def predict(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder that `predict` wrote.")],
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps.")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps.")],
     profile: Annotated[str, typer.Option(help="Whose rules; the names are above.")] = "plain",
     out: Annotated[Path, typer.Option(help="Folder for scores and report.")] = Path("evaluation"),
     labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in REFERENCE.")] = None,
@@ -432,7 +441,7 @@ def _demand_possible(run: Run) -> None:
         demand_memory(prepared, available=machine_bytes())
 
 
-def _damaged(store: Path) -> bool:
+def _damaged(store: str) -> bool:
     """Name all damage on disk; whether there are errors."""
     from segsweep.data.integrity import deep_check
 
@@ -445,7 +454,7 @@ def _damaged(store: Path) -> bool:
     return errors > 0
 
 
-def _quality(store: Path) -> bool:
+def _quality(store: str) -> bool:
     """Write the quality report; whether it holds errors."""
     from segsweep.data.quality import check as run
     from segsweep.data.quality_report import write
@@ -454,7 +463,7 @@ def _quality(store: Path) -> bool:
     opened = open_store(store)
     with bars() as shown:
         report = run(opened, progress=shown.pieces("quality"))
-    page = write(report, store=opened, folder=store)
+    page = write(report, store=opened, folder=opened.uri)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     say(f"quality: {errors} errors, {warnings} warnings; {page}")

@@ -51,7 +51,7 @@ def test_voxels_are_counted_apart(store: Store) -> None:
 
 @pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0)])
 def test_samples_hold_no_ignored_voxel(store: Store, spacing: tuple[float, float, float] | None) -> None:
-    derive_grid(store.folder / "cases" / "a", spacing=(2.0, 2.0, 2.0))
+    derive_grid(store.home("a"), spacing=(2.0, 2.0, 2.0))
     grid = store.grid("a", spacing)
     label = grid.read_label()
     assert (label == store.table.ignored).any()
@@ -72,11 +72,11 @@ def test_the_quality_report_leaves_ignored_voxels_out(store: Store, tmp_path: Pa
     liver = next(one for one in report.structures if one.name == "liver")
     assert liver.smallest_ml == pytest.approx(5 * 16 * 8 * 2.0 / 1000)
     assert any(found.case_id == "b" and found.structure == "spleen" for found in report.findings)
-    assert write(report, store=store, folder=tmp_path).is_file()
+    assert Path(write(report, store=store, folder=tmp_path)).is_file()
 
 
 def test_a_label_read_in_another_way_is_built_again(store: Store) -> None:
-    folder, raw = store.folder / "cases" / "a", store.folder.parent / "raw-s"
+    folder, raw = Path(store.home("a")), Path(store.uri).parent / "raw-s"
     values = {1: ("liver",), 2: ("spleen",)}
     file = LabelFile(path=raw / "a.nii.gz", values=values, ignore=IGNORE)
     source = CaseSource(case_id="a", images=(raw / "a_0000.nii.gz",), labels=(file,), annotated=LABELS.structures)

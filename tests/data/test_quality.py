@@ -335,7 +335,7 @@ def test_report_files(store, tmp_path: Path):
     store.grids["case_6"].image = np.maximum(store.grids["case_6"].image, 0)
     store.grids["case_3"].damaged = True
     report = check(store)
-    path = write(report, store=store, folder=tmp_path)
+    path = Path(write(report, store=store, folder=tmp_path))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["quality.html", "quality.json"]
     values = json.loads((tmp_path / "quality.json").read_text())
     assert len(values["findings"]) == len(report.findings)

@@ -96,6 +96,13 @@ class GridReader:
             return np.frombuffer(bytearray(values).translate(self._byte_table), np.uint8).reshape(values.shape)
         return np.take(self._lookup, values)
 
+    def opened(self) -> "GridReader":
+        """The same, with all its files open: they can be read on when they are deleted, as the download cache may do."""
+        for array in self._stored.values():
+            array.read([*(slice(None) for _ in array.shape[:-3]), *[slice(0, 1)] * 3])
+        _ = self.geometry, self.foreground, self._local
+        return self
+
     @property
     def foreground(self) -> Mapping[int, NDArray[np.int32]]:
         """Atom value of the store's table -> sampled voxel indices (n, 3), for every atom but background."""

@@ -3,17 +3,17 @@
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data import reading
+from segsweep.data import reading, storage
 from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geometry_json, write_grid
 from segsweep.data.case import CaseSource
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.manifest import Depth, check_folder, committed, read_manifest
+from segsweep.data.manifest import MANIFEST, Depth, check_folder, committed, read_file, read_manifest
 from segsweep.data.resampling import resample_image, resample_label
 from segsweep.data.store import NATIVE, grid_key
 from segsweep.data.structures import LabelSet, encode, join, labels_json
@@ -64,14 +64,15 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
     return read_case(folder)
 
 
-def read_case(folder: Path, *, depth: Depth = "quick") -> dict[str, Any]:
+def read_case(folder: str | Path, *, depth: Depth = "quick") -> dict[str, Any]:
     """The record of a committed case, with its digest. Raises StoreError when the folder is not intact."""
-    manifest = check_folder(folder, name=folder.name, depth=depth)
-    return {**json.loads((folder / "case.json").read_text()), "digest": manifest.digest}
+    name = PurePosixPath(folder).name
+    manifest = check_folder(folder, name=name, depth=depth)
+    return {**json.loads(read_file(folder, relative="case.json", name=name)), "digest": manifest.digest}
 
 
 def current_case(
-    folder: Path, *, source: CaseSource, labels: LabelSet, depth: Depth = "quick"
+    folder: str | Path, *, source: CaseSource, labels: LabelSet, depth: Depth = "quick"
 ) -> dict[str, Any] | None:
     """The record of the committed case, if it is intact and still says what its source files and the dataset say."""
     try:
@@ -86,26 +87,32 @@ def current_case(
     return record if same else None
 
 
-def derive_grid(folder: Path, *, spacing: Spacing, depth: Depth = "quick") -> int:
+def derive_grid(folder: str | Path, *, spacing: Spacing, depth: Depth = "quick") -> int:
     """Write the case's grid at a spacing (mm) unless it is there, intact and of this conversion.
 
     Returns the size on disk (bytes) of the case with that grid. Raises StoreError that names the damage to the native grid.
     """
-    case = check_folder(folder, name=folder.name)
-    record = json.loads((folder / "case.json").read_text())
+    name = PurePosixPath(folder).name
+    case = check_folder(folder, name=name)
+    record = json.loads(read_file(folder, relative="case.json", name=name))
     native = geometry_from_json(record["geometry"])
     key = grid_key(native, spacing=spacing)
     if key == NATIVE:
         return case.num_bytes
-    target = folder / "grids" / key
+    target, grid = f"{folder}/grids/{key}", native.resampled(spacing)
     if not _is_derived(target, source=case.digest, depth=depth):
-        _derive(folder, record=record, grid=native.resampled(spacing), target=target, source=case.digest)
-    return case.num_bytes + read_manifest(target, name=f"{folder.name}/{key}").num_bytes
+        with (
+            storage.mirrored(folder, only=[*case.files, MANIFEST]) as local,
+            storage.replaced(target, last=MANIFEST) as derived,
+        ):
+            check_folder(local, name=name)
+            _derive(local, record=record, grid=grid, target=derived, source=case.digest)
+    return case.num_bytes + read_manifest(target, name=f"{name}/{key}").num_bytes
 
 
-def _is_derived(target: Path, *, source: str, depth: Depth) -> bool:
+def _is_derived(target: str, *, source: str, depth: Depth) -> bool:
     try:
-        return check_folder(target, name=target.name, depth=depth).source == source
+        return check_folder(target, name=target, depth=depth).source == source
     except StoreError:
         return False
 

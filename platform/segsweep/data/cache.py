@@ -156,13 +156,7 @@ def configured_cache() -> LocalCache | None:
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
-    given = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_GB))
-    try:
-        limit = float(given)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise ResourceError(f"{LIMIT_VARIABLE}={given!r} found, expected gigabytes above 0; correct it or unset it")
+    limit_bytes = configured_limit()
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -170,7 +164,19 @@ def configured_cache() -> LocalCache | None:
         raise ResourceError(
             f"{FOLDER_VARIABLE}={folder!r} cannot be made ({error.strerror}); name another folder"
         ) from None
-    return LocalCache(folder=path, limit_bytes=int(limit * 1e9))
+    return LocalCache(folder=path, limit_bytes=limit_bytes)
+
+
+def configured_limit() -> int:
+    """Bytes by SEGSWEEP_CACHE_GB. Raises ResourceError when it is no positive number."""
+    given = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_GB))
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise ResourceError(f"{LIMIT_VARIABLE}={given!r} found, expected gigabytes above 0; correct it or unset it")
+    return int(limit * 1e9)
 
 
 def _claim(path: Path) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segsweep.data import footprint
+from segsweep.data import footprint, storage
 from segsweep.data.building import build_case, current_case, derive_grid, read_case
 from segsweep.data.case import CaseSource
 from segsweep.data.dataset import Dataset, describe
@@ -22,7 +22,7 @@ from segsweep.data.fingerprint import find_planner, make_plan, read_fingerprints
 from segsweep.data.geometry import Spacing
 from segsweep.data.joint import JointStore
 from segsweep.data.lock import LOCK, locked
-from segsweep.data.manifest import Depth, remove_leftovers, seal, write_bytes
+from segsweep.data.manifest import MANIFEST, Depth, remove_leftovers, seal
 from segsweep.data.parallel import Outcome, Piece, Progress, run_all
 from segsweep.data.splits import Folds, read_folds
 from segsweep.data.store import FORMAT, Store, open_store, store_from_index
@@ -73,11 +73,11 @@ def convert(
     dataset: str,
     *,
     raw: Path,
-    store: Path,
+    store: str | Path,
     options: ConversionOptions | None = None,
     progress: Progress | None = None,
 ) -> Converted:
-    """Convert `raw` with a dataset recipe into `store`, plan it and derive its training grids.
+    """Convert `raw` with a dataset recipe into `store` (a folder or `s3://BUCKET/FOLDER`), plan it and derive its training grids.
 
     Bad cases are left out and named in `failures`; the others go on. A case whose files have become bad stays as it was converted
     before. What the store holds already is written again where it is damaged. A plan.json that a person has edited is kept. The index is
@@ -90,28 +90,29 @@ def convert(
     chosen = options or ConversionOptions()
     find_planner(chosen.planner)
     # Workers have current folders of their own.
-    raw, store = raw.resolve(), store.resolve()
+    raw, place = raw.resolve(), storage.address(store)
     described = describe(dataset, raw=raw)
     sources = _sources(described.cases, raw=raw)
-    earlier = _earlier_store(store, dataset=dataset)
-    (store / "cases").mkdir(parents=True, exist_ok=True)
-    with locked(store):
-        _remove_leftovers(store)
-        cases = _build_all(sources, labels=described.labels, store=store, depth=chosen.depth, progress=progress)
-        draft = _draft(described, cases=cases, store=store, raw=raw)
+    earlier = _earlier_store(place, dataset=dataset)
+    if not storage.is_remote(place):
+        Path(place, "cases").mkdir(parents=True, exist_ok=True)
+    with locked(place):
+        _remove_leftovers(place)
+        cases = _build_all(sources, labels=described.labels, store=place, depth=chosen.depth, progress=progress)
+        draft = _draft(described, cases=cases, store=place, raw=raw)
         folds = _folds(draft, file=chosen.folds, earlier=earlier)
         made = _made_plan(draft, planner=chosen.planner)
-        edited = _is_edited(store / "plan.json", made=made, earlier=earlier)
+        edited = _is_edited(f"{place}/plan.json", made=made, earlier=earlier)
         spacing = draft.plan.spacing if edited else json.loads(made)["spacing"]
         derived = _derive_all(draft, spacing=spacing, depth=chosen.depth, progress=progress)
         cases = _without(cases, failures={name: found.failure for name, found in derived.items() if found.failure})
-        draft = _draft(described, cases=cases, store=store, raw=raw)
+        draft = _draft(described, cases=cases, store=place, raw=raw)
         if not edited:
-            write_bytes(store / "plan.json", made)
+            storage.write_bytes(f"{place}/plan.json", made)
         index = {**_index(described, records=cases.records, folds=folds), "plan": hashlib.sha256(made).hexdigest()}
-        write_bytes(store / "index.json", seal(index))
+        storage.write_bytes(f"{place}/index.json", seal(index))
     return Converted(
-        store=open_store(store),
+        store=open_store(place),
         written=tuple(sorted(cases.written)),
         kept=tuple(sorted(cases.records.keys() - cases.written - cases.failures.keys())),
         failures=cases.failures,
@@ -133,7 +134,7 @@ def derive(store: Store, *, spacing: Spacing, progress: Progress | None = None) 
             case_id: record for case_id, record in part.cases.items() if not part.has_grid(case_id, spacing=spacing)
         }
         if lacking:
-            with locked(part.folder):
+            with locked(part.uri):
                 needed = dataclasses.replace(part, cases=lacking)
                 outcomes = _derive_all(needed, spacing=spacing, depth="quick", progress=progress)
             for outcome in outcomes.values():
@@ -142,12 +143,12 @@ def derive(store: Store, *, spacing: Spacing, progress: Progress | None = None) 
 
 
 def _build_all(
-    sources: Iterable[CaseSource], *, labels: LabelSet, store: Path, depth: Depth, progress: Progress | None
+    sources: Iterable[CaseSource], *, labels: LabelSet, store: str, depth: Depth, progress: Progress | None
 ) -> _Cases:
     pieces = [
         Piece(
             name=source.case_id,
-            arguments=(source, labels, str(store / "cases" / source.case_id), depth),
+            arguments=(source, labels, f"{store}/cases/{source.case_id}", depth),
             num_bytes=footprint.to_convert(source),
         )
         for source in sources
@@ -157,7 +158,7 @@ def _build_all(
     done = {name: found.value for name, found in outcomes.items() if not found.failure}
     records = {name: built["record"] for name, built in done.items()}
     for name in failures:
-        record = _earlier_case(store / "cases" / name, labels=labels)
+        record = _earlier_case(f"{store}/cases/{name}", labels=labels)
         if record:
             records[name] = record
             failures[name] += " (the store keeps its earlier conversion)"
@@ -165,17 +166,18 @@ def _build_all(
     return _Cases(records=records, written=written, failures=failures)
 
 
-def _build(source: CaseSource, labels: LabelSet, folder: str, depth: Depth) -> dict[str, Any]:
-    record = current_case(Path(folder), source=source, labels=labels, depth=depth)
+def _build(source: CaseSource, labels: LabelSet, uri: str, depth: Depth) -> dict[str, Any]:
+    record = current_case(uri, source=source, labels=labels, depth=depth)
     if record is not None:
         return {"record": record, "written": False}
-    return {"record": build_case(source, labels=labels, folder=Path(folder)), "written": True}
+    with storage.replaced(uri, last=MANIFEST) as folder:
+        return {"record": build_case(source, labels=labels, folder=folder), "written": True}
 
 
-def _earlier_case(folder: Path, *, labels: LabelSet) -> Record | None:
+def _earlier_case(uri: str, *, labels: LabelSet) -> Record | None:
     """The record of a case whose files cannot be read now, if it is intact and its atoms mean what the labels say now."""
     try:
-        record = read_case(folder)
+        record = read_case(uri)
     except StoreError:
         return None
     return record if record["labels"] == json.loads(json.dumps(labels_json(labels))) else None
@@ -186,7 +188,7 @@ def _derive_all(store: Store, *, spacing: Spacing, depth: Depth, progress: Progr
     pieces = [
         Piece(
             name=case_id,
-            arguments=(str(store.folder / "cases" / case_id), tuple(spacing), depth),
+            arguments=(store.home(case_id), tuple(spacing), depth),
             num_bytes=footprint.to_resample(record, spacing=spacing, num_channels=len(store.channels)),
         )
         for case_id, record in sorted(store.cases.items())
@@ -194,8 +196,8 @@ def _derive_all(store: Store, *, spacing: Spacing, depth: Depth, progress: Progr
     return run_all(pieces, work=_derive, label="training grids", progress=progress)
 
 
-def _derive(folder: str, spacing: Spacing, depth: Depth) -> int:
-    return derive_grid(Path(folder), spacing=spacing, depth=depth)
+def _derive(uri: str, spacing: Spacing, depth: Depth) -> int:
+    return derive_grid(uri, spacing=spacing, depth=depth)
 
 
 def _without(cases: _Cases, *, failures: Mapping[str, str]) -> _Cases:
@@ -216,31 +218,35 @@ def _sources(cases: Iterable[CaseSource], *, raw: Path) -> list[CaseSource]:
     return sources
 
 
-def _earlier_store(store: Path, *, dataset: str) -> Store | None:
-    """The store as it is before this conversion. Raises InputError when the folder holds something else."""
-    if (store / "index.json").is_file():
+def _earlier_store(store: str, *, dataset: str) -> Store | None:
+    """The store as it is before this conversion. Raises InputError when the place holds something else."""
+    if storage.exists(f"{store}/index.json"):
         found = open_store(store)
         if found.dataset != dataset:
             raise InputError(f"{store}: holds dataset {found.dataset!r}, expected {dataset!r}; choose another --store")
         return found
-    if store.exists() and not store.is_dir():
+    if storage.exists(store):
         raise InputError(f"{store}: is a file; expected a folder to write the store into")
-    if store.is_dir() and {path.name for path in store.iterdir()} - {"cases", LOCK} and not (store / "cases").is_dir():
+    names = set(storage.names(store))
+    if names - {"cases", LOCK} and "cases" not in names:
         raise InputError(f"{store}: is not empty and not a store; choose another --store")
     return None
 
 
-def _remove_leftovers(store: Path) -> None:
-    for folder in (store, store / "cases", *(store / "cases").glob("*/grids")):
-        remove_leftovers(folder)
+def _remove_leftovers(store: str) -> None:
+    """What killed conversions left; uploads leave nothing but what the next ones replace."""
+    if not storage.is_remote(store):
+        folder = Path(store)
+        for place in (folder, folder / "cases", *(folder / "cases").glob("*/grids")):
+            remove_leftovers(place)
 
 
-def _draft(described: Dataset, *, cases: _Cases, store: Path, raw: Path) -> Store:
+def _draft(described: Dataset, *, cases: _Cases, store: str, raw: Path) -> Store:
     """The store as its new index will describe it. Raises InputError when no case is left."""
     if not cases.records:
         first = next(iter(cases.failures.values()))
         raise InputError(f"{raw}: none of {len(cases.failures)} cases could be converted; the first: {first}")
-    return store_from_index({**_index(described, records=cases.records, folds=None), "plan": ""}, folder=store)
+    return store_from_index({**_index(described, records=cases.records, folds=None), "plan": ""}, uri=store)
 
 
 def _folds(store: Store, *, file: Path | None, earlier: Store | None) -> Folds | None:
@@ -273,9 +279,10 @@ def _made_plan(store: Store, *, planner: str) -> bytes:
     return json.dumps(plan.to_json(), indent=1).encode()
 
 
-def _is_edited(path: Path, *, made: bytes, earlier: Store | None) -> bool:
+def _is_edited(uri: str, *, made: bytes, earlier: Store | None) -> bool:
     """Whether plan.json is neither what the rules say now nor what they said when the index was written."""
-    if not path.exists():
+    try:
+        found = storage.read_bytes(uri)
+    except FileNotFoundError:
         return False
-    found = path.read_bytes()
     return found != made and (earlier is None or hashlib.sha256(found).hexdigest() != earlier.plan_digest)

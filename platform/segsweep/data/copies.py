@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +37,7 @@ class LocalCopy:
     def __init__(self, folder: Path, *, arrays: Mapping[str, Voxels], fill: Callable[[Path], object]) -> None:
         self._folder, self._arrays, self._fill = folder, arrays, fill
         self._cache = configured_cache()
+        self._key = self._facts() if self._cache else ""
         self._num_reads = 0
         self._copy: Mapping[str, Shards] | None = None
 
@@ -63,9 +63,8 @@ class LocalCopy:
         entry = cache.entry(self._key, size=size, fill=self._fill, spare_seconds=SPARE_SECONDS)
         return None if entry is None else {path: _shards(entry / path) for path in self._arrays}
 
-    @cached_property
-    def _key(self) -> str:
-        """Another name after the case was converted again."""
+    def _facts(self) -> str:
+        """A name for the copy, another one after the case was converted again."""
         files = sorted(file for path in self._arrays for file in (self._folder / path).rglob("*") if file.is_file())
         facts = [(file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -74,7 +74,7 @@ def read_fingerprints(store: Store) -> list[CaseFingerprint]:
 
 def _read_fingerprint(store: Store, *, case_id: str) -> CaseFingerprint:
     record = store.cases[case_id]
-    sampled = read_file(store.folder / "cases" / case_id, relative="intensities.npy", name=case_id)
+    sampled = read_file(store.home(case_id), relative="intensities.npy", name=case_id)
     return CaseFingerprint(
         case_id=case_id,
         shape=record.geometry.shape,

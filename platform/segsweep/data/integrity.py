@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from segsweep.data import storage
 from segsweep.data.arrays import GridReader
 from segsweep.data.lock import LOCK
 from segsweep.data.manifest import MANIFEST, REPAIR, Manifest, differences, read_manifest
@@ -33,25 +34,29 @@ class Damage:
     message: str
 
 
-def deep_check(folder: Path, *, progress: Progress | None = None) -> tuple[Damage, ...]:
+def deep_check(store: str | Path, *, progress: Progress | None = None) -> tuple[Damage, ...]:
     """Read the whole store and report all damage. Raises StoreError where there is no store at all.
 
-    Without a usable index the cases are checked for themselves.
+    A remote store comes down case by case, and nothing of it stays. Without a usable index the cases are checked for themselves.
     """
-    if not (folder / "cases").is_dir():
-        raise StoreError(f"{folder}: no store found (no folder cases); expected what `segsweep convert` writes")
+    place = storage.address(store)
+    files = storage.names(place)
+    if "cases" not in files:
+        raise StoreError(f"{place}: no store found (no folder cases); expected what `segsweep convert` writes")
     found: list[Damage] = []
-    store = None
+    opened = None
     try:
-        store = open_store(folder)
+        opened = open_store(place)
     except StoreError as error:
         found.append(_error("", str(error)))
-    on_disk = sorted(path.name for path in (folder / "cases").iterdir())
-    cases = sorted(store.cases) if store else [name for name in on_disk if not name.startswith(".")]
-    found += _store_files(folder, store=store)
-    found += [_note("", f"cases/{name} is not in index.json") for name in on_disk if name not in cases]
+    there = storage.names(f"{place}/cases")
+    cases = sorted(opened.cases) if opened else [name for name in there if not name.startswith(".")]
+    found += [_note("", f"{name} does not belong to the store") for name in files if name not in _BELONGING]
+    found += _plan(opened) if opened else []
+    found += [_note("", f"cases/{name} is not in index.json") for name in there if name not in cases]
     for done, case_id in enumerate(cases, start=1):
-        found += _case(folder / "cases" / case_id, store=store)
+        with storage.mirrored(f"{place}/cases/{case_id}") as folder:
+            found += _case(folder, store=opened)
         if progress:
             progress(done, len(cases))
     return tuple(found)
@@ -65,19 +70,13 @@ def _note(case_id: str, message: str) -> Damage:
     return Damage(severity="note", case_id=case_id, message=message)
 
 
-def _store_files(folder: Path, *, store: Store | None) -> Iterator[Damage]:
-    """The plan, and whatever stands beside the cases."""
-    for path in sorted(folder.iterdir()):
-        if path.name not in _BELONGING:
-            yield _note("", f"{path.name} does not belong to the store")
-    if store is None:
-        return
+def _plan(store: Store) -> Iterator[Damage]:
     try:
         _ = store.plan
     except StoreError as error:
         yield _error("", str(error))
         return
-    if hashlib.sha256((folder / "plan.json").read_bytes()).hexdigest() != store.plan_digest:
+    if hashlib.sha256(storage.read_bytes(f"{store.uri}/plan.json")).hexdigest() != store.plan_digest:
         yield _note("", "plan.json was changed since it was made; where nobody meant to, delete it and convert again")
 
 

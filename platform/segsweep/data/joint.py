@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from segsweep.data import storage
 from segsweep.data.arrays import GridReader
 from segsweep.data.case import CASE_ID
 from segsweep.data.fingerprint import make_plan, read_fingerprints
@@ -69,8 +70,9 @@ def open_stores(uri: str | Path) -> Store:
 
 
 def is_store(uri: str | Path) -> bool:
-    """Whether an address is that of a store, or of several joined by commas."""
-    return all((Path(address) / "index.json").is_file() for address in _addresses(uri))
+    """Whether an address is that of a store, or of several joined by commas. In a bucket nothing but stores is looked for."""
+    places = [storage.address(given) for given in _addresses(uri)]
+    return all(storage.is_remote(place) or storage.exists(f"{place}/index.json") for place in places)
 
 
 def _addresses(uri: str | Path) -> list[str]:

@@ -5,18 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segsweep.data.storage import is_remote
 from segsweep.errors import StoreError
 
 LOCK = ".lock"
 
 
 @contextmanager
-def locked(store: Path) -> Iterator[None]:
+def locked(store: str | Path) -> Iterator[None]:
     """Hold the store for writing; the system lets go of it when the process ends, however it ends.
 
-    Raises StoreError when another process holds it.
+    An object storage knows no locks, and there nothing is held: two conversions of the same files write the same bytes, and
+    what a mixture of different ones leaves does not fit the index. Raises StoreError when another process holds the store.
     """
-    with (store / LOCK).open("w") as stream:
+    if is_remote(store):
+        yield
+        return
+    with Path(store, LOCK).open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,17 +6,17 @@ Equal content gives equal digests, whatever order or machine it was written in.
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from segsweep.data import storage
 from segsweep.errors import StoreError
 
 MANIFEST = "manifest.json"
@@ -69,17 +69,17 @@ def unseal(text: bytes, *, name: str) -> Sealed:
     return Sealed(digest=start[1].decode(), body=json.loads(b"{" + text[start.end() :]))
 
 
-def read_manifest(folder: Path, *, name: str) -> Manifest:
+def read_manifest(folder: str | Path, *, name: str) -> Manifest:
     """The manifest of a committed folder. Raises StoreError when it is absent or damaged; `name` is what messages call the folder."""
     try:
-        text = (folder / MANIFEST).read_bytes()
+        text = storage.read_bytes(f"{folder}/{MANIFEST}")
     except OSError:
         raise StoreError(f"{name}: no readable {MANIFEST}; {REPAIR}") from None
     sealed = unseal(text, name=f"{name}: {MANIFEST}")
     return Manifest(digest=sealed.digest, source=sealed.body["source"], files=sealed.body["files"])
 
 
-def check_folder(folder: Path, *, name: str, depth: Depth = "quick") -> Manifest:
+def check_folder(folder: str | Path, *, name: str, depth: Depth = "quick") -> Manifest:
     """Compare every file with the manifest. Raises StoreError that names the first that differs, by array and shard."""
     manifest = read_manifest(folder, name=name)
     for message in differences(folder, manifest=manifest, depth=depth):
@@ -87,26 +87,34 @@ def check_folder(folder: Path, *, name: str, depth: Depth = "quick") -> Manifest
     return manifest
 
 
-def differences(folder: Path, *, manifest: Manifest, depth: Depth) -> Iterator[str]:
-    """One phrase for every file that is not as the manifest says. What the manifest does not list is not looked at."""
+def differences(folder: str | Path, *, manifest: Manifest, depth: Depth) -> Iterator[str]:
+    """One phrase for every file that is not as the manifest says. What the manifest does not list is not looked at.
+
+    Of a remote folder the quick check knows sizes alone.
+    """
+    remote = storage.is_remote(folder)
+    sizes = storage.sizes(str(folder)) if remote else _sizes(Path(folder), names=manifest.files)
     for relative, entry in manifest.files.items():
-        path = folder / relative
+        path = Path(folder, relative)
         if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts or path.is_symlink():
             yield f"{place(relative)} is a link or lies outside the folder"
-        elif not path.is_file():
+        elif relative not in sizes:
             yield f"{place(relative)} is missing"
-        elif (size := path.stat().st_size) != entry["bytes"]:
-            yield f"{place(relative)} has {size} bytes, expected {entry['bytes']}"
-        elif depth == "quick" and _tail(path) != entry["tail"]:
+        elif sizes[relative] != entry["bytes"]:
+            yield f"{place(relative)} has {sizes[relative]} bytes, expected {entry['bytes']}"
+        elif depth == "quick" and not remote and _tail(path) != entry["tail"]:
             yield f"{place(relative)} ends with other bytes than were written"
-        elif depth == "deep" and _sha256(path) != entry["sha256"]:
+        elif depth == "deep" and _sha256(f"{folder}/{relative}") != entry["sha256"]:
             yield f"{place(relative)} holds other bytes than were written"
 
 
-def read_file(folder: Path, *, relative: str, name: str) -> bytes:
+def read_file(folder: str | Path, *, relative: str, name: str) -> bytes:
     """One file of a committed folder, every byte verified. Raises StoreError when it is not as the manifest says."""
     entry = read_manifest(folder, name=name).files[relative]
-    content = (folder / relative).read_bytes()
+    try:
+        content = storage.read_bytes(f"{folder}/{relative}")
+    except FileNotFoundError:
+        raise StoreError(f"{name}: {place(relative)} is missing; {REPAIR}") from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise StoreError(f"{name}: {place(relative)} holds other bytes than were written; {REPAIR}")
     return content
@@ -134,18 +142,7 @@ def committed(folder: Path, *, source: str = "") -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
-    write_bytes(path, json.dumps(value, indent=1).encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    _flush(path.parent)
+    storage.write_bytes(str(path), json.dumps(value, indent=1).encode())
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -165,7 +162,7 @@ def _put_in_place(partial: Path, *, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
-    _flush(folder.parent)
+    storage.flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -183,20 +180,18 @@ def _write_manifest(folder: Path, *, source: str) -> None:
     }
     # Flushes wait for the disk, so they wait together.
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(_flush, paths))
-    write_bytes(folder / MANIFEST, seal({"source": source, "files": files}))
+        list(pool.map(storage.flush, paths))
+    storage.write_bytes(f"{folder}/{MANIFEST}", seal({"source": source, "files": files}))
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sizes(folder: Path, *, names: Iterable[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+def _sha256(uri: str | Path) -> str:
+    if storage.is_remote(uri):
+        return hashlib.sha256(storage.read_bytes(str(uri))).hexdigest()
+    with Path(uri).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

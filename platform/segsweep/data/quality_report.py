@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segsweep.data import storage
 from segsweep.data.quality import Finding, QualityReport
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
@@ -35,14 +36,12 @@ figure { display: inline-block; margin: 0 1rem 1rem 0; } figcaption { font-size:
 """
 
 
-def write(report: QualityReport, *, store: Store, folder: Path) -> Path:
-    """Write quality.json and quality.html into `folder` (in place of older ones); returns the page."""
-    page = folder / "quality.html"
+def write(report: QualityReport, *, store: Store, folder: str | Path) -> str:
+    """Write quality.json and quality.html into `folder`, which may be remote (in place of older ones); returns the page's address."""
+    page = f"{folder}/quality.html"
     values = json.dumps(dataclasses.asdict(report), indent=1)
-    for path, text in ((folder / "quality.json", values), (page, _page(report, store=store))):
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+    for path, text in ((f"{folder}/quality.json", values), (page, _page(report, store=store))):
+        storage.write_bytes(path, text.encode())
     return page
 
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,21 +62,22 @@ def address(given: str | Path) -> str:
     return str(Path(text).expanduser().resolve())
 
 
-def is_remote(uri: str) -> bool:
+def is_remote(uri: str | Path) -> bool:
     """Whether an address is that of an object storage."""
-    return uri.startswith("s3://")
+    return str(uri).startswith("s3://")
 
 
 def exists(uri: str) -> bool:
     """Whether there is a file. Raises StoreError when nobody can tell: no such bucket, no access, no connection."""
     if not is_remote(uri):
         return Path(uri).is_file()
-    bucket = _key(uri).partition("/")[0]
     with _asking(uri):
-        found, holder = _filesystem().get_file_info([_key(uri), bucket])
-    if holder.type.name == "NotFound":
+        if _filesystem().get_file_info(_key(uri)).is_file:
+            return True
+        bucket = _filesystem().get_file_info(_key(uri).partition("/")[0])
+    if bucket.type.name == "NotFound":
         raise StoreError(f"{uri}: {_NO_BUCKET}")
-    return bool(found.is_file)
+    return False
 
 
 def read_bytes(uri: str) -> bytes:
@@ -124,6 +126,28 @@ def sizes(uri: str) -> dict[str, int]:
     return {key[len(root) + 1 :]: size for key, size in _listed(uri, recursive=True).items() if size is not None}
 
 
+@contextmanager
+def mirrored(uri: str | Path, *, only: Collection[str] | None = None) -> Iterator[Path]:
+    """A folder to read from: the folder itself or, of a remote one, a passing copy of it or of the files `only`."""
+    if not is_remote(uri):
+        yield Path(uri)
+        return
+    with _scratch(str(uri)) as folder:
+        download(str(uri), folder=folder, only=only)
+        yield folder
+
+
+@contextmanager
+def replaced(uri: str | Path, *, last: str) -> Iterator[Path]:
+    """A folder to write what shall lie at an address: the folder itself or, for a remote one, a passing one that is then uploaded."""
+    if not is_remote(uri):
+        yield Path(uri)
+        return
+    with _scratch(str(uri)) as folder:
+        yield folder
+        upload(folder, uri=str(uri), last=last)
+
+
 def download(uri: str, *, folder: Path, only: Collection[str] | None = None) -> None:
     """Copy a remote folder, or the files `only` of it, into a local one.
 
@@ -149,6 +173,13 @@ def delete(uri: str, *, first: str) -> None:
             _filesystem().delete_file(f"{_key(uri)}/{first}")
         with contextlib.suppress(FileNotFoundError):
             _filesystem().delete_dir(_key(uri))
+
+
+@contextmanager
+def _scratch(uri: str) -> Iterator[Path]:
+    """A path of the same name below a folder that is deleted afterwards."""
+    with tempfile.TemporaryDirectory(prefix="segsweep-") as parent:
+        yield Path(parent) / PurePosixPath(uri).name
 
 
 def _is_inside(name: str) -> bool:

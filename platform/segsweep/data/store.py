@@ -18,11 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from segsweep.data import storage
 from segsweep.data.arrays import GridReader, geometry_from_json
 from segsweep.data.case import Split
+from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.intake import SPACING_MM
-from segsweep.data.manifest import REPAIR, check_folder, unseal
+from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
 from segsweep.data.planning import Plan, plan_from_json
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
@@ -87,17 +89,16 @@ class Store:
     plan_digest: str
     given_folds: Folds | None = None
 
-    @property
-    def folder(self) -> Path:
-        """The store's folder."""
-        return Path(self.uri)
+    def home(self, case_id: str) -> str:
+        """Address of a case."""
+        return f"{self.uri}/cases/{case_id}"
 
     @cached_property
     def plan(self) -> Plan:
         """The training plan. Raises StoreError when plan.json is absent or was edited into something unreadable."""
-        path = self.folder / "plan.json"
+        path = f"{self.uri}/plan.json"
         try:
-            plan = plan_from_json(json.loads(path.read_bytes()))
+            plan = plan_from_json(json.loads(storage.read_bytes(path)))
             _demand_usable(plan, num_channels=len(self.channels))
             return plan
         except FileNotFoundError:
@@ -145,7 +146,7 @@ class Store:
     def has_grid(self, case_id: str, *, spacing: Spacing) -> bool:
         """Whether the case's grid at a spacing (mm) was derived already."""
         key = grid_key(self.cases[case_id].geometry, spacing=spacing)
-        return (self.folder / "cases" / case_id / "grids" / key).is_dir()
+        return storage.exists(f"{self._committed(case_id, key=key)}/{MANIFEST}")
 
     def grid(self, case_id: str, spacing: Spacing | None = None) -> GridReader:
         """One case's grid, compared with its manifest: sizes, metadata, shard indices. `spacing` None is the scan's own grid.
@@ -156,35 +157,44 @@ class Store:
             raise StoreError(unknown(case_id, kind=f"cases of {self.uri}", known=self.cases))
         record = self.cases[case_id]
         key = NATIVE if spacing is None else grid_key(record.geometry, spacing=spacing)
-        folder = self.folder / "cases" / case_id / "grids" / key
-        if not folder.is_dir():
+        uri, name = self._committed(case_id, key=key), f"{case_id}/{key}"
+        remote = storage.is_remote(uri)
+        if not remote and not Path(self.home(case_id), "grids", key).is_dir():
             raise StoreError(f"{case_id}: no grid {key!r} in {self.uri}; run `segsweep convert` again to derive it")
-        if key == NATIVE:
-            digest = check_folder(folder.parents[1], name=case_id).digest
-        else:
-            digest = check_folder(folder, name=f"{case_id}/{key}").source
-        if digest != record.digest:
-            raise StoreError(f"{case_id}/{key}: is of another conversion than index.json speaks of; {REPAIR}")
+        label = case_id if key == NATIVE else name
+        manifest = read_manifest(uri, name=label) if remote else check_folder(uri, name=label)
+        if record.digest != (manifest.digest if key == NATIVE else manifest.source):
+            raise StoreError(f"{name}: is of another conversion than index.json speaks of; {REPAIR}")
         values = lookup(record.atoms, target=self.table.atoms).astype(self.table.dtype)
-        return GridReader(folder, name=f"{case_id}/{key}", lookup=values)
+
+        def reader(folder: Path) -> GridReader:
+            return GridReader(folder / "grids" / NATIVE if key == NATIVE else folder, name=name, lookup=values)
+
+        if not remote:
+            return reader(Path(uri))
+        return downloaded(uri, manifest=manifest, name=label, use=lambda folder: reader(folder).opened())
+
+    def _committed(self, case_id: str, *, key: str) -> str:
+        """Address of the folder whose manifest lists a grid: the case for its own grid."""
+        return self.home(case_id) if key == NATIVE else f"{self.home(case_id)}/grids/{key}"
 
 
 def open_store(uri: str | Path) -> Store:
-    """Open a store: one read. Raises StoreError when there is none, or one of another format."""
-    folder = Path(uri).expanduser().resolve()
-    path = folder / "index.json"
-    if not path.is_file():
+    """Open a store in a folder or at `s3://BUCKET/FOLDER`: one read. Raises StoreError when there is none, or one of another format."""
+    place = storage.address(uri)
+    if not storage.exists(f"{place}/index.json"):
+        shown = place if storage.is_remote(place) else Path(place).name
         raise StoreError(
-            f"{folder}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {folder.name}`"
+            f"{place}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {shown}`"
         )
-    return store_from_index(_read_index(path), folder=folder)
+    return store_from_index(_read_index(place), uri=place)
 
 
-def store_from_index(index: Mapping[str, Any], *, folder: Path) -> Store:
-    """The store in a folder as the content of its index describes it."""
+def store_from_index(index: Mapping[str, Any], *, uri: str) -> Store:
+    """The store at an address as the content of its index describes it."""
     table = LabelTable(labels=labels_from_json(index["labels"]), atoms=tuple(tuple(atom) for atom in index["atoms"]))
     return Store(
-        uri=str(folder),
+        uri=uri,
         dataset=index["dataset"],
         channels=tuple(index["channels"]),
         table=table,
@@ -202,19 +212,20 @@ def grid_key(native: Geometry, *, spacing: Spacing) -> str:
     return "x".join(f"{mm:.4g}" for mm in spacing)
 
 
-def _read_index(path: Path) -> Mapping[str, Any]:
-    text = path.read_bytes()
+def _read_index(uri: str) -> Mapping[str, Any]:
+    path = f"{uri}/index.json"
+    text = storage.read_bytes(path)
     try:
         found = json.loads(text)["format"]
     except (ValueError, TypeError, KeyError):
         raise StoreError(f"{path}: cannot be read; delete it and convert again, the cases are kept") from None
     if found != FORMAT:
         raise StoreError(
-            f"{path.parent}: store format {found!r} found, this segsweep reads {FORMAT}; "
+            f"{uri}: store format {found!r} found, this segsweep reads {FORMAT}; "
             "update segsweep, or delete index.json and convert the dataset again"
         )
     try:
-        return unseal(text, name=str(path)).body
+        return unseal(text, name=path).body
     except StoreError:
         raise StoreError(
             f"{path}: is damaged (its checksum does not fit); delete it and convert again, the cases are kept"

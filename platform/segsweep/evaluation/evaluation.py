@@ -66,7 +66,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path, *, reference: Store | Path, profile: str, out: Path, options: Options | None = None
+    predictions: Path, *, reference: Store | str | Path, profile: str, out: Path, options: Options | None = None
 ) -> Evaluation:
     """Score `<case>.nii.gz` + labels.json in `predictions` against a store or a folder of references.
 
@@ -78,8 +78,8 @@ def evaluate(
     rules = find_profile(profile)
     rules = rules if chosen.tolerance is None else rules.with_tolerance(chosen.tolerance)
     models = _models(predictions, compare=chosen.compare)
-    if isinstance(reference, Path) and is_store(reference):
-        reference = open_stores(reference)
+    if not isinstance(reference, Store):
+        reference = open_stores(reference) if is_store(reference) else Path(reference)
     source = open_reference(reference, labels=chosen.labels)
     if isinstance(source, MapFolder):
         models = _named_like(models, reference=source, folder=Path(str(reference)))

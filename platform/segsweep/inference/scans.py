@@ -79,11 +79,11 @@ class StoreCase:
         return LoadedScan(image=image, geometry=grid.geometry, source=source, structures=structures)
 
 
-def find_scans(path: Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
+def find_scans(path: str | Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
     """The cases at `path`: a scan file, a folder of scans, or a store (then those of `split`), sorted by id."""
     if is_store(path):
         return find_in_store(open_stores(path), channels=channels, split=split)
-    return find_files(path, channels=channels)
+    return find_files(Path(path), channels=channels)
 
 
 def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[StoreCase]:
