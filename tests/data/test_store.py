@@ -1,5 +1,7 @@
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,15 @@ import pytest
 import zarr
 
 from segsweep import recipes
+from segsweep.data.building import build_case, derive_grid
+from segsweep.data.case import CaseSource
 from segsweep.data.manifest import committed, read_manifest, seal, write_json
 from segsweep.data.readers import read_labels, read_scan
+from segsweep.data.resampling import AIR_HU
 from segsweep.data.store import grid_key, open_store
+from segsweep.data.structures import LabelSet
 from segsweep.errors import StoreError
+from segsweep.inference.writers import write_image
 
 
 def test_native_grids_are_the_scans_to_the_voxel(phantom_store: Path, phantom_raw: Path) -> None:
@@ -51,6 +58,23 @@ def test_every_structure_voxel_came_from_a_file(phantom_store: Path, phantom_raw
         label = store.grid(source.case_id).read_label()
         for name in store.table.labels.structures:
             assert store.table.mask(label, structure=name).sum() == expected.get(name, 0)
+
+
+def test_padding_is_kept_in_the_scans_own_grid_and_air_in_training(
+    tiny_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = open_store(tiny_store("padded", labels=LabelSet(structures=("organ",)), cases={"a": np.ones((4, 6, 8))}))
+    image = np.full((4, 6, 8), -3024, dtype=np.int16)
+    image[1:3] = 40
+    geometry = store.cases["a"].source_geometry
+    write_image(image, geometry=geometry, path=tmp_path / "raw-padded" / "a_0000.nii.gz")
+    source = CaseSource(case_id="a", images=(tmp_path / "raw-padded" / "a_0000.nii.gz",))
+    record = build_case(source, labels=store.table.labels, folder=Path(store.home("a")))
+    store = replace(store, cases={"a": replace(store.cases["a"], digest=record["digest"], atoms=((),))})
+    assert store.grid("a").read_image().min() == -3024
+    for spacing in (store.cases["a"].geometry.spacing, (1.0, 1.0, 1.0)):
+        derive_grid(Path(store.home("a")), spacing=spacing)
+        assert store.grid("a", spacing).read_image().min() == AIR_HU
 
 
 def test_regions_equal_slices_of_the_whole(phantom_store: Path) -> None:

@@ -65,8 +65,8 @@ class GridReader:
     Where SEGSWEEP_CACHE names a folder, a grid that is read by region again and again is copied there, uncompressed.
     """
 
-    def __init__(self, folder: Path, *, name: str, lookup: NDArray) -> None:
-        self._folder, self._name, self._lookup = folder, name, lookup
+    def __init__(self, folder: Path, *, name: str, lookup: NDArray, lowest: int | None = None) -> None:
+        self._folder, self._name, self._lookup, self._lowest = folder, name, lookup, lowest
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -83,8 +83,9 @@ class GridReader:
         return self.geometry.shape
 
     def read_image(self, region: Region | None = None) -> NDArray:
-        """Image (c, z, y, x) in HU of a region within the grid (all of it by default)."""
-        return self._read(IMAGE, None if region is None else (slice(None), *region))
+        """Image (c, z, y, x) in HU, at least `lowest`, of a region within the grid (all of it by default)."""
+        image = self._read(IMAGE, None if region is None else (slice(None), *region))
+        return image if self._lowest is None else np.maximum(image, self._lowest)
 
     def read_label(self, region: Region | None = None) -> NDArray:
         """Atom values (z, y, x) of the store's table, of a region within the grid (all of it by default)."""
