@@ -14,13 +14,11 @@ from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geome
 from segsweep.data.case import CaseSource
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.manifest import MANIFEST, Depth, check_folder, committed, read_file, read_manifest
-from segsweep.data.resampling import resample_image, resample_label
+from segsweep.data.resampling import AIR_HU, resample_image, resample_label
 from segsweep.data.store import NATIVE, grid_key
 from segsweep.data.structures import LabelSet, encode, join, labels_json
 from segsweep.errors import StoreError
 
-# Values below are padding outside the scanner's field of view, not tissue (HU).
-AIR_HU = -1024
 # Foreground intensities kept per case for the plan; their distribution needs no more.
 MOST_INTENSITIES = 20_000
 

@@ -26,6 +26,7 @@ from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.intake import SPACING_MM
 from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
 from segsweep.data.planning import Plan, plan_from_json
+from segsweep.data.resampling import AIR_HU
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
 from segsweep.errors import StoreError, unknown
@@ -151,6 +152,8 @@ class Store:
     def grid(self, case_id: str, spacing: Spacing | None = None) -> GridReader:
         """One case's grid, compared with its manifest: sizes, metadata, shard indices. `spacing` None is the scan's own grid.
 
+        At a spacing padding is air, also where the scan's own grid serves as it.
+
         Raises StoreError that names case, array and shard when it is absent, damaged, or not what the index speaks of.
         """
         if case_id not in self.cases:
@@ -168,7 +171,8 @@ class Store:
         values = lookup(record.atoms, target=self.table.atoms).astype(self.table.dtype)
 
         def reader(folder: Path) -> GridReader:
-            return GridReader(folder / "grids" / NATIVE if key == NATIVE else folder, name=name, lookup=values)
+            grid = folder / "grids" / NATIVE if key == NATIVE else folder
+            return GridReader(grid, name=name, lookup=values, lowest=None if spacing is None else AIR_HU)
 
         if not remote:
             return reader(Path(uri))
