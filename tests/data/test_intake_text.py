@@ -100,6 +100,7 @@ BROKEN_NRRD: dict[str, tuple[bytes, str]] = {
     "space of the scanner": (nrrd({"space": "scanner-xyz"}), "left and right are unknown"),
     "space with time": (nrrd({"space": "left-posterior-superior-time"}), "left and right are unknown"),
     "directions missing": (nrrd({"space directions": None, "spacings": "1.5 2 3"}), "space directions is missing"),
+    "a direction less than the dimension": (nrrd({"dimension": "4", "sizes": "6 5 4 1"}), "space directions"),
     "two directions": (nrrd({"space directions": "(1.5,0,0) (0,2,0)"}), "space directions"),
     "directions of two numbers": (nrrd({"space directions": "(1.5,0) (0,2) (0,3)"}), "space directions"),
     "NaN in the directions": (nrrd({"space directions": "(1.5,0,0) (0,nan,0) (0,0,3)"}), "space directions"),
@@ -265,6 +266,13 @@ def made(folder: Path, name: str, content: bytes = b"") -> Path:
 def test_voxels_elsewhere_or_cut_off_are_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "linked.raw").symlink_to(made(tmp_path / "elsewhere", "a.raw", RAW))
+    made(tmp_path, "a.raw", RAW)
+    for name in ("../a.raw", "elsewhere/a.raw", str(tmp_path / "a.raw")):
+        for path in (
+            made(tmp_path, "a.mhd", meta({"ElementDataFile": name}, b"")),
+            made(tmp_path, "a.nrrd", nrrd({"data file": name}, b"")),
+        ):
+            assert "expected a file beside it" in refused(path)
     made(tmp_path, "short.raw", RAW[:-1])
     made(tmp_path, "long.raw", RAW + b"x")
     for name, fragment in {
@@ -325,8 +333,8 @@ def test_voxels_beside_the_header_are_read(tmp_path: Path) -> None:
     made(tmp_path, "a.raw.gz", GZIP)
     for name, content in {
         "a.mhd": meta({"HeaderSize": "6", "ElementDataFile": "a.raw"}, b""),
-        "b.mhd": meta({"HeaderSize": "-1", "ElementDataFile": "a.raw"}, b""),
-        "a.nrrd": nrrd({"byte skip": "6", "data file": "a.raw"}, b""),
+        "b.mhd": meta({"HeaderSize": "-1", "ElementDataFile": "./a.raw"}, b""),
+        "a.nrrd": nrrd({"byte skip": "6", "data file": "./a.raw"}, b""),
         "b.nrrd": nrrd({"encoding": "gzip", "data file": "a.raw.gz"}, b"")[:-1],
     }.items():
         np.testing.assert_array_equal(read_scan(made(tmp_path, name, content)).voxels, VOXELS, err_msg=name)

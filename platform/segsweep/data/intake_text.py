@@ -125,7 +125,7 @@ def voxel_file(path: Path) -> Path | None:
 def _beside(path: Path, *, name: str) -> Path:
     """Links are followed: header and voxels must be in one folder in the end."""
     other = path.parent / Path(name).name
-    if name != other.name or not other.is_file() or other.resolve().parent != path.resolve().parent:
+    if Path(name) != Path(other.name) or not other.is_file() or other.resolve().parent != path.resolve().parent:
         raise InputError(
             f"{path.name}: its voxels are in {name[:60]!r}; expected a file beside it; put both in one folder"
         )
