@@ -72,6 +72,15 @@ def test_not_one_series_is_named(
         voxels(describe("nih_pancreas", raw=raw), "nih_0082")
 
 
+def test_a_damaged_slice_fails_its_own_case_alone(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    victim = sorted((raw / "Pancreas-CT" / "PANCREAS_0082").rglob("*.dcm"))[-1]
+    victim.write_bytes(victim.read_bytes()[:200])
+    dataset = describe("nih_pancreas", raw=raw)
+    with pytest.raises(InputError, match=rf"case nih_0082: {victim.name}"):
+        voxels(dataset, "nih_0082")
+    assert voxels(dataset, "nih_0001")
+
+
 def test_a_folder_without_cases(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no cases"):
         describe("nih_pancreas", raw=tmp_path)

@@ -61,8 +61,9 @@ class _Slice:
 def find_series(folder: Path) -> tuple[Series, ...]:
     """Every CT, MR and PET image series below a folder, in the order of their first files. Headers alone are read.
 
-    Passed over: localizers and everything that is no such image or no DICOM file. Raises InputError for a folder that is not
-    there, a damaged DICOM file, and a link that leads out of the folder.
+    Passed over: localizers and everything that is no such image or no DICOM file. A damaged DICOM file is listed with the series
+    in its folder, any of which it may belong to: reading them names it. Raises InputError for a folder that is not there, and for
+    a link that leads out of it.
     """
     if not folder.is_dir():
         raise InputError(
@@ -70,15 +71,25 @@ def find_series(folder: Path) -> tuple[Series, ...]:
         )
     root = folder.resolve()
     found: dict[str, list[Path]] = defaultdict(list)
+    damaged: list[Path] = []
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
         if not path.resolve().is_relative_to(root):
             raise InputError(f"{path.name} is a link out of {folder.name}; expected files in it; copy the files there")
-        if is_dicom(path):
+        if not is_dicom(path):
+            continue
+        try:
             header = open_dicom(path, tags=_TAGS)
-            if sop_class(header) in (*CLASSES, *ENHANCED) and "LOCALIZER" not in text(header, "ImageType"):
-                found[text(header, "SeriesInstanceUID") or str(path.parent)].append(path)
+        except InputError:
+            damaged.append(path)
+            continue
+        if sop_class(header) in (*CLASSES, *ENHANCED) and "LOCALIZER" not in text(header, "ImageType"):
+            found[text(header, "SeriesInstanceUID") or str(path.parent)].append(path)
+    for path in damaged:
+        beside = [files for files in found.values() if path.parent in {other.parent for other in files}]
+        for files in beside or [found[str(path)]]:
+            files.append(path)
     return tuple(Series(files=tuple(files)) for files in found.values())
 
 
