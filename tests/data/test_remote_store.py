@@ -1,5 +1,6 @@
 """A store in a bucket: the same as one in a folder, and what is said when something in the bucket is not as it should be."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from segsweep.data.integrity import deep_check
 from segsweep.data.joint import is_store, open_stores
 from segsweep.data.store import open_store
 from segsweep.errors import InputError, StoreError
+from segsweep.evaluation.evaluation import evaluate
 from segsweep.inference.scans import find_scans
+from segsweep.inference.writers import write_label_map
 from segsweep.learning.loop import Setting, default_stages, train
 from segsweep.run import Run
 from segsweep.sweeps.training import prepare, training_cases
@@ -249,10 +252,18 @@ def test_stores_in_a_bucket_and_in_a_folder_are_one(local: Path, uri: str) -> No
     assert np.array_equal(joint.grid(name).read_image(), open_store(uri).grid("phantom_000").read_image())
 
 
-def test_prediction_reads_scans_of_a_bucket(uri: str) -> None:
-    (case,) = find_scans(uri, channels=open_store(uri).channels)
+def test_prediction_and_evaluation_read_a_bucket(uri: str, tmp_path: Path) -> None:
+    store = open_store(uri)
+    (case,) = find_scans(uri, channels=store.channels)
     assert case.case_id == "phantom_003"
-    assert case.load().image.shape[0] == 2
+    scan = case.load()
+    assert scan.image.shape == (2, *scan.geometry.shape)
+    label = scan.source.reorientation.invert(store.grid(case.case_id).read_label())
+    write_label_map(label, geometry=scan.source, path=tmp_path / "p" / "phantom_003.nii.gz")
+    names = {name: list(store.table.values(name)) for name in store.table.labels.structures}
+    (tmp_path / "p" / "labels.json").write_text(json.dumps(names))
+    found = evaluate(tmp_path / "p", reference=uri, profile="plain", out=tmp_path / "out")
+    assert {score.dice for score in found.scores["p"]} == {1.0}
 
 
 def test_a_network_learns_from_a_bucket(uri: str) -> None:

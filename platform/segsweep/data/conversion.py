@@ -10,7 +10,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +132,10 @@ def derive(store: Store, *, spacing: Spacing, progress: Progress | None = None) 
     Raises StoreError that names a case whose grid cannot be made, or while a conversion is at work.
     """
     for part in store.parts.values() if isinstance(store, JointStore) else (store,):
-        lacking = {
-            case_id: record for case_id, record in part.cases.items() if not part.has_grid(case_id, spacing=spacing)
-        }
+        # In a bucket every answer takes a while, so they are waited for together.
+        with ThreadPoolExecutor(16) as pool:
+            there = list(pool.map(partial(part.has_grid, spacing=spacing), part.cases))
+        lacking = {case_id: part.cases[case_id] for case_id, done in zip(part.cases, there, strict=True) if not done}
         if lacking:
             with locked(part.uri):
                 needed = dataclasses.replace(part, cases=lacking)
