@@ -167,7 +167,9 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
         spellings=spellings,
         modality=modality,
         found=chosen,
-        unusable=tuple(series for series, info in described if not info and modality_of(series.files[0]) == modality),
+        unusable=tuple(
+            series for series, info in described if not info and _may_be(series.files[0], modality=modality)
+        ),
     )
 
 
@@ -176,6 +178,14 @@ def _info(series: Series) -> SeriesInfo | None:
         return describe_series(series)
     except InputError:
         return None
+
+
+def _may_be(path: Path, *, modality: str) -> bool:
+    """Whether a file is of that modality; one that does not say so may be."""
+    try:
+        return modality_of(path) in ("", modality)
+    except InputError:
+        return True
 
 
 def _names(path: Path) -> tuple[str, ...]:

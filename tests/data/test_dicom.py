@@ -175,13 +175,15 @@ def test_all_series_of_a_folder_are_found(dicom: Any) -> None:
     )
     dicom.structures({})
     (dicom.folder / "notes.txt").write_text("no DICOM")
-    (dicom.folder / "empty.dcm").touch()
+    (dicom.folder / "._1.dcm").touch()
     found = find_series(dicom.folder)
     assert [describe_series(series).uid for series in found] == ["1.2.3", "1.2.5"]
     info = describe_series(found[0])
     assert (info.modality, info.num_slices, info.frame_of_reference) == ("CT", 5, "1.2.9")
     assert set(info.sop_uids) == {f"1.2.3.{k}" for k in range(1, 6)}
     assert "1.2" not in repr(info)
+    (dicom.folder / "a" / "empty.dcm").touch()
+    assert [len(series.files) for series in find_series(dicom.folder)] == [5, 1, 5]
 
 
 def test_a_folder_that_cannot_be_searched_is_refused(dicom: Any, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -72,9 +72,10 @@ def test_not_one_series_is_named(
         voxels(describe("nih_pancreas", raw=raw), "nih_0082")
 
 
-def test_a_damaged_slice_fails_its_own_case_alone(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+@pytest.mark.parametrize("size", (0, 150, 200, 400))
+def test_a_damaged_slice_fails_its_own_case_alone(size: int, raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     victim = sorted((raw / "Pancreas-CT" / "PANCREAS_0082").rglob("*.dcm"))[-1]
-    victim.write_bytes(victim.read_bytes()[:200])
+    victim.write_bytes(victim.read_bytes()[:size])
     dataset = describe("nih_pancreas", raw=raw)
     with pytest.raises(InputError, match=rf"case nih_0082: {victim.name}"):
         voxels(dataset, "nih_0082")

@@ -61,9 +61,10 @@ class _Slice:
 def find_series(folder: Path) -> tuple[Series, ...]:
     """Every CT, MR and PET image series below a folder, in the order of their first files. Headers alone are read.
 
-    Passed over: localizers and everything that is no such image or no DICOM file. A damaged DICOM file is listed with the series
-    in its folder, any of which it may belong to: reading them names it. Raises InputError for a folder that is not there, and for
-    a link that leads out of it.
+    Passed over: localizers and everything that is no such image or no DICOM file (by its content or
+    as .dcm). Files that do not say of which series they are,
+    damaged ones among them, are a series of their own in each folder, which fails when it is read. Raises InputError for a folder
+    that is not there, and for a link that leads out of it.
     """
     if not folder.is_dir():
         raise InputError(
@@ -71,26 +72,27 @@ def find_series(folder: Path) -> tuple[Series, ...]:
         )
     root = folder.resolve()
     found: dict[str, list[Path]] = defaultdict(list)
-    damaged: list[Path] = []
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
         if not path.resolve().is_relative_to(root):
             raise InputError(f"{path.name} is a link out of {folder.name}; expected files in it; copy the files there")
-        if not is_dicom(path):
-            continue
-        try:
-            header = open_dicom(path, tags=_TAGS)
-        except InputError:
-            damaged.append(path)
-            continue
-        if sop_class(header) in (*CLASSES, *ENHANCED) and "LOCALIZER" not in text(header, "ImageType"):
-            found[text(header, "SeriesInstanceUID") or str(path.parent)].append(path)
-    for path in damaged:
-        beside = [files for files in found.values() if path.parent in {other.parent for other in files}]
-        for files in beside or [found[str(path)]]:
-            files.append(path)
+        named = path.suffix.lower() == ".dcm" and not path.name.startswith(".")
+        if (named or is_dicom(path)) and (uid := _series_uid(path)) is not None:
+            found[uid or str(path.parent)].append(path)
     return tuple(Series(files=tuple(files)) for files in found.values())
+
+
+def _series_uid(path: Path) -> str | None:
+    """Series of an image; empty for one that does not say so or is damaged, None for a DICOM file of another kind."""
+    try:
+        header = open_dicom(path, tags=_TAGS)
+    except InputError:
+        return ""
+    kind = sop_class(header)
+    if kind and (kind not in (*CLASSES, *ENHANCED) or "LOCALIZER" in text(header, "ImageType")):
+        return None
+    return text(header, "SeriesInstanceUID") if kind else ""
 
 
 def describe_series(series: Series) -> SeriesInfo:
