@@ -4,24 +4,30 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+DEV_READY := $(VENV)/.ready-dev
+PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test lint clean
 
 demo: $(READY)
 	$(VENV)/bin/segsweep demo demo
 
-test: $(READY)
+test: $(DEV_READY)
 	$(VENV)/bin/python -m pytest
 
-lint: $(READY)
+lint: $(DEV_READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	$(PIP) --editable .
+	touch $@
+
+$(DEV_READY): $(READY)
+	$(PIP) --editable '.[dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo dist build
