@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,18 @@ def test_the_cache_stays_below_its_limit_and_what_is_open_can_be_read(
     assert len(entries(cache)) == 1
     assert np.array_equal(early[0].read_image(), image)
     assert all(grid.read_label((slice(0, 4), slice(0, 4), slice(0, 4))).shape == (4, 4, 4) for grid in early * 3)
+
+
+def test_open_grids_outlive_their_downloads(local: Path, uri: str, cache: Path) -> None:
+    here, there = open_store(local), open_store(uri)
+    grids = {case_id: there.grid(case_id) for case_id in CASES}
+    for name in entries(cache):
+        shutil.rmtree(cache / name)
+    region = (slice(3, 20), slice(10, 44), slice(5, 37))
+    for _ in range(4):
+        for case_id, grid in grids.items():
+            assert np.array_equal(grid.read_label(region), here.grid(case_id).read_label(region))
+    assert len(entries(cache)) == len(CASES), "each has an uncompressed copy of its own now"
 
 
 def test_a_second_conversion_keeps_everything(raw: Path, uri: str, object_storage: Any) -> None:

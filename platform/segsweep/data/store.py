@@ -7,7 +7,8 @@
     cases/ID/manifest.json                  size and sha256 of these files (sealed); its digest is in the index
     cases/ID/grids/SPACING/                 derived once per training spacing, with a manifest of its own
 
-Nothing is visible before it is complete: a case or grid is written under a hidden name, flushed, and renamed.
+Nothing is visible before it is complete: a case or grid is written under a hidden name, flushed, and renamed; in a bucket, its manifest
+is uploaded last. Grids of a store in a bucket are read from a local copy.
 """
 
 import json
