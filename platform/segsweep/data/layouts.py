@@ -1,5 +1,6 @@
-"""What the folders of public datasets have in common: files listed in a fixed order, names from a JSON file that must not
-lead out of the folder, channels by number, and left/right pairs by name.
+"""What the folders of public datasets have in common: listed files, names in a JSON file, channels by number, pairs by name.
+
+Paths and names that come from a file are not trusted: nothing outside the dataset's folder is ever looked at.
 """
 
 import json
