@@ -39,7 +39,8 @@ def read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
 def source_digests(source: CaseSource) -> tuple[str, ...]:
     """The `digests` that reading the case would give, without decoding any file. Raises InputError for a missing one."""
     with _of_case(source):
-        return (*(_image_digest(image) for image in source.images), *(_digest(file) for file in source.labels))
+        labels = (_digest(file, content=readers.file_digest(file.path)) for file in source.labels)
+        return (*(_image_digest(image) for image in source.images), *labels)
 
 
 @contextmanager
@@ -71,8 +72,15 @@ def _read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
     masks: dict[int, NDArray[np.bool_]] = {}
     digests = [scan.digest for scan in scans]
     for file in source.labels:
-        digests.append(_digest(file))
-        for name, mask in _named_masks(file, source=source, scan=scans[0]):
+        if isinstance(file, SegmentFile):
+            content = readers.file_digest(file.path)
+            named = segments.read_segments(file.path, scan=scans[0], names=file.names)
+        else:
+            read = readers.read_labels(file.path)
+            _demand_same_grid(source, scan=read, path=file.path, expected=scans[0].geometry)
+            content, named = read.digest, _named_masks(file, voxels=read.voxels, source=source)
+        digests.append(_digest(file, content=content))
+        for name, mask in named:
             index = IGNORE if name is None else labels.structures.index(name)
             masks[index] = masks[index] | mask if index in masks else mask
     return RawCase(
@@ -100,8 +108,8 @@ def _path(image: Image) -> Path:
     return image if isinstance(image, Path) else image.files[0].parent
 
 
-def _digest(file: Labels) -> str:
-    """Sum over a label file's content and what the dataset takes it to mean: read in another way, it is another label."""
+def _digest(file: Labels, *, content: str) -> str:
+    """Sum over a label file's own digest and what the dataset takes it to mean: read in another way, it is another label."""
     match file:
         case LabelFile():
             meaning: object = (sorted(file.values.items()), file.ignore)
@@ -109,27 +117,24 @@ def _digest(file: Labels) -> str:
             meaning = file.structure
         case SegmentFile():
             meaning = sorted(file.names.items())
-    return hashlib.sha256(f"{readers.file_digest(file.path)} {meaning!r}".encode()).hexdigest()
+    return hashlib.sha256(f"{content} {meaning!r}".encode()).hexdigest()
 
 
-def _named_masks(file: Labels, *, source: CaseSource, scan: Scan) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
-    """(structure, mask) pairs of one label file; a structure may come more than once, and None stands for ignored voxels."""
-    if isinstance(file, SegmentFile):
-        yield from segments.read_segments(file.path, scan=scan, names=file.names)
-        return
-    read = readers.read_labels(file.path)
-    _demand_same_grid(source, scan=read, path=file.path, expected=scan.geometry)
+def _named_masks(
+    file: LabelFile | MaskFile, *, voxels: NDArray, source: CaseSource
+) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
+    """(structure, mask) pairs of one label map; a structure may come more than once, and None stands for ignored voxels."""
     match file:
         case LabelFile():
-            _demand_known_values(source, file=file, voxels=read.voxels)
+            _demand_known_values(source, file=file, voxels=voxels)
             for value, names in file.values.items():
-                mask = read.voxels == value
+                mask = voxels == value
                 for name in names:
                     yield name, mask
             if file.ignore is not None:
-                yield None, read.voxels == file.ignore
+                yield None, voxels == file.ignore
         case MaskFile():
-            yield file.structure, read.voxels > 0
+            yield file.structure, voxels > 0
 
 
 def _demand_same_grid(source: CaseSource, *, scan: readers.Scan, path: Path, expected: Geometry) -> None:
