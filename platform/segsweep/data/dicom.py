@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data.case import Series
+from segsweep.data.case import Series, lies_below
 from segsweep.data.dicom_file import is_dicom, numbers, open_dicom, sop_class, text, whole
 from segsweep.data.dicom_pixels import stored_values
 from segsweep.data.geometry import Geometry
@@ -75,7 +75,7 @@ def find_series(folder: Path) -> tuple[Series, ...]:
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
-        if not path.resolve().is_relative_to(root):
+        if not lies_below(path, root=root):
             raise InputError(f"{path.name} is a link out of {folder.name}; expected files in it; copy the files there")
         named = path.suffix.lower() == ".dcm" and not path.name.startswith(".")
         if (named or is_dicom(path)) and (uid := _series_uid(path)) is not None:
