@@ -1,4 +1,4 @@
-"""nnU-Net's plain 3D U-Net with deep supervision (Isensee et al., Nature Methods 2021; METHODS.md 1).
+"""nnU-Net's plain 3D U-Net with deep supervision (Isensee et al., Nature Methods 2021).
 
 Parameter names and shapes equal nnU-Net v2's PlainConvUNet, so its weights fit. `preset=small` is a network for a machine without a
 GPU: its first level works at half resolution, which costs an eighth of the arithmetic. Written from the description; Apache-2.0.
@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build(params: Params, task: Task) -> nn.Module:
-    """The network for a task; its depth and kernels follow from the patch size and the spacing (METHODS.md 1.6).
+    """The network for a task; its depth and kernels follow from the patch size and the spacing (nnU-Net v2, experiment planner).
 
     Raises RecipeError when that leaves one level: a U-Net has at least two.
     """

@@ -1,4 +1,4 @@
-"""Plans: nnU-Net's printed figures (METHODS.md 1.6 and 3.5), and its rules on synthetic fingerprints."""
+"""Plans: nnU-Net's printed figures (SegRap2023's plans, MultiTalent's poster), and its rules on synthetic fingerprints."""
 
 import json
 

@@ -8,7 +8,7 @@ import pytest
 from segsweep.data.segrap_labels import OFFICIAL, ORGANS, SMALLEST_FIRST, TUMOURS, official_value, to_official
 from segsweep.data.structures import LabelSet, LabelTable, encode
 
-# The organisers' merge of labels to organs (METHODS.md 5.2); for a pair, (left, right).
+# The organisers' merge of labels to organs (SegRap2023, post-processing code); for a pair, (left, right).
 MERGE: dict[str, set[int] | tuple[set[int], set[int]]] = {
     **{"Brain": set(range(1, 10)), "BrainStem": {2}, "Chiasm": {3}, "TemporalLobe": ({4, 6}, {5, 7})},
     **{"Hippocampus": ({8, 6}, {9, 7}), "Eye": ({10, 12}, {11, 13}), "Lens": ({12}, {13}), "OpticNerve": ({14}, {15})},

@@ -9,7 +9,7 @@ import pytest
 from segsweep.data.dataset import describe
 from segsweep.errors import InputError
 
-# Prefix -> label names of the published dataset.json, and what values 1 and 2 count as (METHODS.md 3.1).
+# Prefix -> label names of the published dataset.json, and what values 1 and 2 count as (MultiTalent, dataset conversion).
 TASKS = {
     "la": (["left atrium"], {"left_atrium": 1}),
     "liver": (["liver", "cancer"], {"liver": 3, "liver_cancer": 2}),

@@ -187,7 +187,7 @@ def test_networks_of_a_space_can_be_built(name: str) -> None:
 
 
 def test_the_unet_is_nnunets_plain_one_name_by_name() -> None:
-    """The plan of METHODS.md for openKBP: 128^3 isotropic, six stages, one channel, eight outputs, 31.2 M parameters."""
+    """nnU-Net's plan for openKBP: 128^3 isotropic, six stages, one channel, eight outputs, 31.2 M parameters."""
     unet = recipes.load("trainables", name="unet")
     task = dataclasses.replace(
         task_of("softmax", patch_size=(128, 128, 128)),

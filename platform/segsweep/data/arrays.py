@@ -26,7 +26,7 @@ Region = tuple[slice, slice, slice]
 # Arrays of a grid's folder.
 IMAGE, LABEL = "image", "labels/atoms/values"
 INNER_CHUNK: Size = (16, 64, 64)
-# nnU-Net keeps at most 10,000 voxels a class for oversampling, but at least 1 % of them (METHODS.md 1.3).
+# nnU-Net keeps at most 10,000 voxels a class for oversampling, but at least 1 % of them (v2, preprocessing).
 MOST_SAMPLES, LEAST_SHARE = 10_000, 0.01
 
 

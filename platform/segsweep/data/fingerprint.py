@@ -1,4 +1,4 @@
-"""From what the cases of a dataset look like to its plan: nnU-Net's planning rules (METHODS.md 1.5, 1.6)."""
+"""From what the cases of a dataset look like to its plan: nnU-Net v2's planning rules (its experiment planners)."""
 
 import io
 import math
@@ -41,7 +41,7 @@ class Planner:
     largest_share: float
 
 
-# nnU-Net's references (METHODS.md 1.6).
+# nnU-Net v2's references (default and residual encoder planners).
 PLANNERS: Mapping[str, Planner] = {
     "plain": Planner(residual=False, elements=560e6, memory_gb=8, largest_share=0.05),
     "resenc_m": Planner(residual=True, elements=680e6, memory_gb=8, largest_share=1.0),

@@ -1,4 +1,4 @@
-"""Several stores as one: their cases side by side, each annotated in its own dataset's structures alone (METHODS.md 3.1).
+"""Several stores as one: their cases side by side, each annotated in its own dataset's structures alone (MultiTalent).
 
 Labels of different datasets are never merged: the livers of two datasets are the structures `a/liver` and `b/liver`, with atoms of
 their own. Nothing is copied: voxels are read from the stores, in the joint table's values.

@@ -11,7 +11,7 @@ from segsweep.data.geometry import Size, Spacing
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """One channel: clip to [low, high], subtract mean, divide by deviation (nnU-Net's CT rule, METHODS.md 1.5).
+    """One channel: clip to [low, high], subtract mean, divide by deviation (nnU-Net's CT rule, v2, preprocessing).
 
     `scheme` "z-score" ignores the numbers and uses each scan's own mean and deviation.
     """

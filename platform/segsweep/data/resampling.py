@@ -1,4 +1,4 @@
-"""Scans, label maps and scores from one voxel grid to another that covers the same extent (METHODS.md 1.5).
+"""Scans, label maps and scores from one voxel grid to another that covers the same extent (nnU-Net v2, resampling).
 
 Voxels are areas, not points: grids of different shape share their outer faces, so that voxel i of n maps to
 (i + 0.5) * m / n - 0.5, and values beyond the outermost centres are those of the edge.

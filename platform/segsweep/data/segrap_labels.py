@@ -1,4 +1,4 @@
-"""SegRap2023's 45 organs, which overlap, and its official 54 labels, which do not: the one table between them (METHODS.md 5.1-5.3)."""
+"""SegRap2023's 45 organs, which overlap, and its official 54 labels, which do not: one table for both (its post-processing code)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

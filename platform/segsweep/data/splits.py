@@ -10,7 +10,7 @@ import numpy as np
 
 from segsweep.errors import InputError, unknown
 
-# nnU-Net's number of folds and seed (METHODS.md 1.1).
+# nnU-Net's number of folds and seed (v2, training loop).
 NUM_FOLDS, SEED = 5, 12345
 
 Folds = tuple[tuple[str, ...], ...]

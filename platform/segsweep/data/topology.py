@@ -1,4 +1,4 @@
-"""How often a U-Net halves each axis of a patch, and how much memory that takes: nnU-Net's rules (METHODS.md 1.6)."""
+"""How often a U-Net halves each axis of a patch, and how much memory that takes: nnU-Net v2's rules (its experiment planners)."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whose rules a score follows: tolerances per structure, empty masks, slices, floors, rounding, missing cases (METHODS.md 5.5, 7)."""
+"""Whose rules a score follows: tolerances per structure, empty masks, slices, floors, rounding, missing cases (SegRap2023, FLARE)."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Logits of a whole scan from overlapping patches, weighted towards each patch's centre, with optional flips (METHODS.md 1.7)."""
+"""Logits of a whole scan from overlapping patches, weighted towards each patch's centre, with optional flips (nnU-Net v2, inference)."""
 
 import itertools
 import math

@@ -1,6 +1,6 @@
 """Spatial augmentation: rotation, scaling and flips, composed into one resample that reads only the voxels it needs.
 
-Angles and factors act in voxel space, as in nnU-Net (METHODS.md 1.4). Outside the scan the normalised image and the label are 0.
+Angles and factors act in voxel space, as in nnU-Net (v2, data augmentation). Outside the scan the normalised image and the label are 0.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Intensity augmentation of a patch (channels, z, y, x), float32, in place: nnU-Net's list (METHODS.md 1.4, rows 2 to 8)."""
+"""Intensity augmentation of a patch (channels, z, y, x), float32, in place: nnU-Net v2's list (its data augmentation)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

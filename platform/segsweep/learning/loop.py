@@ -22,7 +22,7 @@ from segsweep.learning.patches import TrainingCase
 from segsweep.learning.stages import Stage
 from segsweep.learning.task import Task
 
-# nnU-Net's values (METHODS.md 1.1).
+# nnU-Net's values (v2, training loop).
 MOMENTUM, LARGEST_GRADIENT, SMOOTHING = 0.99, 12.0, 0.9
 # Key of the validation draws: the same patches after every epoch, whatever the number of epochs.
 VALIDATION = 1 << 30

@@ -1,4 +1,4 @@
-"""The losses of both heads, with deep supervision, and what is not annotated left out (METHODS.md 1.2 and 4.2).
+"""The losses of both heads, with deep supervision, and what is not annotated left out (nnU-Net v2; HUST's SegRap2023 poster).
 
 A sigmoid output whose structure is not annotated in a sample gets exactly zero gradient from that sample, and every output does from
 an ignored voxel. For a softmax head, atoms that the sample's annotation cannot tell apart are merged (their probabilities added)

@@ -10,7 +10,7 @@ from segsweep.learning.task import Head
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParams:
-    """The recommended run is the default: nnU-Net's recipe (METHODS.md 1.1 to 1.4).
+    """The recommended run is the default: nnU-Net's recipe (v2: training loop, loss, patch sampling, augmentation).
 
     `patch_size` (voxels z, y, x) and `batch_size` (patches per worker) come from the store's plan unless given.
     `foreground` is the share of patches that are forced to hold foreground; `mirror` names the axes along which patches are flipped.

@@ -1,4 +1,4 @@
-"""Which patch to draw: the case, whether it must hold foreground, and where its lower corner lies (METHODS.md 1.3)."""
+"""Which patch to draw: the case, whether it must hold foreground, and where its lower corner lies (nnU-Net v2, data loader)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from typing import Literal
 
 Schedule = Literal["poly", "constant", "rise"]
 
-# nnU-Net's polynomial decay (METHODS.md 1.1).
+# nnU-Net's polynomial decay (v2, training loop).
 POLY_EXPONENT = 0.9
 
 

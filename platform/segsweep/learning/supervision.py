@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def supervision_weights(num_levels: int) -> tuple[float, ...]:
-    """1/2^i from full resolution down, the last level 0 when there are several, normalised to 1 (METHODS.md 1.2)."""
+    """1/2^i from full resolution down, the last level 0 when there are several, normalised to 1 (nnU-Net v2, deep supervision)."""
     weights = [0.5**level for level in range(num_levels)]
     if num_levels > 1:
         weights[-1] = 0.0
