@@ -1,15 +1,15 @@
 """Any task in the Medical Segmentation Decathlon's layout: `dataset.json` beside `imagesTr/`, `labelsTr/` and `imagesTs/`.
 
 Structures, channels and cases are what `dataset.json` says (`labels`, `modality`, `training`, `test`); licence and source stand
-there too (`licence`, `reference`). Test scans are unlabelled, and left out when their folder is not there. Several channels in
-one 4D file (BrainTumour, Prostate) are not supported. For the ten tasks themselves `msd` names the structures.
+there too (`licence`, `reference`). Test scans are unlabelled, and left out when their folder is not there. Where there are several
+modalities, each image is one 4D NIfTI file with all of them, in their order. For the ten tasks themselves `msd` names the structures.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segsweep.data.case import CaseSource, LabelFile
+from segsweep.data.case import CaseSource, ChannelFile, Image, LabelFile
 from segsweep.data.layouts import demand_cases, entry, inside, numbered, pairs_of, read_json
 from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
@@ -25,13 +25,10 @@ def labels(raw: Path) -> LabelSet:
 
 
 def channels(raw: Path) -> tuple[str, ...]:
-    """The one modality. Raises InputError for several, which the layout keeps in 4D files."""
+    """The modalities by number. Raises InputError where there is none."""
     names = tuple(numbered(manifest(raw), key="modality", file=FILE).values())
-    if len(names) != 1:
-        raise InputError(
-            f"{FILE}: {len(names)} modalities ({', '.join(names)}), which lie in one 4D file a case; expected one; "
-            "write one file a channel and read them as nnunet_raw"
-        )
+    if not names:
+        raise InputError(f"{FILE}: 'modality' names no channel; expected at least one; correct the file")
     return names
 
 
@@ -53,7 +50,7 @@ def values(content: dict[str, Any]) -> dict[int, tuple[str, ...]]:
 def listed_cases(raw: Path, *, values: Mapping[int, tuple[str, ...]]) -> list[CaseSource]:
     """The cases of `dataset.json`, with the meaning of their label values given. Names that could lead out of `raw` are refused."""
     content = manifest(raw)
-    channels(raw)
+    num_channels = len(channels(raw))
     structures = tuple(dict.fromkeys(name for names in values.values() for name in names))
     found = []
     for row in entry(content, key="training", kind=list, file=FILE):
@@ -61,12 +58,17 @@ def listed_cases(raw: Path, *, values: Mapping[int, tuple[str, ...]]) -> list[Ca
             raise InputError(f"{FILE}: 'training' holds {str(row)[:60]!r}; expected image and label; correct the file")
         image, label = (inside(raw, entry(row, key=key, kind=str, file=FILE)) for key in ("image", "label"))
         if not image.name.startswith("._"):
-            name = stem(image)
+            name, images = stem(image), (_image(image, num_channels=num_channels),)
             file = LabelFile(path=label, values=values)
-            found.append(CaseSource(case_id=name, images=(image,), labels=(file,), annotated=structures))
+            found.append(CaseSource(case_id=name, images=images, labels=(file,), annotated=structures))
     tests = [inside(raw, name) for name in entry({"test": [], **content}, key="test", kind=list, file=FILE)]
     for image in tests:
         if not image.name.startswith("._") and image.parent.is_dir():
-            found.append(CaseSource(case_id=stem(image), images=(image,), split="test"))
+            images = (_image(image, num_channels=num_channels),)
+            found.append(CaseSource(case_id=stem(image), images=images, split="test"))
     demand_cases(found, raw=raw, layout=f"scans listed in {FILE}")
     return found
+
+
+def _image(path: Path, *, num_channels: int) -> Image:
+    return path if num_channels == 1 else ChannelFile(path=path, num_channels=num_channels)

@@ -2,7 +2,7 @@
 
 From medicaldecathlon.com, CC BY-SA 4.0. `raw` is one unpacked task, `Task03_Liver/{imagesTr,labelsTr,imagesTs,dataset.json}`; the
 prefix of its files (`liver_0.nii.gz`) tells which. A cancer is part of its organ, as in MultiTalent: liver = {1, 2}, liver_cancer =
-{2}. Tasks 01 BrainTumour and 05 Prostate keep several channels in one 4D file and are refused.
+{2}. BrainTumour's regions have the names that `brats21` gives them; its four channels, and Prostate's two, lie in one 4D file a case.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,11 @@ decathlon = load("datasets", name="decathlon")
 
 # Prefix of a task's files -> value -> structures.
 TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
+    "brats": {1: ("edema",), 2: ("non-enhancing",), 3: ("enhancing",)},
     "la": {1: ("left_atrium",)},
     "liver": {1: ("liver",), 2: ("liver", "liver_cancer")},
     "hippocampus": {1: ("hippocampus_anterior",), 2: ("hippocampus_posterior",)},
+    "prostate": {1: ("prostate_peripheral_zone",), 2: ("prostate_transition_zone",)},
     "lung": {1: ("lung_cancer",)},
     "pancreas": {1: ("pancreas",), 2: ("pancreas", "pancreas_cancer")},
     "hepaticvessel": {1: ("hepatic_vessel",), 2: ("hepatic_tumour",)},

@@ -3,13 +3,20 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
-from segsweep.data.building import build_case
+from segsweep.data.arrays import GridReader
+from segsweep.data.building import build_case, current_case
+from segsweep.data.case import ChannelFile
 from segsweep.data.dataset import describe
+from segsweep.data.reading import read_case, source_digests
+from segsweep.data.store import NATIVE
 from segsweep.errors import InputError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "msd_hippocampus"
@@ -69,10 +76,102 @@ def test_test_scans_may_be_left_out_altogether_but_not_one_by_one(
     assert [case.case_id for case in describe("decathlon", raw=raw).cases] == ["knee_001", "knee_004"]
 
 
+def write_channels(path: Path, *, num_channels: int) -> list[np.ndarray]:
+    """A 4D file of the grid of `write`, and what its channels hold: whole numbers, but halves in the second one."""
+    one = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(np.float32)
+    channels = [one * (channel + 1) + (channel == 1) / 2 for channel in range(num_channels)]
+    images = [sitk.GetImageFromArray(channel) for channel in channels]
+    for image in images:
+        image.SetSpacing((1.5, 1.5, 3.0))
+    sitk.WriteImage(sitk.JoinSeries(images), str(path))
+    return channels
+
+
+MODALITIES = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+
+
+def test_several_modalities_are_the_channels_of_one_4d_file(raw: Path) -> None:
+    expected = write_channels(raw / "imagesTr" / "knee_001.nii.gz", num_channels=4)
+    state(raw, modality=MODALITIES)
+    dataset = describe("decathlon", raw=raw)
+    assert dataset.channels == ("FLAIR", "T1w", "t1gd", "T2w")
+    case = dataset.cases[0]
+    read = read_case(case, labels=dataset.labels)
+    np.testing.assert_array_equal(np.stack(read.images), np.stack(expected))
+    assert [image.dtype for image in read.images] == [np.int16, np.float32, np.int16, np.int16]
+    assert read.geometry.shape == (4, 5, 6)
+    assert read.geometry.spacing == pytest.approx((3.0, 1.5, 1.5))
+    assert read.digests == source_digests(case)
+    assert len(read.digests) == 2, "the image's file once, and the label's"
+
+
+def test_a_case_of_several_channels_converts(raw: Path) -> None:
+    expected = write_channels(raw / "imagesTr" / "knee_001.nii.gz", num_channels=2)
+    state(raw, modality={"0": "T2", "1": "ADC"}, test=[])
+    dataset = describe("decathlon", raw=raw)
+    store = raw / "store" / "knee_001"
+    record = build_case(dataset.cases[0], labels=dataset.labels, folder=store)
+    stored = GridReader(store / "grids" / NATIVE, name="knee_001", lookup=np.arange(3, dtype=np.uint16)).read_image()
+    np.testing.assert_array_equal(stored, np.stack(expected))
+    assert current_case(store, source=dataset.cases[0], labels=dataset.labels) == record
+
+
+@pytest.mark.parametrize("stored", (1, 3, 5))
+def test_another_number_of_channels_than_modalities_fails_its_case_alone(stored: int, raw: Path) -> None:
+    write_channels(raw / "imagesTr" / "knee_001.nii.gz", num_channels=stored)
+    write_channels(raw / "imagesTr" / "knee_004.nii.gz", num_channels=4)
+    state(raw, modality=MODALITIES)
+    dataset = describe("decathlon", raw=raw)
+    with pytest.raises(
+        InputError, match=rf"case knee_001: knee_001\.nii\.gz: dim is .* x {stored}; expected a fourth axis of 4"
+    ):
+        read_case(dataset.cases[0], labels=dataset.labels)
+    assert len(read_case(dataset.cases[1], labels=dataset.labels).images) == 4
+
+
+def test_a_3d_file_is_not_taken_for_four_channels_nor_a_4d_one_for_one(raw: Path) -> None:
+    state(raw, modality=MODALITIES)
+    four = describe("decathlon", raw=raw).cases[1]
+    with pytest.raises(InputError, match=r"dim is 3D of 6 x 5 x 4; expected a fourth axis of 4, one for each channel"):
+        read_case(four, labels=describe("decathlon", raw=raw).labels)
+    write_channels(raw / "imagesTr" / "knee_001.nii.gz", num_channels=4)
+    state(raw)
+    dataset = describe("decathlon", raw=raw)
+    with pytest.raises(InputError, match=r"dim is 4D of 6 x 5 x 4 x 4; expected one 3D scan"):
+        read_case(dataset.cases[0], labels=dataset.labels)
+
+
+def test_a_label_map_or_another_format_has_no_channels(raw: Path) -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        write_channels(raw / folder / "knee_001.nii.gz", num_channels=4)
+    rows = [*JSON["training"], {"image": "imagesTr/b.mha", "label": "labelsTr/knee_004.nii.gz"}]
+    state(raw, modality=MODALITIES, training=rows)
+    dataset = describe("decathlon", raw=raw)
+    with pytest.raises(InputError, match=r"dim is 4D of 6 x 5 x 4 x 4; expected one 3D scan"):
+        read_case(dataset.cases[0], labels=dataset.labels)
+    with pytest.raises(InputError, match=r"case b: b\.mha: is to hold 4 channels; expected a NIfTI file"):
+        read_case(dataset.cases[2], labels=dataset.labels)
+
+
+def test_channels_cut_off_or_empty_are_refused(raw: Path) -> None:
+    state(raw, modality=MODALITIES)
+    dataset = describe("decathlon", raw=raw)
+    path = raw / "imagesTr" / "knee_001.nii"
+    channels = write_channels(path, num_channels=4)
+    case = replace(dataset.cases[0], images=(ChannelFile(path=path, num_channels=4),))
+    content = path.read_bytes()
+    path.write_bytes(content[: -channels[3].nbytes])
+    with pytest.raises(InputError, match="the unpacked size is"):
+        read_case(case, labels=dataset.labels)
+    path.write_bytes(content[: -channels[3].nbytes] + bytes(channels[3].nbytes))
+    with pytest.raises(InputError, match=r"knee_001\.nii \(channel 3\): all voxels are 0"):
+        read_case(case, labels=dataset.labels)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"modality": {"0": "FLAIR", "1": "T1w"}}, r"2 modalities \(FLAIR, T1w\), which lie in one 4D file"),
+        ({"modality": {}}, "'modality' names no channel"),
         ({"modality": "MRI"}, "'modality' is"),
         ({"labels": {"liver": 1}}, "a number and a name"),
         ({"labels": {"0": "background", "1": "a", "01": "b"}}, "'01': 'b'"),

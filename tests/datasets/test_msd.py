@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from segsweep.data.dataset import describe
 from segsweep.errors import InputError
@@ -48,13 +49,40 @@ def test_every_3d_task(
 
 
 @pytest.mark.parametrize(
+    ("file", "names", "modality", "expected"),
+    [
+        ("BRATS_001.nii.gz", ["edema", "non-enhancing tumor", "enhancing tumour"], ("FLAIR", "T1w", "t1gd", "T2w"),
+         {"edema": 1, "non-enhancing": 2, "enhancing": 3}),
+        ("prostate_00.nii.gz", ["PZ", "TZ"], ("T2", "ADC"),
+         {"prostate_peripheral_zone": 1, "prostate_transition_zone": 2}),
+    ],
+)  # fmt: skip
+def test_tasks_of_several_channels(
+    file: str,
+    names: list[str],
+    modality: tuple[str, ...],
+    expected: dict[str, int],
+    tmp_path: Path,
+    write: Callable[..., Path],
+    voxels: Callable[..., dict[str, int]],
+) -> None:
+    image = sitk.ReadImage(str(write(f"imagesTr/{file}")))
+    sitk.WriteImage(
+        sitk.JoinSeries([image + channel for channel in range(len(modality))]), str(tmp_path / "imagesTr" / file)
+    )
+    write(f"labelsTr/{file}", *[value for value in range(1, len(names) + 1) for _ in range(value)])
+    state(tmp_path, names=names, files=[file], modality=modality)
+    dataset = describe("msd", raw=tmp_path)
+    assert dataset.channels == modality
+    assert voxels(dataset, dataset.cases[0].case_id) == expected
+
+
+@pytest.mark.parametrize(
     ("names", "files", "modality", "message"),
     [
         (["liver", "cancer"], ["liver_0.nii.gz", "lung_0.nii.gz"], ("CT",), r"2 tasks \(liver, lung\)"),
         (["liver", "cancer"], ["lever_0.nii.gz"], ("CT",), "no 'lever' among Decathlon tasks.*did you mean 'liver'"),
         (["liver"], ["liver_0.nii.gz"], ("CT",), r"label values \[1\]; expected \[1, 2\]"),
-        (["edema"], ["BRATS_001.nii.gz"], ("FLAIR", "T1w", "t1gd", "T2w"), "4D file"),
-        (["PZ", "TZ"], ["prostate_00.nii.gz"], ("T2", "ADC"), "4D file"),
         (["liver"], [], ("CT",), "0 tasks"),
     ],
 )

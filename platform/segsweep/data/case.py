@@ -20,6 +20,14 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelFile:
+    """One NIfTI file that holds all of several channels, one after the other along its fourth axis."""
+
+    path: Path
+    num_channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelFile:
     """A label map on the scan's grid. `values` says which structures a voxel value stands for; 0 is background.
 
@@ -50,7 +58,7 @@ class SegmentFile:
     names: Mapping[str, str]
 
 
-Image = Path | Series
+Image = Path | Series | ChannelFile
 Labels = LabelFile | MaskFile | SegmentFile
 
 
@@ -77,6 +85,11 @@ class CaseSource:
     group: str = ""
     split: Split = "train"
     root: Path | None = None
+
+    @property
+    def num_channels(self) -> int:
+        """How many channels the images hold together."""
+        return sum(image.num_channels if isinstance(image, ChannelFile) else 1 for image in self.images)
 
     def __post_init__(self) -> None:
         if not CASE_ID.fullmatch(self.case_id):

@@ -7,7 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from segsweep.data.case import CaseSource, LabelFile, Labels, MaskFile, SegmentFile, Series
+from segsweep.data.case import CaseSource, ChannelFile, Image, LabelFile, Labels, MaskFile, SegmentFile, Series
 from segsweep.data.geometry import Spacing
 from segsweep.data.intake import MAX_VOXELS_AN_AXIS
 from segsweep.data.store import CaseRecord
@@ -26,7 +26,7 @@ _SIZES = re.compile(rb"^(?:sizes:|DimSize\s*=)\s*([\d ]+?)\s*$", re.MULTILINE)
 def to_convert(source: CaseSource) -> int:
     """Bytes that reading and writing the case takes at its peak. Files that cannot be read count nothing: reading them says why."""
     masks = sum(map(_num_masks, source.labels))
-    each = A_CASE + A_CHANNEL * len(source.images) + A_MASK * masks
+    each = A_CASE + A_CHANNEL * source.num_channels + A_MASK * masks
     return AT_REST + each * max(map(_num_voxels, source.images))
 
 
@@ -46,7 +46,10 @@ def _num_masks(file: Labels) -> int:
             return 1
 
 
-def _num_voxels(image: Path | Series) -> int:
+def _num_voxels(image: Image) -> int:
+    """Of one channel."""
+    if isinstance(image, ChannelFile):
+        return _num_voxels(image.path)
     try:
         if isinstance(image, Series):
             return sum(path.stat().st_size for path in image.files) * UNPACKED // 2

@@ -46,10 +46,10 @@ class _Header:
     total: int  # bytes, header included
 
 
-def check_nifti(path: Path) -> None:
+def check_nifti(path: Path, *, num_channels: int = 1) -> None:
     """Refuse a .nii or .nii.gz file that is damaged, is no single 3D scan, or does not place its voxels in millimetres.
 
-    Raises InputError that names file and field. Reads the whole file once, in a few MB of memory.
+    A file of several channels is a 4D one, with as many 3D scans one after the other.     Raises InputError that names file and field. Reads the whole file once, in a few MB of memory.
     """
     name = path.name
     pieces = _pieces(path)
@@ -59,7 +59,7 @@ def check_nifti(path: Path) -> None:
         if len(start) >= _HEADER_BYTES:
             break
     with np.errstate(all="ignore"):  # fields may be NaN of any kind; what matters is judged below
-        header = _parse(start, name=name)
+        header = _parse(start, name=name, num_channels=num_channels)
     _check_voxels(start, pieces, header=header, name=name)
 
 
@@ -133,7 +133,7 @@ def _inflate(unpack: "zlib._Decompress", packed: bytes, *, name: str) -> bytes:
         ) from None
 
 
-def _parse(start: bytes, *, name: str) -> _Header:
+def _parse(start: bytes, *, name: str, num_channels: int) -> _Header:
     if len(start) < _HEADER_BYTES:
         raise refuse(
             name,
@@ -152,12 +152,12 @@ def _parse(start: bytes, *, name: str) -> _Header:
             expected=f"{_HEADER_BYTES}, b'n+1' (one NIfTI-1 file)",
             do="convert the file to NIfTI-1",
         )
-    shape = _checked_shape(fields, name=name)
+    shape = _checked_shape(fields, name=name, num_channels=num_channels)
     voxels = _checked_type(fields, name=name).newbyteorder(order)
     _check_scaling(fields, name=name)
     _check_grid(fields, shape=shape, name=name)
     offset = _checked_offset(fields, name=name)
-    total = offset + int(np.prod(shape, dtype=object)) * voxels.itemsize
+    total = offset + int(np.prod(shape, dtype=object)) * num_channels * voxels.itemsize
     if total > MAX_BYTES:
         raise refuse(
             name, field="dim", found=f"{total} bytes", expected=f"at most {MAX_BYTES}", do="crop or resample the scan"
@@ -165,12 +165,17 @@ def _parse(start: bytes, *, name: str) -> _Header:
     return _Header(fields=fields, voxels=voxels, offset=offset, total=total)
 
 
-def _checked_shape(fields: np.void, *, name: str) -> tuple[int, int, int]:
+def _checked_shape(fields: np.void, *, name: str, num_channels: int) -> tuple[int, int, int]:
     dim = [int(value) for value in fields["dim"]]
     rank = dim[0]
-    if not 3 <= rank <= 7 or any(size != 1 for size in dim[4 : rank + 1]):
+    beyond = (*dim[4 : rank + 1], *(1,) * (7 - rank))
+    if not 3 <= rank <= 7 or beyond != (num_channels, 1, 1, 1):
         found = f"{rank}D" + (f" of {' x '.join(map(str, dim[1 : rank + 1]))}" if 1 <= rank <= 7 else "")
-        raise refuse(name, field="dim", found=found, expected="one 3D scan", do="split the file into 3D scans")
+        expected, do = "one 3D scan", "split the file into 3D scans"
+        if num_channels > 1:
+            expected = f"a fourth axis of {num_channels}, one for each channel of the dataset"
+            do = "correct the file or the dataset's list of channels"
+        raise refuse(name, field="dim", found=found, expected=expected, do=do)
     shape = (dim[1], dim[2], dim[3])
     if not all(1 <= size <= MAX_VOXELS_AN_AXIS for size in shape):
         expected = f"1 to {MAX_VOXELS_AN_AXIS} voxels an axis"

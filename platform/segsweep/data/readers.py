@@ -1,16 +1,16 @@
 """Reads images and label maps from NIfTI, NRRD and MetaImage files as arrays with their exact geometry."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
+from segsweep.data import storage
 from segsweep.data.geometry import Geometry
 from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM, check_nifti
 from segsweep.data.intake_text import META, NRRD, NumLayers, check_text, voxel_file
@@ -73,14 +73,22 @@ def read_scan(path: Path) -> Scan:
     Raises InputError for a damaged file, NaN or infinite voxels, and an image of one single value.
     """
     scan = _read(path)
-    low, high = scan.voxels.min(), scan.voxels.max()
-    if low == high:
-        raise InputError(f"{path.name}: all voxels are {low}; expected an image with contrast; export the scan again")
-    if low >= -32768 and high <= 32767 and _whole(scan.voxels):
-        return Scan(voxels=scan.voxels.astype(np.int16), geometry=scan.geometry, digest=scan.digest)
-    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
-        raise InputError(f"{path.name}: voxels reach {high:g}; expected values that fit 32 bits; rescale the scan")
-    return Scan(voxels=scan.voxels.astype(np.float32), geometry=scan.geometry, digest=scan.digest)
+    return replace(scan, voxels=_image(scan.voxels, name=path.name))
+
+
+def read_channels(path: Path, *, num_channels: int) -> tuple[Scan, ...]:
+    """All channels of a NIfTI file that holds that many along its fourth axis, each as `read_scan` gives an image.
+
+    Raises InputError as `read_scan` does, and for another format or number of channels.
+    """
+    if path.name.endswith(_TEXT):
+        raise InputError(f"{path.name}: is to hold {num_channels} channels; expected a NIfTI file; convert the file")
+    scan = _read(path, num_channels=num_channels)
+    channels = scan.voxels.reshape(num_channels, *scan.geometry.shape)
+    return tuple(
+        replace(scan, voxels=_image(voxels, name=f"{path.name} (channel {index})"))
+        for index, voxels in enumerate(channels)
+    )
 
 
 def read_labels(path: Path) -> Scan:
@@ -124,13 +132,20 @@ def read_layer_fields(path: Path) -> Mapping[str, str]:
 def file_digest(path: Path) -> str:
     """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
     with _reading(path, kind="readable"):
-        digest = hashlib.sha256()
         other = voxel_file(path) if path.name.endswith(_TEXT) else None
-        for part in (path, *([other] if other else [])):
-            with part.open("rb") as file:
-                while piece := file.read(2**20):
-                    digest.update(piece)
-        return digest.hexdigest()
+        return storage.sha256(path, *([other] if other else []))
+
+
+def _image(voxels: NDArray, *, name: str) -> NDArray:
+    """As int16 where that is lossless, else float32."""
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        raise InputError(f"{name}: all voxels are {low}; expected an image with contrast; export the scan again")
+    if low >= -32768 and high <= 32767 and _whole(voxels):
+        return voxels.astype(np.int16)
+    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
+        raise InputError(f"{name}: voxels reach {high:g}; expected values that fit 32 bits; rescale the scan")
+    return voxels.astype(np.float32)
 
 
 def _whole(voxels: NDArray) -> bool:
@@ -144,21 +159,23 @@ def _suffix(path: Path) -> str:
     raise InputError(f"{path.name} is no scan that can be read; expected a name that ends with {', '.join(SUFFIXES)}")
 
 
-def _read(path: Path) -> Scan:
+def _read(path: Path, *, num_channels: int = 1) -> Scan:
+    """One scan; of several channels, all voxels as they lie in the file (channels first)."""
     suffix = _suffix(path)
     with _reading(path, kind=suffix):
         if suffix in _TEXT:
             check_text(path)
         else:
-            check_nifti(path)
-        reader = _opened(path, suffix=suffix)
+            check_nifti(path, num_channels=num_channels)
+        reader = _opened(path, suffix=suffix, num_channels=num_channels)
         voxels = sitk.GetArrayFromImage(reader.Execute())
         digest = file_digest(path)
     if not np.isfinite(voxels).all():
         raise InputError(
             f"{path.name}: some voxels are NaN or infinite; expected finite numbers; export the scan again"
         )
-    voxels = voxels.reshape(voxels.shape[-3:])
+    if num_channels == 1:
+        voxels = voxels.reshape(voxels.shape[-3:])
     return Scan(voxels=voxels, geometry=_geometry(reader, name=path.name), digest=digest)
 
 
@@ -194,14 +211,14 @@ def quiet() -> Iterator[None]:
         os.close(terminal)
 
 
-def _opened(path: Path, *, suffix: str, layers: NumLayers = "one") -> sitk.ImageFileReader:
+def _opened(path: Path, *, suffix: str, layers: NumLayers = "one", num_channels: int = 1) -> sitk.ImageFileReader:
     """The reader with the header read and judged, so that no memory is taken for a header's absurd claim."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_FORMATS.get(suffix, "MetaImageIO"))
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     size, numbers = reader.GetSize(), reader.GetNumberOfComponents()
-    if len(size) < 3 or any(count != 1 for count in size[3:]) or (numbers != 1 and layers == "one"):
+    if len(size) < 3 or np.prod(size[3:], dtype=object) != num_channels or (numbers != 1 and layers == "one"):
         raise InputError(
             f"{path.name}: size is {size} with {numbers} numbers a voxel; "
             "expected one 3D scan with one; split or convert the file"

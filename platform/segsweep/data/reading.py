@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data import dicom, readers, segments
-from segsweep.data.case import CaseSource, Image, LabelFile, Labels, MaskFile, SegmentFile, Series, lies_below
+from segsweep.data.case import (
+    CaseSource,
+    ChannelFile,
+    Image,
+    LabelFile,
+    Labels,
+    MaskFile,
+    SegmentFile,
+    Series,
+    lies_below,
+)
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Scan
 from segsweep.data.structures import IGNORE, LabelSet
@@ -61,24 +71,25 @@ def _of_case(source: CaseSource) -> Iterator[None]:
 
 def _files(source: CaseSource) -> Iterator[Path]:
     for image in source.images:
-        yield from image.files if isinstance(image, Series) else (image,)
+        yield from image.files if isinstance(image, Series) else (_path(image),)
     yield from (file.path for file in source.labels)
 
 
 def _read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
-    scans = [_read_image(image) for image in source.images]
-    for image, scan in zip(source.images[1:], scans[1:], strict=True):
+    read = [_read_image(image) for image in source.images]
+    scans = [scan for channels in read for scan in channels]
+    for image, (scan, *_) in zip(source.images[1:], read[1:], strict=True):
         _demand_same_grid(source, scan=scan, path=_path(image), expected=scans[0].geometry)
     masks: dict[int, NDArray[np.bool_]] = {}
-    digests = [scan.digest for scan in scans]
+    digests = [channels[0].digest for channels in read]
     for file in source.labels:
         if isinstance(file, SegmentFile):
             content = readers.file_digest(file.path)
             named = segments.read_segments(file.path, scan=scans[0], names=file.names)
         else:
-            read = readers.read_labels(file.path)
-            _demand_same_grid(source, scan=read, path=file.path, expected=scans[0].geometry)
-            content, named = read.digest, _named_masks(file, voxels=read.voxels, source=source)
+            label = readers.read_labels(file.path)
+            _demand_same_grid(source, scan=label, path=file.path, expected=scans[0].geometry)
+            content, named = label.digest, _named_masks(file, voxels=label.voxels, source=source)
         digests.append(_digest(file, content=content))
         for name, mask in named:
             index = IGNORE if name is None else labels.structures.index(name)
@@ -88,24 +99,29 @@ def _read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
     )
 
 
-def _read_image(image: Image) -> Scan:
+def _read_image(image: Image) -> tuple[Scan, ...]:
+    """Its channels, on one grid."""
     match image:
         case Path():
-            return readers.read_scan(image)
+            return (readers.read_scan(image),)
         case Series():
-            return dicom.read_series(image)
+            return (dicom.read_series(image),)
+        case ChannelFile():
+            return readers.read_channels(image.path, num_channels=image.num_channels)
 
 
 def _image_digest(image: Image) -> str:
-    match image:
-        case Path():
-            return readers.file_digest(image)
-        case Series():
-            return dicom.series_digest(image)
+    return dicom.series_digest(image) if isinstance(image, Series) else readers.file_digest(_path(image))
 
 
 def _path(image: Image) -> Path:
-    return image if isinstance(image, Path) else image.files[0].parent
+    match image:
+        case Path():
+            return image
+        case Series():
+            return image.files[0].parent
+        case ChannelFile():
+            return image.path
 
 
 def _digest(file: Labels, *, content: str) -> str:
