@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from yaozarrs import v05, validate_zarr_store
 
 from segsweep import recipes
 from segsweep.data.building import build_case, derive_grid
@@ -104,6 +105,46 @@ def test_zarr_python_reads_a_case_as_it_is(phantom_store: Path) -> None:
     ome: Any = group.attrs["ome"]
     assert ome["version"] == "0.5"
     assert [axis["name"] for axis in ome["multiscales"][0]["axes"]] == ["c", "z", "y", "x"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_grid_is_ome_zarr_to_a_validator_of_others(okbp_store: Path) -> None:
+    """Their tool takes groups, arrays, types of axes and paths for OME-Zarr 0.5; what it cannot know is in millimetres and in place."""
+    grids = sorted(path for path in (okbp_store / "cases").glob("*/grids/*") if path.is_dir())
+    assert len(grids) == 4  # native and training grid of two cases
+    for folder in grids:
+        image = validate_zarr_store(folder).ome_metadata(version="0.5")
+        labels = validate_zarr_store(folder / "labels").ome_metadata(version="0.5")
+        atoms = validate_zarr_store(folder / "labels" / "atoms").ome_metadata(version="0.5")
+        assert (
+            isinstance(image, v05.Image) and isinstance(labels, v05.LabelsGroup) and isinstance(atoms, v05.LabelImage)
+        )
+        spacing = json.loads((folder / "zarr.json").read_bytes())["attributes"]["segsweep"]["geometry"]["spacing"]
+        assert next((axis.name, axis.type) for axis in image.multiscales[0].axes) == ("c", "channel")
+        for group, axes in ((image, image.multiscales[0].axes[1:]), (atoms, atoms.multiscales[0].axes)):
+            assert [(axis.name, axis.type, axis.unit) for axis in axes] == [(n, "space", "millimeter") for n in "zyx"]
+            assert group.multiscales[0].datasets[0].scale_transform.scale[-3:] == spacing
+        assert labels.labels == ["atoms"]
+        source = atoms.image_label.source
+        assert source is not None and (folder / "labels" / "atoms" / str(source.image)).resolve() == folder.resolve()
+
+
+@pytest.mark.parametrize(
+    ("group", "broken"),
+    [
+        ("", {"axes": [{"name": name, "type": "space"} for name in "czyx"]}),
+        ("", {"datasets": [{"path": "gone", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1, 1]}]}]}),
+        ("labels/atoms", {"datasets": []}),
+    ],
+)
+def test_the_validator_does_refuse(okbp_store: Path, tmp_path: Path, group: str, broken: dict[str, Any]) -> None:
+    folder = shutil.copytree(next((okbp_store / "cases").glob("*/grids/native")), tmp_path / "native")
+    path = folder / group / "zarr.json"
+    values = json.loads(path.read_bytes())
+    values["attributes"]["ome"]["multiscales"][0] |= broken
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="validation error"):
+        validate_zarr_store(folder)
 
 
 @pytest.fixture
