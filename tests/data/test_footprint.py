@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segsweep.data import footprint
-from segsweep.data.case import CaseSource, LabelFile, MaskFile, Series
+from segsweep.data.case import CaseSource, ChannelFile, LabelFile, MaskFile, Series
 from segsweep.data.store import open_store
 
 SHAPE = (11, 12, 13)
@@ -23,6 +23,8 @@ def test_voxels_are_counted_from_the_header(tmp_path: Path, suffix: str) -> None
     assert footprint.to_convert(plain) == footprint.AT_REST + each * math.prod(SHAPE)
     two = replace(plain, images=(path, path))
     assert footprint.to_convert(two) - footprint.to_convert(plain) == footprint.A_CHANNEL * math.prod(SHAPE)
+    together = replace(plain, images=(ChannelFile(path=path, num_channels=2),))
+    assert footprint.to_convert(together) == footprint.to_convert(two)
     maps = (LabelFile(path=path, values={1: ("a",), 2: ("a", "b")}), MaskFile(path=path, structure="c"))
     labelled = replace(plain, labels=maps)
     assert footprint.to_convert(labelled) - footprint.to_convert(plain) == 3 * footprint.A_MASK * math.prod(SHAPE)

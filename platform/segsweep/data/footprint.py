@@ -5,7 +5,6 @@ import math
 import re
 import struct
 import zlib
-from pathlib import Path
 
 from segsweep.data.case import CaseSource, ChannelFile, Image, LabelFile, Labels, MaskFile, SegmentFile, Series
 from segsweep.data.geometry import Spacing

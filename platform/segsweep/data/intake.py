@@ -49,7 +49,8 @@ class _Header:
 def check_nifti(path: Path, *, num_channels: int = 1) -> None:
     """Refuse a .nii or .nii.gz file that is damaged, is no single 3D scan, or does not place its voxels in millimetres.
 
-    A file of several channels is a 4D one, with as many 3D scans one after the other.     Raises InputError that names file and field. Reads the whole file once, in a few MB of memory.
+    A file of several channels is a 4D one, with as many 3D scans one after the other. Reads the whole file once, in a few MB of
+    memory. Raises InputError that names file and field.
     """
     name = path.name
     pieces = _pieces(path)
