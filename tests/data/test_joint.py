@@ -15,8 +15,9 @@ from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import StoreError
 from segsweep.learning.batches import draw
-from segsweep.learning.loop import Setting, default_stages, train
+from segsweep.learning.loop import Setting, train
 from segsweep.learning.losses import build_loss
+from segsweep.learning.method import default_stages
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.task import Task
 
@@ -218,6 +219,7 @@ def test_the_loop_trains_on_a_joint_store(pair: str) -> None:
         task=task,
         params=params,
         stages=default_stages(params),
+        loss=build_loss(params.loss, task=task, batch_dice=params.batch_dice),
         training=training_cases(joint, *joint.training(0)),
         validation=training_cases(joint, "a.c0", "b.c0"),
     )

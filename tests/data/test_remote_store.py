@@ -22,7 +22,8 @@ from segsweep.errors import InputError, StoreError
 from segsweep.evaluation.evaluation import evaluate
 from segsweep.inference.scans import find_scans
 from segsweep.inference.writers import write_label_map
-from segsweep.learning.loop import Setting, default_stages, train
+from segsweep.learning.loop import Setting, train
+from segsweep.learning.method import default_stages
 from segsweep.run import Run
 from segsweep.sweeps.training import prepare, training_cases
 
@@ -288,8 +289,9 @@ def test_a_network_learns_from_a_bucket(uri: str) -> None:
         task=task,
         params=prepared.params,
         stages=default_stages(prepared.params),
-        training=training_cases(store, case_ids=store.training(0), spacing=task.spacing),
-        validation=training_cases(store, case_ids=store.validation(0), spacing=task.spacing),
+        loss=prepared.method.loss(prepared.params, task=task),
+        training=training_cases(store, case_ids=store.training(0), task=task),
+        validation=training_cases(store, case_ids=store.validation(0), task=task),
         seed=0,
         device=torch.device("cpu"),
     )

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning import checkpoint
-from segsweep.learning.loop import Setting, default_stages, train
+from segsweep.learning.loop import Setting, train
+from segsweep.learning.losses import build_loss
+from segsweep.learning.method import default_stages
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.stages import Stage
@@ -84,6 +86,7 @@ def setting(*, epochs: int = 3, stages: tuple[Stage, ...] | None = None, optimiz
     torch.manual_seed(0)
     return Setting(
         model=Small(task.outputs), task=task, params=params, stages=stages or default_stages(params),
+        loss=build_loss(params.loss, task=task, batch_dice=params.batch_dice),
         training=cases[:2], validation=cases[2:], seed=7,
     )  # fmt: skip
 

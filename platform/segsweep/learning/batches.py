@@ -22,11 +22,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`image` (B, c, z, y, x) float32, `atoms` (B, z, y, x) int64, `annotated` (B, structures) bool."""
+    """`image` (B, c, z, y, x) float32, `atoms` (B, z, y, x) int64, `annotated` (B, structures) bool, `source` (B,) int64.
+
+    Unlabelled patches come last; nothing is annotated in them, and their atoms are 0.
+    """
 
     image: Tensor
     atoms: Tensor
     annotated: Tensor
+    source: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,21 @@ class Sample:
 
     patch: Cut
     annotated: tuple[bool, ...]
+    source: int
 
 
-def draw(cases: Sequence[TrainingCase], *, task: Task, params: TrainingParams, key: tuple[int, ...]) -> Batch:
+def draw(
+    cases: Sequence[TrainingCase],
+    *,
+    task: Task,
+    params: TrainingParams,
+    key: tuple[int, ...],
+    unlabelled: Sequence[TrainingCase] = (),
+) -> Batch:
     """The batch of a key such as (seed, rank, epoch, step): equal keys give equal batches, on any machine.
 
-    `params.batch_size` must be given; the patch is the task's. Raises InputError without cases or without a batch size.
+    `params.batch_size` must be given; the patch is the task's. As many patches of `unlabelled` cases follow, if there are such cases.
+    Raises InputError without cases or without a batch size.
     """
     if not cases:
         raise InputError("there are 0 cases to draw patches from; expected at least 1: check the fold and the store")
@@ -49,11 +62,14 @@ def draw(cases: Sequence[TrainingCase], *, task: Task, params: TrainingParams, k
     generator = np.random.default_rng(key)
     flags = forced_flags(params.batch_size, foreground=params.foreground, rule=params.oversampling, generator=generator)
     placements = [place(cases, task=task, forced=forced, generator=generator) for forced in flags]
+    if unlabelled:
+        placements += [place(unlabelled, task=task, forced=False, generator=generator) for _ in flags]
     samples = [_sample(placement, task=task, params=params, generator=generator) for placement in placements]
     return Batch(
         image=torch.stack([sample.patch.image for sample in samples]),
         atoms=torch.stack([sample.patch.atoms for sample in samples]),
         annotated=torch.tensor([sample.annotated for sample in samples], dtype=torch.bool),
+        source=torch.tensor([sample.source for sample in samples]),
     )
 
 
@@ -107,7 +123,7 @@ def _sample(placement: Placement, *, task: Task, params: TrainingParams, generat
         patch = swap_sides(patch, task=task)
         annotated = tuple(annotated[partner] for partner in task.table.labels.mirrored)
     alter(patch.image, level=params.augmentation, generator=generator)
-    return Sample(patch=patch, annotated=annotated)
+    return Sample(patch=patch, annotated=annotated, source=case.source)
 
 
 def _source(case: TrainingCase, *, task: Task) -> Source:

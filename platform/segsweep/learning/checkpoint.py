@@ -3,7 +3,6 @@
 A folder appears under its name only when it is complete: it is written beside it, flushed to disk, and renamed last.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,8 +14,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segsweep import recipes
+from segsweep.data import storage
 from segsweep.errors import ModelError
+from segsweep.learning.method import load_method
 from segsweep.learning.task import Task, task_from_json
 
 MANIFEST = "manifest.json"
@@ -83,12 +83,12 @@ def load_model(folder: Path) -> LoadedModel:
     snapshot = load(folder)
     document = json.loads((folder / RUN).read_text())
     task = task_from_json(document["task"])
-    recipe = recipes.load("trainables", name=document["run"]["trainable"])
-    model = recipe.build(recipes.build_params(recipe, values=document["params"]), task)
+    method = load_method(document["run"]["trainable"])
+    model = method.build(method.params(document["params"]), task=task)
     try:
         model.load_state_dict(dict(snapshot.weights))
     except RuntimeError as error:
-        raise ModelError(f"{folder.name}: weights do not fit the recipe {recipe.__name__!r}: {error}") from None
+        raise ModelError(f"{folder.name}: weights do not fit the recipe {method.name!r}: {error}") from None
     return LoadedModel(model=model.eval(), task=task, run=document["run"])
 
 
@@ -116,9 +116,9 @@ def write_manifest(folder: Path) -> str:
             continue
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
     _write_json(folder / MANIFEST, {"format": 1, "files": files})
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    return storage.sha256(folder / MANIFEST)
 
 
 def verify(folder: Path) -> str:
@@ -132,11 +132,11 @@ def verify(folder: Path) -> str:
             raise ModelError(
                 f"{folder.name}: file {name!r} is missing; expected it from the manifest; copy the folder again"
             )
-        if path.stat().st_size != size or _sha256(path) != digest:
+        if path.stat().st_size != size or storage.sha256(path) != digest:
             raise ModelError(
                 f"{folder.name}: file {name!r} is damaged (its sha256 differs from the manifest); use another checkpoint"
             )
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return storage.sha256(manifest)
 
 
 def _listed(manifest: Path) -> dict[str, tuple[int, str]]:
@@ -176,8 +176,3 @@ def _write_json(path: Path, value: Any) -> None:
         json.dump(value, stream, indent=1, sort_keys=True)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,6 @@ Sampling is a pure function of (seed, rank, epoch, step), so a training that res
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +15,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segsweep.learning.batches import Batch, draw, prefetch
 from segsweep.learning.checkpoint import Snapshot
-from segsweep.learning.losses import build_loss, dice_counts
+from segsweep.learning.losses import Loss, dice_counts
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
-from segsweep.learning.stages import Stage
+from segsweep.learning.stages import Optimizer, Stage
 from segsweep.learning.task import Task
 
 # nnU-Net's values (v2, training loop).
-MOMENTUM, LARGEST_GRADIENT, SMOOTHING = 0.99, 12.0, 0.9
+MOMENTUM, SMOOTHING = 0.99, 0.9
 # Key of the validation draws: the same patches after every epoch, whatever the number of epochs.
 VALIDATION = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """All that a training needs. `params` has patch and batch size filled in; `model` is on `device` already."""
+    """All that a training needs. `params` has patch and batch size filled in; `model` is on `device` already.
+
+    A model with a true `takes_source` is called with the batch's `source` as a second argument.
+    """
 
     model: nn.Module
     task: Task
     params: TrainingParams
     stages: tuple[Stage, ...]
+    loss: Loss
     training: Sequence[TrainingCase]
     validation: Sequence[TrainingCase]
+    unlabelled: Sequence[TrainingCase] = ()
     seed: int = 0
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
@@ -61,7 +65,6 @@ def train(setting: Setting, *, resume: Snapshot | None = None) -> Iterator[Epoch
     total = sum(stage.epochs for stage in setting.stages)
     first = 0 if resume is None else resume.epoch + 1
     smoothed = None if resume is None else resume.metrics.get("patch_dice_smoothed")
-    loss = build_loss(setting.params.loss, task=setting.task, batch_dice=False)
     if resume is not None:
         setting.model.load_state_dict(dict(resume.weights))
     begin = 0
@@ -79,7 +82,7 @@ def train(setting: Setting, *, resume: Snapshot | None = None) -> Iterator[Epoch
                     group["lr"] = rate
                 metrics = {
                     "loss": _train_epoch(
-                        setting, model=model, optimizer=optimizer, loss=loss, epoch=number, augment=stage.augment
+                        setting, stage=stage, model=model, optimizer=optimizer, epoch=number, begin=begin
                     ),
                     "learning_rate": rate,
                     **_validate(setting),
@@ -93,20 +96,32 @@ def train(setting: Setting, *, resume: Snapshot | None = None) -> Iterator[Epoch
         begin = end
 
 
-def default_stages(params: TrainingParams) -> tuple[Stage, ...]:
-    """One stage of polynomial decay over all epochs: nnU-Net's schedule."""
-    return (Stage(name="train", epochs=params.epochs, learning_rate=params.learning_rate),)
-
-
 def _start_stage(setting: Setting, *, stage: Stage) -> torch.optim.Optimizer:
-    """Switch gradients on for what the stage trains and make its optimizer."""
+    """Set the model's switches, let gradients flow into what the stage trains, and make its optimizer."""
+    for name, on in stage.switches.items():
+        setting.model.get_buffer(name).fill_(on)
     for name, parameter in setting.model.named_parameters():
         parameter.requires_grad_(not stage.parameters or name.startswith(stage.parameters))
     trained = [parameter for parameter in setting.model.parameters() if parameter.requires_grad]
-    decay = setting.params.weight_decay
-    if setting.params.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr=stage.learning_rate, weight_decay=decay)
-    return torch.optim.SGD(trained, lr=stage.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=decay)
+    return make_optimizer(
+        stage.optimizer or setting.params.optimizer,
+        parameters=trained,
+        learning_rate=stage.learning_rate,
+        weight_decay=setting.params.weight_decay,
+    )
+
+
+def make_optimizer(
+    name: Optimizer, *, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The named optimizer; "sgd" with nnU-Net's momentum 0.99 (Nesterov), "amsgrad" is AdamW with AMSGrad."""
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay
+        )
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, amsgrad=name == "amsgrad")
 
 
 def _parallel(model: nn.Module) -> nn.Module:
@@ -114,28 +129,42 @@ def _parallel(model: nn.Module) -> nn.Module:
 
 
 def _train_epoch(
-    setting: Setting, *, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, epoch: int, augment: bool
+    setting: Setting, *, stage: Stage, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, begin: int
 ) -> float:
+    """Train `epoch` of a stage that began with epoch `begin`, and return the mean loss."""
     model.train()
-    params = setting.params if augment else dataclasses.replace(setting.params, augmentation="none", mirror="none")
+    params = setting.params if stage.augment else _plain(setting.params)
+    unlabelled = setting.unlabelled if stage.unlabelled else ()
+    progress = (epoch - begin) / stage.epochs
     total = torch.zeros((), device=setting.device)
     keys = ((setting.seed, _rank(), epoch, step) for step in range(params.iterations))
-    batches = prefetch(draw(setting.training, task=setting.task, params=params, key=key) for key in keys)
-    for batch in batches:
-        total += _step(setting, batch=batch, model=model, optimizer=optimizer, loss=loss)
+    draws = (draw(setting.training, task=setting.task, params=params, key=key, unlabelled=unlabelled) for key in keys)
+    for batch in prefetch(draws):
+        optimizer.zero_grad(set_to_none=True)
+        total += _backward(setting, batch=batch, model=model, progress=progress)
+        nn.utils.clip_grad_norm_(model.parameters(), stage.largest_gradient)
+        optimizer.step()
     return float(_mean_over_ranks(total / params.iterations))
 
 
-def _step(setting: Setting, *, batch: Batch, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any) -> Tensor:
+def _backward(setting: Setting, *, batch: Batch, model: nn.Module, progress: float) -> Tensor:
     device = setting.device
-    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        logits = model(batch.image.to(device, non_blocking=True))
-        value = loss(logits, batch.atoms.to(device), batch.annotated.to(device))
+        logits = _logits(setting, model=model, batch=batch)
+        value = setting.loss(logits, batch.atoms.to(device), batch.annotated.to(device), progress=progress)
     value.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-    optimizer.step()
     return value.detach()
+
+
+def _logits(setting: Setting, *, model: nn.Module, batch: Batch) -> list[Tensor]:
+    image = batch.image.to(setting.device, non_blocking=True)
+    if getattr(setting.model, "takes_source", False):
+        return model(image, batch.source.to(setting.device))
+    return model(image)
+
+
+def _plain(params: TrainingParams) -> TrainingParams:
+    return dataclasses.replace(params, augmentation="none", mirror="none")
 
 
 @torch.no_grad()
@@ -144,12 +173,12 @@ def _validate(setting: Setting) -> dict[str, float]:
     if not setting.validation or not setting.params.validation_iterations:
         return {}
     setting.model.eval()
-    params = dataclasses.replace(setting.params, augmentation="none", mirror="none")
+    params = _plain(setting.params)
     structures = setting.task.table.labels.structures
     counts = torch.zeros(len(structures), 3, dtype=torch.float64)
     keys = ((setting.seed, _rank(), VALIDATION, step) for step in range(params.validation_iterations))
     for batch in prefetch(draw(setting.validation, task=setting.task, params=params, key=key) for key in keys):
-        logits = setting.model(batch.image.to(setting.device))[0].cpu()
+        logits = _logits(setting, model=setting.model, batch=batch)[0].cpu()
         counts += dice_counts(logits, atoms=batch.atoms, annotated=batch.annotated, task=setting.task)
     if dist.is_initialized():
         counts = counts.to(setting.device)  # NCCL moves nothing that lies in main memory

@@ -28,9 +28,10 @@ LEAST_SHARE = 1e-12
 
 
 class Loss(Protocol):
-    """`levels` (B, outputs, z, y, x) logits, finest first; `atoms` (B, z, y, x), ignored voxels too; `annotated` (B, structures)."""
+    """`levels` (B, outputs, z, y, x) logits, finest first; `atoms` (B, z, y, x), ignored voxels too; `annotated` (B, structures);
+    `progress` the share of the stage's epochs that are over (0 to 1)."""
 
-    def __call__(self, levels: list[Tensor], atoms: Tensor, annotated: Tensor) -> Tensor: ...
+    def __call__(self, levels: list[Tensor], atoms: Tensor, annotated: Tensor, *, progress: float = 0.0) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def build_loss(name: LossName, *, task: Task, batch_dice: bool) -> Loss:
     recipe = RECIPES[name]
     terms_of = _softmax_terms if task.head == "softmax" else _sigmoid_terms
 
-    def loss(levels: list[Tensor], atoms: Tensor, annotated: Tensor) -> Tensor:
+    def loss(levels: list[Tensor], atoms: Tensor, annotated: Tensor, *, progress: float = 0.0) -> Tensor:  # noqa: ARG001
         # A level of weight 0 stays in the graph with zero gradient: DDP refuses parameters that the loss never saw.
         total = sum((logits.flatten()[0].float() * 0.0 for logits in levels), torch.zeros((), device=atoms.device))
         for logits, weight in zip(levels, supervision_weights(len(levels)), strict=True):

@@ -28,7 +28,10 @@ def training_bytes(model: nn.Module, *, patch_size: Size, channels: int, batch_s
     for module in shadow.modules():
         module.register_forward_hook(count)
     with torch.no_grad():
-        shadow(torch.empty(batch_size, channels, *patch_size, device="meta"))
+        image = torch.empty(batch_size, channels, *patch_size, device="meta")
+        shadow(image, torch.zeros(batch_size, dtype=torch.int64)) if getattr(model, "takes_source", False) else shadow(
+            image
+        )
     weights = sum(parameter.numel() for parameter in model.parameters())
     return 4 * (PASSES * elements + WEIGHT_COPIES * weights)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segsweep.data.geometry import Size
+from segsweep.learning.stages import Optimizer
 from segsweep.learning.task import Head
 
 
@@ -13,7 +14,8 @@ class TrainingParams:
     """The recommended run is the default: nnU-Net's recipe (v2: training loop, loss, patch sampling, augmentation).
 
     `patch_size` (voxels z, y, x) and `batch_size` (patches per worker) come from the store's plan unless given.
-    `foreground` is the share of patches that are forced to hold foreground; `mirror` names the axes along which patches are flipped.
+    `batch_dice` pools Dice over the batch and over workers. `foreground` is the share of patches that are forced to hold foreground;
+    `mirror` names the axes along which patches are flipped.
     """
 
     epochs: int = 1000
@@ -22,9 +24,10 @@ class TrainingParams:
     batch_size: int | None = None
     head: Head = "softmax"
     loss: Literal["dice_ce", "dice_focal"] = "dice_ce"
+    batch_dice: bool = False
     oversampling: Literal["deterministic", "probabilistic"] = "deterministic"
     foreground: float = 0.33
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 1e-2
     weight_decay: float = 3e-5
     augmentation: Literal["nnunet", "light", "none"] = "nnunet"

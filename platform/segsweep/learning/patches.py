@@ -28,11 +28,13 @@ class Grid(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCase:
-    """A case to train on: `annotated` per structure of the task's table, `grid` in the task's atom values."""
+    """A case to train on: `annotated` per structure of the task's table, `grid` in the task's atom values, `source` its dataset (an
+    index into the task's sources)."""
 
     case_id: str
     grid: Grid
     annotated: tuple[bool, ...]
+    source: int = 0
 
     @cached_property
     def _own_rules(self) -> tuple[Normalisation, ...]:

@@ -33,6 +33,12 @@ class Task:
         return len(self.table.atoms) if self.head == "softmax" else len(self.table.labels.structures)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The datasets whose structures the table joins (`a` of `a/liver`), in order; one without a name for a single store."""
+        names = (name.rpartition("/")[0] for name in self.table.labels.structures)
+        return tuple(dict.fromkeys(names))
+
+    @property
     def mirrored_outputs(self) -> tuple[int, ...] | None:
         """Output that stands at each output's place after a left/right flip; None when training could not flip either."""
         atoms = self.table.mirrored_atoms

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
 from segsweep.data.conversion import derive
-from segsweep.data.geometry import Size, Spacing
+from segsweep.data.geometry import Size
 from segsweep.data.joint import open_stores
 from segsweep.data.manifest import write_json
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
-from segsweep.learning.loop import Epoch, Setting, default_stages, train
+from segsweep.learning.loop import Epoch, Setting, train
 from segsweep.learning.memory import describe, training_bytes
+from segsweep.learning.method import Method, load_method
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.task import Task
@@ -51,6 +53,7 @@ class Prepared:
 
     run: Run
     store: Store
+    method: Method
     params: TrainingParams
     task: Task
 
@@ -61,13 +64,13 @@ def prepare(run: Run) -> Prepared:
     Raises RecipeError, StoreError or ResourceError in one sentence.
     """
     store = open_stores(run.store)
-    recipe = recipes.load("trainables", name=run.trainable)
+    method = load_method(run.trainable)
     given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
-    presets = getattr(recipe, "PRESETS", {}).get(run.params.get("preset"), {})
-    if "patch_size" in presets:
-        given["patch_size"] = _covering(store.plan.median_shape, largest=presets["patch_size"])
-    values = {**{key: value for key, value in given.items() if key == "patch_size" or key not in presets}, **run.params}
-    params = recipes.build_params(recipe, values=values)
+    preset = method.preset(run.params.get("preset"))
+    if "patch_size" in preset:
+        given["patch_size"] = _covering(store.plan.median_shape, largest=preset["patch_size"])
+    values = {**{key: value for key, value in given.items() if key == "patch_size" or key not in preset}, **run.params}
+    params = method.params(values)
     if not any(store.cases[case_id].annotated for case_id in store.training(run.fold)):
         raise StoreError(
             f"{store.uri}: fold {run.fold} has no annotated training cases; expected some of split 'train' with labels"
@@ -76,11 +79,11 @@ def prepare(run: Run) -> Prepared:
         channels=store.channels,
         table=store.table,
         head=params.head,
-        patch_size=params.patch_size,
+        patch_size=params.patch_size or store.plan.patch_size,
         spacing=store.plan.spacing,
         normalisation=store.plan.normalisation,
     )
-    return Prepared(run=run, store=store, params=params, task=task)
+    return Prepared(run=run, store=store, method=method, params=params, task=method.task(params, task=task))
 
 
 def _covering(shape: Size, *, largest: Size) -> list[int]:
@@ -91,11 +94,14 @@ def _covering(shape: Size, *, largest: Size) -> list[int]:
 def needed_memory(prepared: Prepared) -> int:
     """Estimated bytes of a worker's training step. Raises RecipeError when the patch fits no network."""
     params, task = prepared.params, prepared.task
-    recipe = recipes.load("trainables", name=prepared.run.trainable)
-    model = recipe.build(params, task)
+    model = prepared.method.build(params, task=task)
+    mixed = any(stage.unlabelled for stage in prepared.method.stages(params))
     try:
         return training_bytes(
-            model, patch_size=task.patch_size, channels=len(task.channels), batch_size=params.batch_size or 1
+            model,
+            patch_size=task.patch_size,
+            channels=len(task.channels),
+            batch_size=(params.batch_size or 1) * (2 if mixed else 1),
         )
     except RuntimeError:
         raise RecipeError(
@@ -193,9 +199,9 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
     """
     # Tune runs every trial in a folder of its own, where a relative address means something else.
-    store = open_stores(run.store)
-    derive(store, spacing=store.plan.spacing)
-    run = dataclasses.replace(run, store=store.uri)
+    prepared = prepare(run)
+    derive(prepared.store, spacing=prepared.task.spacing)
+    run = dataclasses.replace(run, store=prepared.store.uri)
 
     def trial(config: dict[str, Any]) -> None:
         overrides = {key: value for key, value in config.items() if key not in ("folder",)}
@@ -204,7 +210,8 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
             ray.tune.report(dict(read_result(folder)))
             return
         chosen = dataclasses.replace(run, params={**run.params, **overrides})
-        prepare(chosen)  # what cannot be trained fails here, before any worker starts
+        prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
+        derive(prepared.store, spacing=prepared.task.spacing)
         fit(chosen, folder=folder, resources=resources or plain_resources(), callbacks=[TuneReportCallback()])
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
@@ -231,33 +238,38 @@ def summarise(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     )
 
 
-def training_cases(store: Store, *, case_ids: tuple[str, ...], spacing: Spacing) -> tuple[TrainingCase, ...]:
-    """Cases with any annotation, as the sampler wants them."""
+def training_cases(
+    store: Store, *, case_ids: tuple[str, ...], task: Task, annotated: bool = True
+) -> tuple[TrainingCase, ...]:
+    """Cases with any annotation (without `annotated`: those with none) at the task's spacing, as the sampler wants them."""
     structures = store.table.labels.structures
     return tuple(
         TrainingCase(
             case_id=case_id,
-            grid=store.grid(case_id, spacing),
+            grid=store.grid(case_id, task.spacing),
             annotated=tuple(name in store.cases[case_id].annotated for name in structures),
+            source=task.sources.index(case_id.partition(".")[0]) if len(task.sources) > 1 else 0,
         )
         for case_id in case_ids
-        if store.cases[case_id].annotated
+        if bool(store.cases[case_id].annotated) == annotated
     )
 
 
 def _setting(prepared: Prepared) -> Setting:
     run, store, params = prepared.run, prepared.store, prepared.params
-    recipe = recipes.load("trainables", name=run.trainable)
+    method, task = prepared.method, prepared.task
     device = get_device()
     torch.manual_seed(run.seed)
-    spacing = prepared.task.spacing
+    annotated = partial(method.trained_part, params=params, task=task)
     return Setting(
-        model=recipe.build(params, prepared.task).to(device),
-        task=prepared.task,
+        model=method.build(params, task=task).to(device),
+        task=task,
         params=params,
-        stages=getattr(recipe, "stages", default_stages)(params),
-        training=training_cases(store, case_ids=store.training(run.fold), spacing=spacing),
-        validation=training_cases(store, case_ids=store.validation(run.fold), spacing=spacing),
+        stages=method.stages(params),
+        loss=method.loss(params, task=task),
+        training=tuple(map(annotated, training_cases(store, case_ids=store.training(run.fold), task=task))),
+        validation=tuple(map(annotated, training_cases(store, case_ids=store.validation(run.fold), task=task))),
+        unlabelled=training_cases(store, case_ids=store.training(run.fold), task=task, annotated=False),
         seed=run.seed,
         device=device,
     )
