@@ -1,5 +1,6 @@
 """Files in folders and buckets alike, and what is said when an object storage does not do as it should."""
 
+import hashlib
 import socket
 import subprocess
 import sys
@@ -77,6 +78,14 @@ def test_files_are_written_replaced_and_found(place: str) -> None:
     assert not storage.exists(place)
     assert storage.read_bytes(f"{place}/index.json") == b"new"
     assert storage.names(place) == ["index.json", "plan.json"]
+
+
+def test_the_sha256_of_several_files_is_that_of_their_bytes_in_a_row(place: str) -> None:
+    for name in "abc":
+        storage.write_bytes(f"{place}/{name}", name.encode() * 100_000)
+    assert storage.sha256(f"{place}/a") == hashlib.sha256(b"a" * 100_000).hexdigest()
+    both = hashlib.sha256(b"b" * 100_000 + b"c" * 100_000).hexdigest()
+    assert storage.sha256(f"{place}/b", f"{place}/c") == both
 
 
 def test_names_of_a_folder_that_is_not_there(place: str) -> None:

@@ -6,6 +6,7 @@ AWS_ENDPOINT_URL names a storage that is not Amazon's.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -88,20 +89,33 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
-def write_bytes(uri: str, content: bytes) -> None:
+def write_bytes(uri: str | Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     if is_remote(uri):
-        with _asking(uri), _filesystem().open_output_stream(_key(uri)) as stream:
+        with _asking(str(uri)), _filesystem().open_output_stream(_key(str(uri))) as stream:
             stream.write(content)
         return
     path = Path(uri)
-    partial_file = path.with_name(f".{path.name}.partial")
+    # Two processes that write the same file must not write into one another.
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial_file.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     partial_file.replace(path)
     flush(path.parent)
+
+
+def sha256(*uris: str | Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal; of several files as if they were one."""
+    digest = hashlib.sha256()
+    for uri in uris:
+        if is_remote(uri):
+            digest.update(read_bytes(str(uri)))
+            continue
+        with Path(uri).open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:

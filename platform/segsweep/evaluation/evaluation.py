@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.data import storage
 from segsweep.data.joint import is_store, open_stores
 from segsweep.data.store import Store
 from segsweep.errors import InputError
@@ -224,11 +224,11 @@ def _note(into: list[str], *names: str) -> None:
 def _write(out: Path, *, scores: Mapping[str, tuple[Score, ...]], summary: Mapping[str, Any], report: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     main, *others = scores
-    _replace(out / "scores.csv", text=scores_csv(scores[main]))
+    storage.write_bytes(out / "scores.csv", scores_csv(scores[main]).encode())
     for name in others:
-        _replace(out / f"scores_{name}.csv", text=scores_csv(scores[name]))
-    _replace(out / "summary.json", text=json.dumps(finite(summary), indent=2) + "\n")
-    _replace(out / "report.html", text=report)
+        storage.write_bytes(out / f"scores_{name}.csv", scores_csv(scores[name]).encode())
+    storage.write_bytes(out / "summary.json", f"{json.dumps(finite(summary), indent=2)}\n".encode())
+    storage.write_bytes(out / "report.html", report.encode())
 
 
 def scores_csv(scores: tuple[Score, ...]) -> str:
@@ -240,12 +240,6 @@ def scores_csv(scores: tuple[Score, ...]) -> str:
         values = dataclasses.astuple(row)
         writer.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in values)
     return text.getvalue()
-
-
-def _replace(path: Path, *, text: str) -> None:
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)  # noqa: PTH105 - the atomic one
 
 
 def _text(interval: Mapping[str, float]) -> str:

@@ -1,7 +1,6 @@
 """Segments scans with a model or an ensemble; every label map lies on its scan's own grid, in the file's own axis order."""
 
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from segsweep.data import storage
 from segsweep.data.geometry import Geometry
 from segsweep.data.resampling import AIR_HU, resample_image, resample_scores
 from segsweep.data.structures import LabelTable
@@ -131,7 +131,7 @@ def predict(
         if progress is not None:
             progress(done, len(scans))
     if written:
-        _write_labels(out, table=table)
+        storage.write_bytes(out / LABELS, f"{json.dumps(_labels(table), indent=1)}\n".encode())
     return Predicted(written=tuple(written), failures=failures)
 
 
@@ -178,9 +178,3 @@ def _demand_same_labels(out: Path, *, table: LabelTable) -> None:
         raise InputError(
             f"{path} gives the label values another meaning than the model's; expected {_labels(table)}; choose an empty folder"
         )
-
-
-def _write_labels(out: Path, *, table: LabelTable) -> None:
-    unfinished = out / f".{os.getpid()}.{LABELS}"
-    unfinished.write_text(json.dumps(_labels(table), indent=1) + "\n")
-    unfinished.replace(out / LABELS)

@@ -4,7 +4,6 @@ An ensemble stores the addresses and digests of its members, not their weights; 
 """
 
 import dataclasses
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from segsweep.data import storage
 from segsweep.errors import ModelError
 from segsweep.inference.prediction import Predictor, load_member
 from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
@@ -128,7 +128,7 @@ def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
 
 def _member_folder(member: EnsembleMember, *, workspace: Workspace) -> Path:
     folder = fetch(member.uri, workspace=workspace)
-    found = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    found = storage.sha256(folder / MANIFEST)
     if found != member.digest:
         raise ModelError(
             f"member {member.uri} has digest {found[:12]}, expected {member.digest[:12]}: it is not the model that the "
