@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from segsweep.data.geometry import Size, Spacing
+from segsweep.data.intake import SPACING_MM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +56,22 @@ def plan_from_json(values: Mapping[str, Any]) -> Plan:
         normalisation=tuple(Normalisation(**channel) for channel in values["normalisation"]),
         head=values["head"],
     )
+
+
+def demand_usable(plan: Plan, *, num_channels: int) -> None:
+    """Raise ValueError for numbers that no training could use; people edit plans."""
+    low, high = SPACING_MM
+    if not all(low <= mm <= high for mm in plan.spacing):
+        raise ValueError(f"spacing is {plan.spacing}, expected {low} to {high} mm")
+    if not all(type(size) is int and size >= 1 for size in (*plan.patch_size, plan.batch_size)):
+        raise ValueError(
+            f"patch_size is {plan.patch_size}, batch_size {plan.batch_size}; expected whole numbers from 1"
+        )
+    if len(plan.normalisation) != num_channels:
+        raise ValueError(f"normalisation has {len(plan.normalisation)} entries, expected {num_channels}, one a channel")
+    for rule in plan.normalisation:
+        numbers = (rule.low, rule.high, rule.mean, rule.deviation)
+        if rule.scheme not in ("ct", "z-score") or not all(map(math.isfinite, numbers)) or rule.deviation <= 0:
+            raise ValueError(f"normalisation is {rule}, expected 'ct' or 'z-score', finite numbers, deviation above 0")
+    if plan.head not in ("softmax", "sigmoid"):
+        raise ValueError(f"head is {plan.head!r}, expected 'softmax' or 'sigmoid'")

@@ -12,7 +12,6 @@ is uploaded last. Grids of a store in a bucket are read from a local copy.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +23,8 @@ from segsweep.data.arrays import GridReader, geometry_from_json
 from segsweep.data.case import Split
 from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.intake import SPACING_MM
 from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
-from segsweep.data.planning import Plan, plan_from_json
+from segsweep.data.planning import Plan, demand_usable, plan_from_json
 from segsweep.data.resampling import AIR_HU
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
@@ -56,25 +54,6 @@ class CaseRecord:
     source_digests: tuple[str, ...]
 
 
-def _demand_usable(plan: Plan, *, num_channels: int) -> None:
-    """Raises ValueError for numbers that no training could use; people edit plans."""
-    low, high = SPACING_MM
-    if not all(low <= mm <= high for mm in plan.spacing):
-        raise ValueError(f"spacing is {plan.spacing}, expected {low} to {high} mm")
-    if not all(type(size) is int and size >= 1 for size in (*plan.patch_size, plan.batch_size)):
-        raise ValueError(
-            f"patch_size is {plan.patch_size}, batch_size {plan.batch_size}; expected whole numbers from 1"
-        )
-    if len(plan.normalisation) != num_channels:
-        raise ValueError(f"normalisation has {len(plan.normalisation)} entries, expected {num_channels}, one a channel")
-    for rule in plan.normalisation:
-        numbers = (rule.low, rule.high, rule.mean, rule.deviation)
-        if rule.scheme not in ("ct", "z-score") or not all(map(math.isfinite, numbers)) or rule.deviation <= 0:
-            raise ValueError(f"normalisation is {rule}, expected 'ct' or 'z-score', finite numbers, deviation above 0")
-    if plan.head not in ("softmax", "sigmoid"):
-        raise ValueError(f"head is {plan.head!r}, expected 'softmax' or 'sigmoid'")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Store:
     """An opened store. `digest` changes with any voxel, label or split; `plan_digest` is the sha256 of plan.json as it was made.
@@ -101,7 +80,7 @@ class Store:
         path = f"{self.uri}/plan.json"
         try:
             plan = plan_from_json(json.loads(storage.read_bytes(path)))
-            _demand_usable(plan, num_channels=len(self.channels))
+            demand_usable(plan, num_channels=len(self.channels))
             return plan
         except FileNotFoundError:
             raise StoreError(f"{path}: not found; convert the dataset again to plan it") from None
