@@ -271,11 +271,11 @@ def test_a_deep_check_names_damage_and_a_deep_conversion_mends_it(
     assert cli.main(["check", str(folder), "--deep"]) == 1
     shown = capsys.readouterr().out
     assert "error: okbp_001: intensities.npy holds other bytes than were written; run `segsweep convert" in shown
-    assert "deep: 1 errors, 0 notes" in shown
+    assert "deep: 1 error, 0 notes" in shown
     raw = str(okbp_store.parent / "raw")
     assert cli.main(["convert", "openkbp", raw, "--store", str(folder), "--deep"]) == 0
     shown = capsys.readouterr().out
-    assert f"{folder}: 1 cases written, 1 kept, 0 failed" in shown
+    assert f"{folder}: 1 case written, 1 kept, 0 failed" in shown
     assert re.search(r"^2 cases, 0 MB \(\d\.\d of the raw voxels\), \d+ s$", shown, re.MULTILINE), shown
     assert cli.main(["check", str(folder), "--deep"]) == 0
     assert "deep: 0 errors, 0 notes" in capsys.readouterr().out
@@ -318,7 +318,7 @@ def test_predict_writes_label_maps_and_names_the_scan_that_failed(
         (here / "scans" / f"broken_000{channel}.nii.gz").write_bytes(b"no gzip")
     assert cli.main(["predict", str(model), "scans", "out"]) == 2
     shown = capsys.readouterr()
-    assert "1 scans segmented, 1 failed" in shown.out
+    assert "1 scan segmented, 1 failed" in shown.out
     assert shown.err.startswith("segsweep: ") and "broken_0000.nii.gz" in shown.err and len(shown.err.splitlines()) == 1
     assert sorted(path.name for path in (here / "out").iterdir()) == ["labels.json", "patient.nii.gz"]
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from segsweep import recipes
 from segsweep.errors import RecipeError, SegsweepError, unknown
 from segsweep.run import Run
-from segsweep.terminal import bars, complain, console, say
+from segsweep.terminal import bars, complain, console, counted, say
 from segsweep.workspace import current_workspace
 
 # What `list` calls the kinds of recipes.
@@ -121,9 +121,11 @@ def convert(
     with bars() as shown:
         done = run(dataset, raw=raw, store=target, options=options, progress=shown.count)
     plan = done.store.plan
-    say(f"{target}: {len(done.written)} cases written, {len(done.kept)} kept, {len(done.failures)} failed")
+    say(
+        f"{target}: {counted(len(done.written), noun='case')} written, {len(done.kept)} kept, {len(done.failures)} failed"
+    )
     share = f"{done.num_bytes / done.raw_bytes:.1f} of the raw voxels"
-    say(f"{len(done.store.cases)} cases, {done.num_bytes / 1e6:.0f} MB ({share}), {done.seconds:.0f} s")
+    say(f"{counted(len(done.store.cases), noun='case')}, {done.num_bytes / 1e6:.0f} MB ({share}), {done.seconds:.0f} s")
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
     say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
@@ -186,7 +188,7 @@ def train(
     with bars() as shown:
         trained = run(chosen, workspace=current_workspace(), report=shown.trial)
     dice = f", dice {trained.result['dice']:.4f}" if "dice" in trained.result else ""
-    say(f"{trained.folder}: {trained.result['status']} after {trained.result['epoch']} epochs{dice}")
+    say(f"{trained.folder}: {trained.result['status']} after {counted(trained.result['epoch'], noun='epoch')}{dice}")
     say(f"registered as {trained.registered.uri}")
     say(f"next: segsweep predict {trained.registered.uri} SCANS predictions/")
 
@@ -295,7 +297,7 @@ def predict(
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
-    say(f"{out}: {len(done.written)} scans segmented, {len(done.failures)} failed")
+    say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
@@ -450,7 +452,7 @@ def _damaged(store: str) -> bool:
     for damage in found:
         say(f"{damage.severity}: {damage.message}")
     errors = sum(damage.severity == "error" for damage in found)
-    say(f"deep: {errors} errors, {len(found) - errors} notes")
+    say(f"deep: {counted(errors, noun='error')}, {counted(len(found) - errors, noun='note')}")
     return errors > 0
 
 
@@ -466,7 +468,7 @@ def _quality(store: str) -> bool:
     page = write(report, store=opened, folder=opened.uri)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
-    say(f"quality: {errors} errors, {warnings} warnings; {page}")
+    say(f"quality: {counted(errors, noun='error')}, {counted(warnings, noun='warning')}; {page}")
     return errors > 0
 
 

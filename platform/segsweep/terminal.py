@@ -19,6 +19,11 @@ def say(text: str, *, style: str = "") -> None:
     console.print(text, style=style, markup=False)
 
 
+def counted(number: int, *, noun: str) -> str:
+    """`1 case`, `2 cases`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def complain(*sentences: str) -> None:
     """Each sentence as one line on stderr, whatever line breaks it holds."""
     for sentence in sentences:
