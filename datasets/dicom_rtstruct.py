@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segsweep.data.case import CaseSource, SegmentFile, Series
@@ -54,13 +54,15 @@ class _Found:
 
 @dataclass(frozen=True, kw_only=True)
 class _Survey:
-    """What `raw` holds: the labels, each structure's spellings, the series of one modality, and series with unusable headers."""
+    """What `raw` holds: the labels, each structure's spellings, the series of one modality, series with unusable headers, and
+    drawings so damaged that they do not say what they were drawn on."""
 
     labels: LabelSet
     spellings: Mapping[str, re.Pattern[str]]
     modality: str
     found: tuple[_Found, ...]
     unusable: tuple[Series, ...]
+    stray: tuple[Path, ...]
 
 
 def labels(raw: Path) -> LabelSet:
@@ -74,13 +76,14 @@ def channels(raw: Path) -> tuple[str, ...]:
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """One case a series; `annotated` are the structures that its files name. A series with unusable headers fails when it is read.
+    """One case a series; `annotated` are the structures that its files name. What is damaged fails when its case is read.
 
     Raises InputError when two files name the same structure on one series, and for a name in `cases.json` without a series.
     """
     survey, key = _survey(raw), project_key()
     named = _case_names(raw, survey=survey)
     homes = Counter(_folder(found.series, raw=raw) for found in survey.found)
+    strays = {path: _owner(path, survey=survey) for path in survey.stray}
     sources, damaged = [], defaultdict(list)
     for series in survey.unusable:
         # Beside one series alone, these are slices of it that cannot be read: its case shall fail, not lose them.
@@ -89,10 +92,28 @@ def cases(raw: Path) -> list[CaseSource]:
         folder = _folder(found.series, raw=raw)
         extra = damaged.pop(folder) if homes[folder] == 1 and folder in damaged else ()
         source = _source(found, survey=survey, raw=raw, name=named.get(folder, ""), key=key)
-        sources.append(replace(source, images=(Series(files=(*found.series.files, *extra)),)))
-    for folder, files in damaged.items():
-        sources.append(CaseSource(case_id=pseudonym(folder, key=key), images=(Series(files=tuple(files)),)))
+        drawn = tuple(SegmentFile(path=path, names={}) for path, owner in strays.items() if owner is found)
+        images = (Series(files=(*found.series.files, *extra)),)
+        sources.append(replace(source, images=images, labels=(*source.labels, *drawn)))
+    for path in (path for path, owner in strays.items() if not owner):
+        damaged[path.relative_to(raw).as_posix()].append(path)
+    for place, files in damaged.items():
+        sources.append(CaseSource(case_id=pseudonym(place, key=key), images=(Series(files=tuple(files)),)))
     return sources
+
+
+def _owner(path: Path, *, survey: _Survey) -> _Found | None:
+    """The series that a drawing was made on which does not say so: the only one in or below its folder, or beside that."""
+    everything = [*survey.found, *survey.unusable]
+    for folder in (path.parent, path.parent.parent):
+        near = [one for one in everything if _first(one).is_relative_to(folder)]
+        if near:
+            return near[0] if len(near) == 1 and isinstance(near[0], _Found) else None
+    return None
+
+
+def _first(one: _Found | Series) -> Path:
+    return (one.series if isinstance(one, _Found) else one).files[0]
 
 
 def _source(found: _Found, *, survey: _Survey, raw: Path, name: str, key: bytes) -> CaseSource:
@@ -155,22 +176,35 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
     found = _paired([(series, info) for series, info in described if info], drawings=drawings)
     modality = _modality(found, raw=raw)
     chosen = tuple(one for one in found if one.info.modality == modality)
-    if drawings and not any(one.drawings for one in chosen):
+    stray = [part.drawn.path for part in drawings if not part.names and not _says_on_what(part.drawn)]
+    whole = all(info for _, info in described)
+    if whole and len(drawings) > len(stray) and not any(one.drawings for one in chosen):
         raise InputError(
             f"{raw}: no RTSTRUCT or SEG was drawn on a series that is here; expected the series beside them; copy these too"
         )
     spellings = _spellings(stated, names={name for one in chosen for part in one.drawings for name in part.names})
     structures = tuple(spellings)
+    unusable = [series for series, info in described if not info and _may_be(series.files[0], modality=modality)]
+    # A file that says nothing, in a folder without a series, may as well have been a drawing.
+    folders = {one.series.files[0].parent for one in chosen}
+    lone = [
+        series.files[0]
+        for series in unusable
+        if len(series.files) == 1 and _may_be(series.files[0], modality="") and series.files[0].parent not in folders
+    ]
     pairs = _pairs(stated) if "pairs" in stated else pairs_of(structures)
     return _Survey(
         labels=LabelSet(structures=structures, pairs=pairs),
         spellings=spellings,
         modality=modality,
         found=chosen,
-        unusable=tuple(
-            series for series, info in described if not info and _may_be(series.files[0], modality=modality)
-        ),
+        unusable=tuple(series for series in unusable if series.files[0] not in lone),
+        stray=(*lone, *stray),
     )
+
+
+def _says_on_what(drawn: DrawnObject) -> bool:
+    return bool(drawn.series_uids or drawn.sop_uids or drawn.frames_of_reference)
 
 
 def _info(series: Series) -> SeriesInfo | None:

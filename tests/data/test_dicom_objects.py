@@ -1,6 +1,5 @@
 """Drawn files are found by what they are, with the UIDs of what they were drawn on; patients are hashes."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 
 from segsweep.data.dicom import describe_series, find_series
 from segsweep.data.dicom_objects import find_drawn, modality_of, patient_pseudonym
-from segsweep.errors import InputError
 
 SEG = Path(__file__).resolve().parents[3] / "shared" / "data" / "dcmqi_seg"
 BOX = (slice(1, 4), slice(2, 7), slice(3, 8))
@@ -72,9 +70,21 @@ def test_without_a_patient_the_study_keeps_cases_together(write_patient: Callabl
     assert patient_pseudonym(first, key=KEY) != patient_pseudonym(other, key=KEY)
 
 
-def test_damaged_files(write_patient: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "says_on_what"), [(-30, True), (700, False), (390, False), (358, False)])
+def test_damaged_files_say_what_they_still_can(
+    size: int, says_on_what: bool, write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
     path = write_patient(tmp_path, rois={"Heart": BOX})
-    shutil.rmtree(tmp_path / "CT")
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(InputError, match=r"rs\.dcm is cut off"):
-        find_drawn(tmp_path)
+    path.write_bytes(path.read_bytes()[:size])
+    (drawn,) = find_drawn(tmp_path)
+    assert bool(drawn.series_uids) == says_on_what
+
+
+@pytest.mark.parametrize("size", (0, 60, 140, 200, 260, 300, 330))
+def test_a_file_that_no_longer_says_what_it_is_is_found_with_the_series(
+    size: int, write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_patient(tmp_path, rois={"Heart": BOX})
+    path.write_bytes(path.read_bytes()[:size])
+    assert find_drawn(tmp_path) == ()
+    assert (path,) in [series.files for series in find_series(tmp_path)]

@@ -76,7 +76,7 @@ def test_what_is_no_segmentation(write_patient: Callable[..., Path], tmp_path: P
     write_patient(tmp_path, rois={})
     with pytest.raises(InputError, match=r"slice_1_0\.dcm is DICOM of another modality"):
         segment_names(tmp_path / "CT" / "slice_1_0.dcm")
-    with pytest.raises(InputError, match=r"CTChest4\.nrrd is no DICOM file; expected RTSTRUCT"):
+    with pytest.raises(InputError, match=r"CTChest4\.nrrd is no DICOM file or a damaged one; expected RTSTRUCT"):
         segment_names(REAL / "CTChest4.nrrd")
     with pytest.raises(InputError, match=r"absent\.dcm is not there"):
         segment_names(tmp_path / "absent.dcm")

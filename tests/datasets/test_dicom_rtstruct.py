@@ -164,6 +164,36 @@ def test_a_damaged_file_fails_its_own_case_alone(write_patient: WritePatient, tm
     ]
 
 
+@pytest.mark.parametrize("place", ["a/rs.dcm", "a/RS/rs.dcm", "rs.dcm"])
+@pytest.mark.parametrize("size", (60, 140, 360, 390, 800, -30))
+def test_a_file_cut_off_in_its_header_fails_its_own_case_alone(
+    size: int, place: str, write_patient: WritePatient, tmp_path: Path
+) -> None:
+    """In a folder above several series, a file that no longer says what it was drawn on is a failure of its own."""
+    path = write_patient(tmp_path / "a", rois=ROIS)
+    write_patient(tmp_path / "b", patient="P2", rois=ROIS)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    broken = path.rename(tmp_path / place)
+    broken.write_bytes(broken.read_bytes()[:size])
+    labels, failures, read = recipe.labels(state(tmp_path)), [], []
+    for source in recipe.cases(tmp_path):
+        try:
+            read.append(len(read_case(source, labels=labels).masks))
+        except InputError as error:
+            failures.append(str(error))
+    (failure,) = failures
+    assert f": {broken.name} " in failure
+    assert sorted(read) == ([0, 3] if place == "rs.dcm" and 0 < size < 800 else [3])
+
+
+def test_the_only_file_is_damaged(write_patient: WritePatient, tmp_path: Path) -> None:
+    path = write_patient(tmp_path, rois=ROIS)
+    path.write_bytes(path.read_bytes()[:800])
+    (source,) = recipe.cases(tmp_path)
+    with pytest.raises(InputError, match=r"rs\.dcm is cut off"):
+        read_case(source, labels=recipe.labels(tmp_path))
+
+
 def test_a_series_with_unusable_headers_fails_alone(write_patient: WritePatient, tmp_path: Path) -> None:
     write_patient(tmp_path / "a", rois=ROIS)
     write_patient(tmp_path / "b", patient="P2", rois=ROIS)

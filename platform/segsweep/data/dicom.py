@@ -161,6 +161,7 @@ def _header(path: Path) -> _Slice:
             f"{name} holds many frames in one file; expected one slice a file; export it as a classic series"
         )
     if kind not in CLASSES or text(header, "Modality") != CLASSES[kind]:
+        open_dicom(path)  # a damaged file of another kind is first of all damaged
         raise InputError(f"{name} is no image slice that can be read; expected one of CT, MR or PET; choose its series")
     if "LOCALIZER" in text(header, "ImageType"):
         raise InputError(f"{name} is a localizer; expected a slice of a scan; leave it out")

@@ -21,6 +21,8 @@ from segsweep.errors import InputError
 MAX_FILE_BYTES = 2**29
 
 _UNDEFINED = 0xFFFFFFFF
+# 128 bytes of anything, DICM, and the element that says how many bytes of preface follow it.
+_PREFACE_BYTES = 128 + 4 + 12
 
 # pydicom's warnings quote values on the terminal and in log files; what matters is checked here.
 warnings.filterwarnings("ignore", module="pydicom")
@@ -49,7 +51,10 @@ def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"{path.name} has {size} bytes; expected at most {MAX_FILE_BYTES}; export it again")
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        preface = read_file_meta_info(path)
+        if size < _PREFACE_BYTES + int(preface.get("FileMetaInformationGroupLength") or 0):
+            raise InputError(f"{path.name} is cut off; expected a whole DICOM file; copy or export it again")
+        if preface.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise InputError(f"{path.name} is deflated as a whole; expected it without; export it uncompressed")
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -88,8 +93,12 @@ def text(item: Dataset, keyword: str) -> str:
 
 
 def sop_class(dataset: Dataset) -> str:
-    """UID of what kind of object the file holds. Some tools that remove identifiers leave it in the file's preface alone."""
-    return text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
+    """UID of what kind of object the file holds.
+
+    Some tools that remove identifiers leave it in the file's preface alone; in a file that is cut off it may be cut off as well.
+    """
+    found, preface = text(dataset, "SOPClassUID"), text(dataset.file_meta, "MediaStorageSOPClassUID")
+    return preface if preface.startswith(found) else found
 
 
 def items(item: Dataset, keyword: str) -> list[Dataset]:

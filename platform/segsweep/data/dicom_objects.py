@@ -3,15 +3,27 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segsweep.data.dicom_file import is_dicom, items, open_dicom, text
+from pydicom.dataset import Dataset
+
+from segsweep.data.dicom_file import is_dicom, items, open_dicom, sop_class, text
 from segsweep.data.pseudonyms import pseudonym
+from segsweep.errors import InputError
 
 DRAWN = ("RTSTRUCT", "SEG")
+# A file that was cut off before its modality still says what it is: a structure set, a segmentation, a label map.
+_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("481.3", "66.4", "66.7"))
+# What a file says early on about the images that it was drawn on.
+_REFERENCES = [
+    "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence", "FrameOfReferenceUID", "StructureSetROISequence",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnObject:
-    """An RTSTRUCT or SEG file with the UIDs of what it was drawn on: identifiers, for pairing only, never to be stored."""
+    """An RTSTRUCT or SEG file with the UIDs of what it was drawn on: identifiers, for pairing only, never to be stored.
+
+    A damaged file has those that can still be read, often none.
+    """
 
     path: Path
     frames_of_reference: frozenset[str] = field(repr=False)
@@ -25,9 +37,9 @@ def modality_of(path: Path) -> str:
 
 
 def find_drawn(folder: Path) -> tuple[DrawnObject, ...]:
-    """Every RTSTRUCT and SEG below a folder, by path. Raises InputError for a damaged one."""
+    """Every RTSTRUCT and SEG below a folder, by path, damaged ones too where they still say that they are one."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple(_drawn(path) for path in paths if modality_of(path) in DRAWN)
+    return tuple(_drawn(path) for path in paths if _is_drawn(path))
 
 
 def patient_pseudonym(path: Path, *, key: bytes) -> str:
@@ -36,9 +48,25 @@ def patient_pseudonym(path: Path, *, key: bytes) -> str:
     return pseudonym("patient", text(header, "PatientID") or text(header, "StudyInstanceUID"), key=key)
 
 
+def _is_drawn(path: Path) -> bool:
+    if not is_dicom(path):
+        return False
+    try:
+        header = open_dicom(path, tags=["SOPClassUID", "Modality"])
+    except InputError:  # its header does not even say what it is: `find_series` finds it, as a file of no series
+        return False
+    return text(header, "Modality") in DRAWN or sop_class(header) in _CLASSES
+
+
+def _header(path: Path) -> Dataset:
+    try:
+        return open_dicom(path, tags=_REFERENCES)
+    except InputError:
+        return Dataset()
+
+
 def _drawn(path: Path) -> DrawnObject:
-    """The file is read as a whole, so that one that is cut off is not taken for one that refers to little."""
-    dataset = open_dicom(path)
+    dataset = _header(path)
     frames = items(dataset, "ReferencedFrameOfReferenceSequence")
     studies = [study for frame in frames for study in items(frame, "RTReferencedStudySequence")]
     series = [part for study in studies for part in items(study, "RTReferencedSeriesSequence")]

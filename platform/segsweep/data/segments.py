@@ -44,7 +44,7 @@ def _kind(path: Path) -> str:
     kind = segmented_nrrd.SUFFIX if path.name.endswith(segmented_nrrd.SUFFIX) else modality_of(path)
     if kind not in _NAMES:
         raise InputError(
-            f"{path.name} is {'DICOM of another modality' if kind else 'no DICOM file'}; expected RTSTRUCT, DICOM SEG or "
+            f"{path.name} is {'DICOM of another modality' if kind else 'no DICOM file or a damaged one'}; expected RTSTRUCT, DICOM SEG or "
             f"a name that ends with {segmented_nrrd.SUFFIX}"
         )
     return kind
