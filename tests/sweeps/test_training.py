@@ -3,24 +3,20 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
-import torch
 from ray.train import UserCallback
 
-from segsweep.data.structures import LabelSet
 from segsweep.errors import RecipeError, ResourceError, StoreError
-from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
 from segsweep.run import Run
 from segsweep.sweeps import training
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
-from segsweep.sweeps.training import demand_memory, fit, prepare, summarise
+from segsweep.sweeps.training import demand_memory, fit, prepare
+from segsweep.sweeps.validation import summarise
 
 TINY = {
     "epochs": 2,
@@ -116,12 +112,6 @@ def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
     assert (most_concurrent(workers=1), most_concurrent(workers=cores)) == (cores, 1)
 
 
-def test_scores_are_averaged_over_cases_then_over_structures() -> None:
-    scores = {"a": {"Eye": 1.0, "Brain": 0.5}, "b": {"Eye": 0.5}, "c": {}}
-    assert summarise(scores) == {"dice": 0.625, "dice/Brain": 0.5, "dice/Eye": 0.75}
-    assert summarise({}) == {}
-
-
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -160,29 +150,3 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     assert [[entry["epoch"] for entry in ranks] for ranks in second.read()] == [[3], [3]]
     assert (final["status"], final["epoch"]) == ("finished", 3)
     assert [path.name for path in (longer / "checkpoints").iterdir()] == ["epoch-00002"]
-
-
-class Everywhere(torch.nn.Module):
-    """Every structure at every voxel, the last one the most certain."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.ones_like(image[:, :1]) * torch.arange(1, self.outputs + 1).view(1, -1, 1, 1, 1)]
-
-
-def test_whole_scans_are_scored_in_their_datasets_structures_without_ignored_voxels(
-    tiny_store: Callable[..., Path],
-) -> None:
-    label = np.zeros((16, 32, 32), dtype=np.uint8)
-    label[:8] = 1
-    partly = np.where(np.arange(16)[:, None, None] < 8, label, 9)
-    liver = LabelSet(structures=("liver",))
-    pair = f"{tiny_store('a', labels=liver, cases={'c': partly}, ignore=9)},{tiny_store('b', labels=liver, cases={'c': label})}"
-    chosen = prepare(Run(trainable="unet", store=pair, fold="all", params=TINY))
-    assert chosen.params.head == "sigmoid"
-    predictor = Predictor(members=(Member(model=Everywhere(2), task=chosen.task, weight=1.0),))
-    assert training.scan_dice(predictor, store=chosen.store, case_id="a.c") == {"a/liver": 1.0}
-    assert training.scan_dice(predictor, store=chosen.store, case_id="b.c") == {"b/liver": pytest.approx(2 / 3)}

@@ -8,13 +8,12 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.tune
 import torch
@@ -29,7 +28,6 @@ from segsweep.data.joint import open_stores
 from segsweep.data.manifest import write_json
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, StoreError
-from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Epoch, Setting, train
 from segsweep.learning.memory import describe, training_bytes
@@ -39,6 +37,7 @@ from segsweep.learning.patches import TrainingCase
 from segsweep.learning.task import Task
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
+from segsweep.sweeps.validation import summarise, validate
 
 RESULT, STOP, VALIDATION = "result.json", "stop", "validation.json"
 # Worker processes that die (spot nodes, memory) are replaced this often; the new ones go on from the last checkpoint.
@@ -142,7 +141,10 @@ def train_run(config: Mapping[str, Any]) -> None:
         if epochs < epoch.total and _told_to_stop(folder):
             status = "stopped_early"
             break
-    scores = _validate_scans(setting, prepared=prepared) if status == "finished" else {}
+    scores = {}
+    if status == "finished":
+        held_out = prepared.store.validation(run.fold)
+        scores = validate(setting.model, task=prepared.task, store=prepared.store, case_ids=held_out)
     total = sum(stage.epochs for stage in setting.stages)
     result = {**metrics, **summarise(scores), "epoch": epochs, "epochs": total, "status": status}
     if _rank() == 0:
@@ -225,19 +227,6 @@ def request_stop(folder: Path) -> None:
     (folder / STOP).touch()
 
 
-def summarise(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`dice/STRUCTURE` (mean over cases) and `dice` (mean over structures) from case -> structure -> Dice."""
-    structures = sorted({name for values in scores.values() for name in values})
-    means = {
-        name: float(np.mean([values[name] for values in scores.values() if name in values])) for name in structures
-    }
-    return (
-        {"dice": float(np.mean(list(means.values()))), **{f"dice/{name}": mean for name, mean in means.items()}}
-        if means
-        else {}
-    )
-
-
 def training_cases(
     store: Store, *, case_ids: tuple[str, ...], task: Task, annotated: bool = True
 ) -> tuple[TrainingCase, ...]:
@@ -297,42 +286,6 @@ def _told_to_stop(folder: Path) -> bool:
         flag = flag.to(get_device())
         dist.broadcast(flag, src=0)
     return bool(flag.item())
-
-
-def _validate_scans(setting: Setting, *, prepared: Prepared) -> dict[str, dict[str, float]]:
-    """Dice per case and structure on whole held-out scans; ranks share the cases."""
-    store = prepared.store
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    member = Member(model=setting.model.eval(), task=prepared.task, weight=1.0)
-    predictor = Predictor(members=(member,))
-    mine: dict[str, dict[str, float]] = {}
-    for case_id in store.validation(prepared.run.fold)[_rank() :: world]:
-        mine[case_id] = scan_dice(predictor, store=store, case_id=case_id)
-    if not dist.is_initialized():
-        return mine
-    everyone: list[Any] = [None] * world
-    dist.all_gather_object(everyone, mine)
-    return dict(sorted(_items(everyone)))
-
-
-def scan_dice(predictor: Predictor, *, store: Store, case_id: str) -> dict[str, float]:
-    """Dice of every annotated structure on a whole scan at its own grid, without ignored voxels."""
-    grid, annotated = store.grid(case_id), store.cases[case_id].annotated
-    truth = grid.read_label()
-    found = predictor.segment(grid.read_image(), geometry=grid.geometry, structures=annotated)
-    found[truth == store.table.ignored] = 0
-    mask = store.table.mask
-    return {name: _dice(mask(found, structure=name), truth=mask(truth, structure=name)) for name in annotated}
-
-
-def _items(parts: list[dict[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
-    for part in parts:
-        yield from part.items()
-
-
-def _dice(found: np.ndarray, *, truth: np.ndarray) -> float:
-    total = int(found.sum()) + int(truth.sum())
-    return 2 * int((found & truth).sum()) / total if total else 1.0
 
 
 def _rank() -> int:

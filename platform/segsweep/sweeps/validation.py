@@ -1,0 +1,55 @@
+"""Dice of a trained network on whole held-out scans, which the workers of a run share among them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from torch import nn
+
+from segsweep.data.store import Store
+from segsweep.inference.prediction import Member, Predictor
+from segsweep.learning.task import Task
+
+# Case -> structure -> Dice.
+Scores = dict[str, dict[str, float]]
+
+
+def validate(model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str]) -> Scores:
+    """`scan_dice` of every case, on every worker; each worker segments its share of the cases."""
+    predictor = Predictor(members=(Member(model=model.eval(), task=task, weight=1.0),))
+    if not dist.is_initialized():
+        return {case_id: scan_dice(predictor, store=store, case_id=case_id) for case_id in case_ids}
+    world = dist.get_world_size()
+    shared = case_ids[dist.get_rank() :: world]
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, {name: scan_dice(predictor, store=store, case_id=name) for name in shared})
+    return dict(sorted((case_id, values) for part in everyone for case_id, values in part.items()))
+
+
+def scan_dice(predictor: Predictor, *, store: Store, case_id: str) -> dict[str, float]:
+    """Dice of every annotated structure on a whole scan at its own grid, without ignored voxels."""
+    grid, annotated = store.grid(case_id), store.cases[case_id].annotated
+    truth = grid.read_label()
+    found = predictor.segment(grid.read_image(), geometry=grid.geometry, structures=annotated)
+    found[truth == store.table.ignored] = 0
+    mask = store.table.mask
+    return {name: _dice(mask(found, structure=name), truth=mask(truth, structure=name)) for name in annotated}
+
+
+def summarise(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`dice/STRUCTURE` (mean over cases) and `dice` (mean over structures) from case -> structure -> Dice."""
+    structures = sorted({name for values in scores.values() for name in values})
+    means = {
+        name: float(np.mean([values[name] for values in scores.values() if name in values])) for name in structures
+    }
+    return (
+        {"dice": float(np.mean(list(means.values()))), **{f"dice/{name}": mean for name, mean in means.items()}}
+        if means
+        else {}
+    )
+
+
+def _dice(found: np.ndarray, *, truth: np.ndarray) -> float:
+    total = int(found.sum()) + int(truth.sum())
+    return 2 * int((found & truth).sum()) / total if total else 1.0
