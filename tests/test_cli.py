@@ -25,7 +25,8 @@ from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.inference.writers import write_image
 from segsweep.learning import checkpoint
 from segsweep.learning.task import Task
-from segsweep.models.registry import register, set_alias
+from segsweep.models.catalogue import set_alias
+from segsweep.models.registry import register
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
 from segsweep.workspace import Workspace

@@ -9,7 +9,7 @@ from segsweep import recipes
 from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.store import open_store
 from segsweep.demo import walk
-from segsweep.models.registry import models
+from segsweep.models.catalogue import models
 from segsweep.sweeps.tuning import SweepOptions
 from segsweep.workspace import current_workspace
 

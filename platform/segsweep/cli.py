@@ -497,7 +497,7 @@ def _describe_recipe(name: str) -> None:
 
 
 def _list_models() -> None:
-    from segsweep.models.registry import models
+    from segsweep.models.catalogue import models
 
     console.print("[bold]models[/bold]")
     for model in models(current_workspace()):

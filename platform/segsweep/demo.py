@@ -14,8 +14,8 @@ from segsweep.data.store import Store
 from segsweep.evaluation.evaluation import Evaluation, Options, evaluate
 from segsweep.inference.prediction import predict
 from segsweep.inference.scans import find_files
+from segsweep.models.catalogue import Registered
 from segsweep.models.ensemble import build, load_predictor
-from segsweep.models.registry import Registered
 from segsweep.models.tracking import Tracker
 from segsweep.sweeps.cluster import connect
 from segsweep.sweeps.tuning import SweepOptions, Swept, tune

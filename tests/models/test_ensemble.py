@@ -9,7 +9,7 @@ import pytest
 from segsweep.errors import ModelError
 from segsweep.inference.prediction import Predictor
 from segsweep.learning import checkpoint
-from segsweep.models import registry
+from segsweep.models import catalogue, registry
 from segsweep.models.ensemble import (
     Ensemble,
     EnsembleMember,
@@ -55,7 +55,7 @@ def test_one_member_is_too_few(tracker, put) -> None:
 
 def test_built_twice_is_one_version_with_aliases_pinned(tracker, workspace, put) -> None:
     first, second = put("pin-a"), put("pin-b", threshold=1.0)
-    registry.set_alias("pin-b", alias="champion", version=1, workspace=workspace)
+    catalogue.set_alias("pin-b", alias="champion", version=1, workspace=workspace)
     found = [build([first, "models:/pin-b@champion"], name="pinned", tracker=tracker) for _ in range(2)]
     assert found[0] == found[1]
     folder = registry.fetch(found[0].uri, workspace=workspace)
@@ -96,7 +96,7 @@ def test_predictor_of_an_ensemble_has_every_member(tracker, workspace, put) -> N
 
 def test_weights_reach_the_predictor(workspace, put, tmp_path: Path) -> None:
     uris = [put("weight-a"), put("weight-b", threshold=1.0)]
-    digests = [registry.resolve(uri, workspace=workspace).digest for uri in uris]
+    digests = [catalogue.resolve(uri, workspace=workspace).digest for uri in uris]
     shares = zip(uris, digests, (0.25, 4.0), strict=True)
     ensemble = Ensemble(members=tuple(EnsembleMember(uri=u, digest=d, weight=w) for u, d, w in shares))
     write(ensemble, folder=tmp_path / "weighted")

@@ -18,8 +18,8 @@ import pytest
 
 from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
-from segsweep.models import registry
-from segsweep.models.tracking import Tracker
+from segsweep.models import catalogue, registry
+from segsweep.models.tracking import DIGEST_TAG, Tracker
 from segsweep.workspace import Workspace
 
 MakeCheckpoint = Callable[..., Path]
@@ -31,7 +31,7 @@ def run_id(tracker: Tracker) -> str:
     return tracker.start("registering")
 
 
-def put(tracker: Tracker, run_id: str, folder: Path, name: str) -> registry.Registered:
+def put(tracker: Tracker, run_id: str, folder: Path, name: str) -> catalogue.Registered:
     return registry.register(folder, name=name, tracker=tracker, run_id=run_id, tags={"trainable": "threshold_net"})
 
 
@@ -42,7 +42,7 @@ def test_registering_twice_gives_the_same_version(tracker, workspace, run_id, ma
     assert first == again
     assert (first.version, other.version) == (1, 2)
     assert first.uri == "models:/twice/1"
-    assert [item.version for item in registry.models(workspace) if item.name == "twice"] == [1, 2]
+    assert [item.version for item in catalogue.models(workspace) if item.name == "twice"] == [1, 2]
 
 
 def test_version_lies_under_its_run_with_a_description(tracker, run_id, make_checkpoint) -> None:
@@ -62,15 +62,15 @@ def test_version_lies_under_its_run_with_a_description(tracker, run_id, make_che
 def test_fetch_by_version_alias_latest_and_folder(tracker, workspace, run_id, make_checkpoint) -> None:
     folders = [make_checkpoint(f"c{number}", threshold=float(number)) for number in range(2)]
     old, new = (put(tracker, run_id, folder, "fetched") for folder in folders)
-    registry.set_alias("fetched", alias="champion", version=1, workspace=workspace)
+    catalogue.set_alias("fetched", alias="champion", version=1, workspace=workspace)
     found = {
         address: checkpoint.verify(registry.fetch(address, workspace=workspace))
         for address in ("models:/fetched/2", "models:/fetched@champion", "models:/fetched", str(folders[0]))
     }
     assert list(found.values()) == [new.digest, old.digest, new.digest, old.digest]
-    registry.set_alias("fetched", alias="champion", version=2, workspace=workspace)
-    assert registry.resolve("models:/fetched@champion", workspace=workspace) == new
-    listed = [item for item in registry.models(workspace) if item.name == "fetched"]
+    catalogue.set_alias("fetched", alias="champion", version=2, workspace=workspace)
+    assert catalogue.resolve("models:/fetched@champion", workspace=workspace) == new
+    listed = [item for item in catalogue.models(workspace) if item.name == "fetched"]
     assert [item.aliases for item in listed] == [(), ("champion",)]
     assert listed[0].digest == old.digest
 
@@ -113,7 +113,7 @@ def test_damaged_folder_is_not_registered(tracker, workspace, run_id, make_check
     (folder / "run.json").write_text("{}")
     with pytest.raises(ModelError, match=r"run\.json"):
         put(tracker, run_id, folder, "damaged")
-    assert "damaged" not in {item.name for item in registry.models(workspace)}
+    assert "damaged" not in {item.name for item in catalogue.models(workspace)}
 
 
 def test_files_beside_the_manifest_stay_behind(tracker, workspace, run_id, make_checkpoint) -> None:
@@ -136,7 +136,7 @@ def test_files_beside_the_manifest_stay_behind(tracker, workspace, run_id, make_
 )
 def test_absent_models_are_named(address: str, sentence: str, tracker, workspace, run_id, make_checkpoint) -> None:
     put(tracker, run_id, make_checkpoint("one"), "liver")
-    registry.set_alias("liver", alias="champion", version=1, workspace=workspace)
+    catalogue.set_alias("liver", alias="champion", version=1, workspace=workspace)
     with pytest.raises(ModelError, match=sentence):
         registry.fetch(address, workspace=workspace)
 
@@ -147,7 +147,7 @@ def test_versions_of_others_are_refused_before_anything_is_downloaded(
 ) -> None:
     name = f"foreign {len(digest)}"
     tracker.client.create_registered_model(name)
-    tags = {registry.DIGEST_TAG: digest} if digest else {}
+    tags = {DIGEST_TAG: digest} if digest else {}
     tracker.client.create_model_version(name, source=tmp_path.as_uri(), tags=tags)
     before = sorted(workspace.root.glob("fetched/*"))
     with pytest.raises(ModelError, match=rf"models:/{name}/1 was not registered by segsweep .* is '{digest}'\)"):
@@ -155,32 +155,12 @@ def test_versions_of_others_are_refused_before_anything_is_downloaded(
     assert sorted(workspace.root.glob("fetched/*")) == before
 
 
-def test_an_address_asks_for_its_own_name_alone(
-    tracker, workspace, run_id, make_checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(tracker, run_id, make_checkpoint("one"), "asked")
-    put(tracker, run_id, make_checkpoint("one"), "beside it")
-    asked: list[str] = []
-    listing = registry._versions
-    monkeypatch.setattr(registry, "_versions", lambda client, *, name: asked.append(name) or listing(client, name=name))
-    assert registry.resolve("models:/asked", workspace=workspace).version == 1
-    assert asked == ["asked"]
-
-
-@pytest.mark.parametrize(
-    ("text", "dice"), [("0.8125", 0.8125), ("0", 0.0), ("nan", None), ("good", None), (None, None)]
-)
-def test_dice_of_a_version_is_a_number_or_nothing(text: str | None, dice: float | None) -> None:
-    tags = {} if text is None else {"segsweep.dice": text}
-    assert registry.Listed(name="a", version=1, digest="", aliases=(), tags=tags).dice == dice
-
-
 def test_names_and_aliases_that_mlflow_refuses(tracker, workspace, run_id, make_checkpoint) -> None:
     with pytest.raises(ModelError, match="model name 'a/b' cannot be used"):
         put(tracker, run_id, make_checkpoint("one"), "a/b")
     put(tracker, run_id, make_checkpoint("one"), "v2.1 large")
     with pytest.raises(ModelError, match=r"alias 'latest' of v2\.1 large cannot be set"):
-        registry.set_alias("v2.1 large", alias="latest", version=1, workspace=workspace)
+        catalogue.set_alias("v2.1 large", alias="latest", version=1, workspace=workspace)
 
 
 def test_artifacts_that_went_away_are_named(tracker, workspace, run_id, make_checkpoint) -> None:
@@ -188,11 +168,6 @@ def test_artifacts_that_went_away_are_named(tracker, workspace, run_id, make_che
     shutil.rmtree(registry.fetch("models:/moved/1", workspace=workspace).parents[1])
     with pytest.raises(ModelError, match="models:/moved/1: its files cannot be read from"):
         registry.fetch("models:/moved/1", workspace=workspace)
-
-
-def test_listing_makes_no_database(tmp_path: Path) -> None:
-    assert registry.models(Workspace(root=tmp_path)) == []
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_model_on_a_server_is_downloaded_once(server: str, tmp_path: Path, monkeypatch, make_checkpoint) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mlflow.telemetry import get_telemetry_client
 
 from segsweep.errors import ModelError
-from segsweep.models import registry
+from segsweep.models import catalogue, registry
 from segsweep.models.tracking import PARENT_TAG, Tracker, connect
 from segsweep.workspace import Workspace
 
@@ -109,7 +109,7 @@ def test_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyP
     workspace = Workspace(root=tmp_path)
     for ask in (
         lambda: Tracker(workspace, experiment="toy"),
-        lambda: registry.models(workspace),
+        lambda: catalogue.models(workspace),
         lambda: registry.fetch("models:/toy/1", workspace=workspace),
     ):
         with pytest.raises(ModelError, match=rf"{address}.*see that its server runs and MLFLOW_TRACKING_URI is right"):

@@ -10,7 +10,7 @@ from segsweep import recipes
 from segsweep.errors import ResourceError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
-from segsweep.models.registry import models
+from segsweep.models.catalogue import models
 from segsweep.models.tracking import connect
 from segsweep.run import Run
 from segsweep.sweeps.single import train

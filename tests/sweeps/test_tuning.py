@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 import segsweep.search_spaces
 from segsweep.errors import RecipeError, ResourceError, StoreError
-from segsweep.models.registry import Registered, models, resolve
+from segsweep.models.catalogue import Registered, models, resolve
 from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, Tracker, connect
 from segsweep.run import Run
 from segsweep.sweeps import tuning

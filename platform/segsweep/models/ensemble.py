@@ -16,7 +16,8 @@ from segsweep.errors import ModelError
 from segsweep.inference.prediction import Predictor, load_member
 from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
 from segsweep.learning.task import Task, task_from_json
-from segsweep.models.registry import ENSEMBLE, Registered, fetch, models, register, resolve
+from segsweep.models.catalogue import Registered, models, resolve
+from segsweep.models.registry import ENSEMBLE, fetch, register
 from segsweep.models.tracking import DATA_TAG, KIND_TAG, Tracker
 from segsweep.workspace import Workspace
 

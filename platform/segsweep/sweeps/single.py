@@ -10,7 +10,8 @@ from typing import Any
 import ray.tune
 
 from segsweep.errors import SegsweepError
-from segsweep.models.registry import Registered, register
+from segsweep.models.catalogue import Registered
+from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, Tracker
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, share

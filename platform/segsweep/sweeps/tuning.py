@@ -16,7 +16,8 @@ from segsweep.data.joint import open_stores
 from segsweep.data.planning import Plan
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, RecipeError, SegsweepError, StoreError
-from segsweep.models.registry import Registered, register, set_alias, versions
+from segsweep.models.catalogue import Registered, set_alias, versions
+from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, Status, Tracker
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
