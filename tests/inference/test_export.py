@@ -12,7 +12,7 @@ from segsweep.data.geometry import Geometry, Size
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, ModelError
 from segsweep.inference import export
-from segsweep.inference.export import Output, combine, label_on_grid, structure_probabilities, to_atom_scores
+from segsweep.inference.export import Output, combine, label_on_grid, structure_probabilities
 from segsweep.learning.task import Head, Normalisation, Task
 
 TABLE = LabelTable(labels=LabelSet(structures=("brain", "stem", "eye")), atoms=((), (0,), (2,), (0, 1)))
@@ -134,12 +134,6 @@ def test_heads_give_structure_probabilities():
     found = structure_probabilities(logits, task=task("softmax"))
     assert np.allclose(found, [p[1] + p[3], p[3], p[2]], atol=1e-6)
     assert np.allclose(structure_probabilities(logits[:3], task=task("sigmoid")), expit(logits[:3]), atol=1e-6)
-
-
-def test_atom_scores_of_both_heads():
-    logits = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
-    assert to_atom_scores(logits, task=task("softmax")) is logits
-    assert to_atom_scores(logits[:3], task=task("sigmoid")).ravel().tolist() == [0, 0, 2, 1]
 
 
 def test_one_member_keeps_its_logits():

@@ -67,13 +67,6 @@ def label_on_grid(
     return result
 
 
-def to_atom_scores(values: NDArray, *, task: Task) -> NDArray:
-    """Atom scores (atoms, z, y, x) of a head's logits; for small arrays, as they are held for all atoms at once."""
-    if task.head == "softmax":
-        return values
-    return np.tensordot(task.table.membership.astype(values.dtype), values, axes=1)
-
-
 def structure_probabilities(logits: NDArray, *, task: Task) -> NDArray[np.float32]:
     """Probability (structures, z, y, x) that each structure is present: a softmax head's atoms that hold it, summed."""
     if task.head == "sigmoid":
