@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 from pathlib import Path
@@ -6,43 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segsweep import recipes
 from segsweep.data.conversion import ConversionOptions, convert
-from segsweep.data.geometry import Geometry
 from segsweep.data.integrity import Damage, deep_check
 from segsweep.data.manifest import place
 from segsweep.data.store import open_store
 from segsweep.errors import StoreError
-from segsweep.inference.writers import write_image, write_label_map
 
 NUM_FLIPS = 200
-
-
-@pytest.fixture(scope="module")
-def okbp_store(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:  # noqa: ARG001
-    """Two cases in openKBP's layout, in `raw` beside the converted store; one has another spacing, so a grid is derived."""
-    folder = tmp_path_factory.mktemp("integrity")
-    raw, rng = folder / "raw", np.random.default_rng(0)
-    structures = recipes.load("datasets", name="openkbp").LABELS.structures
-    values = {name: value for value, name in enumerate(structures, start=1)}
-    rows = [{"id": f"okbp_00{k}", "upstream_split": "train"} for k in range(2)]
-    for part in ("images", "labels"):
-        (raw / part).mkdir(parents=True)
-    (raw / "cases.json").write_text(json.dumps({"labels": values, "cases": rows}))
-    for k in range(2):
-        geometry = Geometry(
-            shape=(16, 36, 32),
-            spacing=(3.0, 2.0 + k, 2.0 + k),
-            origin=(0.0, 0.0, 0.0),
-            direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
-        )
-        label = np.zeros(geometry.shape, dtype=np.uint8)
-        label[4:12, 4:30, 4:30] = rng.integers(1, 8, (8, 26, 26))
-        image = rng.integers(-100, 100, geometry.shape).astype(np.int16) + 50 * label.astype(np.int16)
-        write_image(image, geometry=geometry, path=raw / "images" / f"okbp_00{k}.nii.gz")
-        write_label_map(label, geometry=geometry, path=raw / "labels" / f"okbp_00{k}.nii.gz")
-    convert("openkbp", raw=raw, store=folder / "store")
-    return folder / "store"
 
 
 @pytest.fixture
