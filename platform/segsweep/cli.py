@@ -112,14 +112,16 @@ def convert(
     from segsweep.data.conversion import ConversionOptions
     from segsweep.data.conversion import convert as run
     from segsweep.data.dataset import describe
-    from segsweep.sweeps.cluster import connect
+    from segsweep.sweeps.cluster import connect, disconnect
 
-    describe(dataset, raw=raw)  # refuses a wrong layout before Ray starts
+    described = describe(dataset, raw=raw)  # refuses a wrong layout before Ray starts
     target = store or str(current_workspace().root / "stores" / dataset)
     options = ConversionOptions(depth="deep" if deep else "quick", planner=planner, folds=folds)
-    connect()
+    joined = connect()
     with bars() as shown:
-        done = run(dataset, raw=raw, store=target, options=options, progress=shown.count)
+        done = run(described, raw=raw, store=target, options=options, progress=shown.count)
+    if joined:
+        disconnect()  # the report needs no workers, and their memory
     plan = done.store.plan
     say(
         f"{target}: {counted(len(done.written), noun='case')} written, {len(done.kept)} kept, {len(done.failures)} failed"

@@ -174,7 +174,7 @@ def test_a_deleted_index_is_written_again_and_a_stale_plan_with_it(okbp_raw: Pat
 KILLER = """
 import os, random, signal, sys
 from pathlib import Path
-from segsweep.data import conversion, parallel
+from segsweep.data import building, conversion, parallel
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 count, end = 0, 0

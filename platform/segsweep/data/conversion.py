@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data import footprint, storage
-from segsweep.data.building import build_case, current_case, derive_grid, read_case
 from segsweep.data.case import CaseSource
 from segsweep.data.dataset import Dataset, describe
 from segsweep.data.fingerprint import find_planner, make_plan, read_fingerprints
@@ -72,7 +71,7 @@ class _Cases:
 
 
 def convert(
-    dataset: str,
+    dataset: str | Dataset,
     *,
     raw: Path,
     store: str | Path,
@@ -81,6 +80,7 @@ def convert(
 ) -> Converted:
     """Convert `raw` with a dataset recipe into `store` (a folder or `s3://BUCKET/FOLDER`), plan it and derive its training grids.
 
+    `dataset` is the recipe's name, or what `describe` made of it and `raw`.
     Bad cases are left out and named in `failures`; the others go on. A case whose files have become bad stays as it was converted
     before. What the store holds already is written again where it is damaged. A plan.json that a person has edited is kept. The index is
     written last: until then the store is what it was.
@@ -91,11 +91,10 @@ def convert(
     started = time.monotonic()
     chosen = options or ConversionOptions()
     find_planner(chosen.planner)
-    # Workers have current folders of their own.
-    raw, place = raw.resolve(), storage.address(store)
-    described = describe(dataset, raw=raw)
+    place = storage.address(store)
+    described = describe(dataset, raw=raw) if isinstance(dataset, str) else dataset
     sources = _sources(described.cases, raw=raw)
-    earlier = _earlier_store(place, dataset=dataset)
+    earlier = _earlier_store(place, dataset=described.name)
     if not storage.is_remote(place):
         Path(place, "cases").mkdir(parents=True, exist_ok=True)
     with locked(place):
@@ -170,15 +169,19 @@ def _build_all(
 
 
 def _build(source: CaseSource, labels: LabelSet, uri: str, depth: Depth) -> dict[str, Any]:
-    record = current_case(uri, source=source, labels=labels, depth=depth)
+    from segsweep.data import building  # noqa: PLC0415  50 MB of file readers, which the driver does without
+
+    record = building.current_case(uri, source=source, labels=labels, depth=depth)
     if record is not None:
         return {"record": record, "written": False}
     with storage.replaced(uri, last=MANIFEST) as folder:
-        return {"record": build_case(source, labels=labels, folder=folder), "written": True}
+        return {"record": building.build_case(source, labels=labels, folder=folder), "written": True}
 
 
 def _earlier_case(uri: str, *, labels: LabelSet) -> Record | None:
     """The record of a case whose files cannot be read now, if it is intact and its atoms mean what the labels say now."""
+    from segsweep.data.building import read_case  # noqa: PLC0415
+
     try:
         record = read_case(uri)
     except StoreError:
@@ -200,6 +203,8 @@ def _derive_all(store: Store, *, spacing: Spacing, depth: Depth, progress: Progr
 
 
 def _derive(uri: str, spacing: Spacing, depth: Depth) -> int:
+    from segsweep.data.building import derive_grid  # noqa: PLC0415
+
     return derive_grid(uri, spacing=spacing, depth=depth)
 
 

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from segsweep import recipes
-from segsweep.data.case import CaseSource
+from segsweep.data.case import CaseSource, Image, Labels, Series
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
+
+_File = TypeVar("_File", bound=Image | Labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class Dataset:
 
 
 def describe(name: str, *, raw: Path) -> Dataset:
-    """Read a raw folder's layout with a recipe; no voxel is touched.
+    """Read a raw folder's layout with a recipe; no voxel is touched. Its paths become absolute: workers run in folders of their own.
 
     A recipe states `LABELS` and `CHANNELS`, or finds them in the folder with `labels(raw)` and `channels(raw)`. Raises RecipeError
     for an unknown recipe, InputError for a folder that is not laid out as the recipe expects. A file of one case that is missing or
@@ -33,5 +36,20 @@ def describe(name: str, *, raw: Path) -> Dataset:
         name=name,
         labels=recipe.LABELS if hasattr(recipe, "LABELS") else recipe.labels(raw),
         channels=tuple(recipe.CHANNELS if hasattr(recipe, "CHANNELS") else recipe.channels(raw)),
-        cases=tuple(replace(source, root=raw) for source in recipe.cases(raw)),
+        cases=tuple(_absolute(source, root=raw.absolute()) for source in recipe.cases(raw)),
     )
+
+
+def _absolute(source: CaseSource, *, root: Path) -> CaseSource:
+    images, labels = map(_absolute_file, source.images), map(_absolute_file, source.labels)
+    return replace(source, images=tuple(images), labels=tuple(labels), root=root)
+
+
+def _absolute_file(file: _File) -> _File:
+    match file:
+        case Path():
+            return file.absolute()
+        case Series():
+            return replace(file, files=tuple(path.absolute() for path in file.files))
+        case _:
+            return replace(file, path=file.path.absolute())
