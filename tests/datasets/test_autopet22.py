@@ -65,8 +65,3 @@ def test_a_missing_file_is_named(kind: str, raw: Path, voxels: Callable[..., dic
     (raw / STUDIES[2][0] / STUDIES[2][1] / f"{kind}.nii.gz").unlink()
     with pytest.raises(InputError, match=rf"case PETCT_0117d7f11f_1: {kind}\.nii\.gz is not there"):
         voxels(describe("autopet22", raw=raw), "PETCT_0117d7f11f_1")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("autopet22", raw=tmp_path)

@@ -51,8 +51,3 @@ def test_a_missing_file_is_named(kind: str, raw: Path, voxels: Callable[..., dic
     (raw / "BraTS2021_01666" / f"BraTS2021_01666_{kind}.nii.gz").unlink()
     with pytest.raises(InputError, match=rf"case BraTS2021_01666: .*_{kind}\.nii\.gz is not there"):
         voxels(describe("brats21", raw=raw), "BraTS2021_01666")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("brats21", raw=tmp_path)

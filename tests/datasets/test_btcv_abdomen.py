@@ -48,8 +48,3 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "RawData/Training/label/label0021.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case btcv_0021: label0021\.nii\.gz is not there"):
         voxels(describe("btcv_abdomen", raw=raw), "btcv_0021")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("btcv_abdomen", raw=tmp_path)

@@ -34,8 +34,3 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "RawData/Training/label/0507688-Mask.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case cervix_0507688: 0507688-Mask\.nii\.gz is not there"):
         voxels(describe("btcv_cervix", raw=raw), "cervix_0507688")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("btcv_cervix", raw=tmp_path)

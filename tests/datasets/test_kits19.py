@@ -42,8 +42,3 @@ def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dic
     (raw / "case_00001" / f"{name}.nii.gz").unlink()
     with pytest.raises(InputError, match=rf"case case_00001: {name}\.nii\.gz is not there"):
         voxels(describe("kits19", raw=raw), "case_00001")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("kits19", raw=tmp_path)

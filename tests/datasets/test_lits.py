@@ -43,8 +43,3 @@ def test_a_volume_that_is_there_twice(raw: Path, write: Callable[..., Path]) -> 
     write("copy/volume-0.nii")
     with pytest.raises(InputError, match="volume-0 is there twice"):
         describe("lits", raw=raw)
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("lits", raw=tmp_path)

@@ -65,8 +65,3 @@ def test_a_missing_series_is_named(
     write("label_tcia_multiorgan/label0002.nii.gz", 1)
     with pytest.raises(InputError, match="case nih_0002: a series without files"):
         voxels(describe("multiorgan_btcv2", raw=raw), "nih_0002")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("multiorgan_btcv2", raw=tmp_path)

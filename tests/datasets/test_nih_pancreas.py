@@ -80,8 +80,3 @@ def test_a_damaged_slice_fails_its_own_case_alone(size: int, raw: Path, voxels: 
     with pytest.raises(InputError, match=rf"case nih_0082: {victim.name}"):
         voxels(dataset, "nih_0082")
     assert voxels(dataset, "nih_0001")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("nih_pancreas", raw=tmp_path)

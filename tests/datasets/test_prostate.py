@@ -60,8 +60,3 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "RUNMC" / "Case12_segmentation.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case RUNMC_Case12: Case12_segmentation\.nii\.gz is not there"):
         voxels(describe("prostate", raw=raw), "RUNMC_Case12")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("prostate", raw=tmp_path)

@@ -35,8 +35,3 @@ def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dic
     (raw / "train" / "Patient_01" / f"{name}.nii.gz").unlink()
     with pytest.raises(InputError, match=rf"case Patient_01: {name}\.nii\.gz is not there"):
         voxels(describe("segthor", raw=raw), "Patient_01")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("segthor", raw=tmp_path)

@@ -47,8 +47,3 @@ def test_the_labels_of_another_task_are_refused(
     write("1/label.nii.gz", 1, 22)
     with pytest.raises(InputError, match=r"structseg_1: label\.nii\.gz holds label value 22"):
         voxels(describe("structseg_oar", raw=raw), "structseg_1")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("structseg_oar", raw=tmp_path)

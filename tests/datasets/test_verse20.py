@@ -53,8 +53,3 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "dataset-03test/derivatives/sub-verse563/sub-verse563_dir-iso_seg-vert_msk.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case sub-verse563_dir-iso: .*_seg-vert_msk\.nii\.gz is not there"):
         voxels(describe("verse20", raw=raw), "sub-verse563_dir-iso")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("verse20", raw=tmp_path)

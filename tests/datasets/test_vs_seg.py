@@ -33,8 +33,3 @@ def test_a_missing_file_is_named(name: str, raw: Path, voxels: Callable[..., dic
     (raw / "vs_gk_2" / f"{name}.nii.gz").unlink()
     with pytest.raises(InputError, match=rf"case vs_gk_2: {name}\.nii\.gz is not there"):
         voxels(describe("vs_seg", raw=raw), "vs_gk_2")
-
-
-def test_a_folder_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no cases"):
-        describe("vs_seg", raw=tmp_path)
