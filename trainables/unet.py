@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from segsweep.data.geometry import Size
-from segsweep.data.topology import topology
+from segsweep.data.topology import Topology, features, topology
 from segsweep.errors import RecipeError
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.task import Task
@@ -21,19 +21,33 @@ from segsweep.learning.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Params(TrainingParams):
-    """`features` at the first level double at each level up to `most_features`; the first level works at 1/`stem_stride` resolution."""
+    """`features` at the first level double at each level up to `most_features`; the first level works at 1/`stem_stride` resolution.
+
+    `strides` and `kernels` (one z, y, x triple a level, full resolution first) replace those that follow from patch and spacing.
+    `planner` (plain, resenc_m, resenc_l, resenc_xl) replaces the store's patch and batch by those for such a network.
+    """
 
     features: int = 32
     most_features: int = 320
     convolutions: int = 2
     stem_stride: int = 1
     levels: int = 7
+    strides: tuple[Size, ...] = ()
+    kernels: tuple[Size, ...] = ()
+    planner: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("features", "most_features", "convolutions", "stem_stride", "levels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected at least 1")
+        if len(self.strides) != len(self.kernels) or len(self.strides) == 1:
+            raise ValueError(
+                f"strides and kernels of {len(self.strides)} and {len(self.kernels)} levels cannot be used: "
+                "expected as many of both, for at least 2 levels"
+            )
+        if any(size < 1 for triple in (*self.strides, *self.kernels) for size in triple):
+            raise ValueError("strides and kernels cannot be used: expected at least 1 along every axis")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -61,26 +75,36 @@ def build(params: Params, task: Task) -> nn.Module:
 
     Raises RecipeError when that leaves one level: a U-Net has at least two.
     """
-    stem = params.stem_stride
-    patch = tuple(size // stem for size in task.patch_size)
-    spacing = tuple(mm * stem for mm in task.spacing)
-    shape = topology(
-        (patch[0], patch[1], patch[2]), spacing=(spacing[0], spacing[1], spacing[2]), deepest=params.levels
+    levels = plan_levels(params, task=task)
+    return UNet(
+        channels=len(task.channels),
+        outputs=task.outputs,
+        features=features_of(params, levels=levels),
+        strides=levels.strides,
+        kernels=levels.kernels,
+        convolutions=params.convolutions,
     )
+
+
+def plan_levels(params: Params, *, task: Task) -> Topology:
+    """Strides and kernels of the levels, the first stride being the stem's. Raises RecipeError when there is but one level."""
+    stem = params.stem_stride
+    if params.strides:
+        return Topology(strides=params.strides, kernels=params.kernels)
+    z, y, x = (size // stem for size in task.patch_size)
+    mm_z, mm_y, mm_x = (mm * stem for mm in task.spacing)
+    shape = topology((z, y, x), spacing=(mm_z, mm_y, mm_x), deepest=params.levels)
     if len(shape.strides) < 2:
         raise RecipeError(
             f"patch_size={task.patch_size} with stem_stride={stem} and levels={params.levels} makes a network of one level; "
             f"expected at least 2: choose levels=2 or more and a patch of at least {12 * stem} voxels along an axis"
         )
-    features = [min(params.features * 2**level, params.most_features) for level in range(len(shape.strides))]
-    return UNet(
-        channels=len(task.channels),
-        outputs=task.outputs,
-        features=features,
-        strides=[(stem, stem, stem), *shape.strides[1:]],
-        kernels=shape.kernels,
-        convolutions=params.convolutions,
-    )
+    return Topology(strides=((stem, stem, stem), *shape.strides[1:]), kernels=shape.kernels)
+
+
+def features_of(params: Params, *, levels: Topology) -> tuple[int, ...]:
+    """Channels of each level."""
+    return features(levels, base=params.features, largest=params.most_features)
 
 
 class ConvNormAct(nn.Module):
@@ -170,8 +194,26 @@ class Decoder(nn.Module):
         return logits[::-1]
 
 
-class UNet(nn.Module):
-    """Returns logits (B, outputs, z, y, x), full resolution first; in training also those of every lower level of the decoder."""
+class Levels(nn.Module):
+    """Encoder and decoder as one network: logits (B, outputs, z, y, x), full resolution first; in training also those of every
+    lower level of the decoder. Behind a strided stem, the first ones are brought back to the image's resolution."""
+
+    def __init__(self, encoder: nn.Module, *, decoder: nn.Module, stem_stride: Size) -> None:
+        super().__init__()
+        self.stem_stride = stem_stride
+        self.encoder, self.decoder = encoder, decoder
+        self.apply(initialise)
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        logits = self.decoder(self.encoder(x_BCZYX))
+        if max(self.stem_stride) == 1:
+            return logits
+        size = x_BCZYX.shape[2:]
+        return [interpolate(logits[0], size=size, mode="trilinear", align_corners=False), *logits[1:]]
+
+
+class UNet(Levels):
+    """The plain U-Net."""
 
     def __init__(
         self,
@@ -183,21 +225,12 @@ class UNet(nn.Module):
         kernels: Sequence[Size],
         convolutions: int,
     ) -> None:
-        super().__init__()
-        self.stem_stride = strides[0]
-        self.encoder = Encoder(channels, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        self.decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        self.apply(_initialise)
-
-    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
-        logits = self.decoder(self.encoder(x_BCZYX))
-        if max(self.stem_stride) == 1:
-            return logits
-        size = x_BCZYX.shape[2:]
-        return [interpolate(logits[0], size=size, mode="trilinear", align_corners=False), *logits[1:]]
+        encoder = Encoder(channels, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
+        decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
+        super().__init__(encoder, decoder=decoder, stem_stride=strides[0])
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """He initialisation for the leaky ReLU, zero biases."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=1e-2)
