@@ -139,7 +139,7 @@ BROKEN_CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no label": (lambda folder: (folder / "label.nii.gz").unlink(), "label.nii.gz is not there"),
     "no image": (lambda folder: (folder / "image.nii.gz").unlink(), "image.nii.gz is not there"),
     "the label's axes swapped": (swap_axes, "another grid than the image: it has (6, 5, 4) voxels"),
-    "the label's left and right turned": (turn_left_and_right, "corners up to 20.00 mm away"),
+    "the label's left and right turned": (turn_left_and_right, "corners up to 10.00 mm away"),
     "the image linked from outside": (link_out, "image.nii.gz is a link that leads out of raw/"),
     "an unknown value": (
         lambda folder: write_label_map(np.full((4, 5, 6), 7, np.uint8), geometry=GRID, path=folder / "label.nii.gz"),

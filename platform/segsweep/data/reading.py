@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data import dicom, readers, segments
+from segsweep.data import dicom, flips, readers, segments
 from segsweep.data.case import (
     CaseSource,
     ChannelFile,
@@ -77,26 +77,29 @@ def _files(source: CaseSource) -> Iterator[Path]:
 
 def _read_case(source: CaseSource, *, labels: LabelSet) -> RawCase:
     read = [_read_image(image) for image in source.images]
-    scans = [scan for channels in read for scan in channels]
-    for image, (scan, *_) in zip(source.images[1:], read[1:], strict=True):
-        _demand_same_grid(source, scan=scan, path=_path(image), expected=scans[0].geometry)
+    geometry = read[0][0].geometry
+    images = [
+        _on_grid(source, scan=scan, path=_path(image), expected=geometry)
+        for image, channels in zip(source.images, read, strict=True)
+        for scan in channels
+    ]
     masks: dict[int, NDArray[np.bool_]] = {}
     digests = [channels[0].digest for channels in read]
     for file in source.labels:
         if isinstance(file, SegmentFile):
             content = readers.file_digest(file.path)
-            named = segments.read_segments(file.path, scan=scans[0], names=file.names)
+            named = segments.read_segments(file.path, scan=read[0][0], names=file.names)
         else:
             label = readers.read_labels(file.path)
-            _demand_same_grid(source, scan=label, path=file.path, expected=scans[0].geometry)
-            content, named = label.digest, _named_masks(file, voxels=label.voxels, source=source)
+            if isinstance(file, LabelFile) and file.flip is not None:
+                label = flips.placed(label, scan=read[0][0], flip=file.flip, name=file.path.name)
+            voxels = _on_grid(source, scan=label, path=file.path, expected=geometry)
+            content, named = label.digest, _named_masks(file, voxels=voxels, source=source)
         digests.append(_digest(file, content=content))
         for name, mask in named:
             index = IGNORE if name is None else labels.structures.index(name)
             masks[index] = masks[index] | mask if index in masks else mask
-    return RawCase(
-        images=[scan.voxels for scan in scans], geometry=scans[0].geometry, masks=masks, digests=tuple(digests)
-    )
+    return RawCase(images=images, geometry=geometry, masks=masks, digests=tuple(digests))
 
 
 def _read_image(image: Image) -> tuple[Scan, ...]:
@@ -128,7 +131,7 @@ def _digest(file: Labels, *, content: str) -> str:
     """Sum over a label file's own digest and what the dataset takes it to mean: read in another way, it is another label."""
     match file:
         case LabelFile():
-            meaning: object = (sorted(file.values.items()), file.ignore)
+            meaning: object = (sorted(file.values.items()), file.ignore, *([] if file.flip is None else [file.flip]))
         case MaskFile():
             meaning = file.structure
         case SegmentFile():
@@ -153,13 +156,17 @@ def _named_masks(
             yield file.structure, voxels > 0
 
 
-def _demand_same_grid(source: CaseSource, *, scan: readers.Scan, path: Path, expected: Geometry) -> None:
+def _on_grid(source: CaseSource, *, scan: Scan, path: Path, expected: Geometry) -> NDArray:
+    """The voxels in the order of the expected grid, which may be stored in another order of axes."""
     if scan.geometry.same_grid(expected):
-        return
-    if scan.geometry.shape != expected.shape:
-        found = f"{scan.geometry.shape} voxels (z, y, x), the image {expected.shape}"
+        return scan.voxels
+    turned, wanted = scan.geometry.canonical(), expected.canonical()
+    if turned.same_grid(wanted):
+        return expected.reorientation.invert(scan.geometry.reorientation.apply(scan.voxels))
+    if turned.shape != wanted.shape:
+        found = f"{turned.shape} voxels (z, y, x), the image {wanted.shape}"
     else:
-        found = f"corners up to {scan.geometry.corner_distance(expected):.2f} mm away from the image's"
+        found = f"corners up to {turned.corner_distance(wanted):.2f} mm away from the image's"
     raise InputError(
         f"case {source.case_id}: {path.name} lies on another grid than the image: it has {found}; resample or re-export it"
     )
