@@ -75,7 +75,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            if packed != path.name.endswith(".gz"):
+            if packed != path.name.lower().endswith(".gz"):
                 found = "gzip data" if packed else "not gzip data"
                 raise refuse(
                     path.name,
@@ -143,13 +143,15 @@ def _parse(start: bytes, *, name: str, num_channels: int) -> _Header:
             expected=f"a NIfTI header of {_HEADER_BYTES} bytes and voxels",
             do="copy the file again",
         )
-    order = "<" if start[:4] == _HEADER_BYTES.to_bytes(4, "little") else ">"
+    order = ">" if start[:2] == b"\0\0" else "<"
     fields = np.frombuffer(start, dtype=np.dtype(_FIELDS).newbyteorder(order), count=1)[0]
     if fields["sizeof_hdr"] != _HEADER_BYTES or fields["magic"] != b"n+1":
         raise refuse(
             name,
             field="sizeof_hdr, magic",
-            found=f"{fields['sizeof_hdr']}, {bytes(fields['magic'])!r}",
+            found="540 (NIfTI-2)"
+            if fields["sizeof_hdr"] == 540
+            else f"{fields['sizeof_hdr']}, {bytes(fields['magic'])!r}",
             expected=f"{_HEADER_BYTES}, b'n+1' (one NIfTI-1 file)",
             do="convert the file to NIfTI-1",
         )
@@ -201,6 +203,9 @@ def _check_scaling(fields: np.void, *, name: str) -> None:
         if not abs(float(fields[field])) <= 1e6:  # also true for NaN
             found = float(fields[field])
             raise refuse(name, field=field, found=found, expected="a finite number", do="export the scan again")
+    if fields["scl_slope"] == 0 and fields["scl_inter"] != 0:  # NIfTI says that it counts for nothing; ITK adds it
+        found, expected = f"{float(fields['scl_inter'])} beside a scl_slope of 0", "0, or a slope"
+        raise refuse(name, field="scl_inter", found=found, expected=expected, do="export the scan again")
 
 
 def _checked_offset(fields: np.void, *, name: str) -> int:
