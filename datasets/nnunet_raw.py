@@ -5,7 +5,7 @@ unknown. `imagesTs` is held out, unlabelled unless `labelsTs` holds its label. n
 number) is read too. Licence and source are the dataset's own: see its `dataset.json`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from segsweep.data.layouts import (
     scans,
     structures_by_value,
 )
-from segsweep.data.readers import SUFFIXES, stem
+from segsweep.data.readers import SUFFIXES
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 
@@ -73,19 +73,24 @@ def cases(raw: Path) -> list[CaseSource]:
 
 def _found(raw: Path, *, manifest: _Manifest) -> list[CaseSource]:
     """A case for every image in imagesTr/ or label in labelsTr/; the other file may be missing, which reading it says."""
-    labels = [path for path in scans(raw, "labelsTr/*") if path.name.endswith(manifest.ending)]
-    expected = [raw / "imagesTr" / f"{stem(label)}_0000{manifest.ending}" for label in labels]
+    labels = one_each(path for path in scans(raw, "labelsTr/*") if path.name.lower().endswith(manifest.ending))
+    images = _images(raw, folder="imagesTr", manifest=manifest)
+    expected = [raw / "imagesTr" / f"{case_id}_0000{manifest.ending}" for case_id in labels.keys() - images.keys()]
+    lost = channel_files(expected, num_channels=len(manifest.channels))
     return [
-        _source(case_id, images=files, label=raw / "labelsTr" / f"{case_id}{manifest.ending}", manifest=manifest)
-        for case_id, files in _images(raw, folder="imagesTr", manifest=manifest, expected=expected).items()
+        _source(
+            case_id,
+            images=files,
+            label=labels.get(case_id, raw / "labelsTr" / f"{case_id}{manifest.ending}"),
+            manifest=manifest,
+        )
+        for case_id, files in sorted({**images, **lost}.items())
     ]
 
 
-def _images(
-    raw: Path, *, folder: str, manifest: _Manifest, expected: Iterable[Path] = ()
-) -> dict[str, tuple[Path, ...]]:
-    paths = {path for path in scans(raw, f"{folder}/*") if path.name.endswith(manifest.ending)}
-    return channel_files(sorted(paths.union(expected)), num_channels=len(manifest.channels))
+def _images(raw: Path, *, folder: str, manifest: _Manifest) -> dict[str, tuple[Path, ...]]:
+    paths = [path for path in scans(raw, f"{folder}/*") if path.name.lower().endswith(manifest.ending)]
+    return channel_files(paths, num_channels=len(manifest.channels))
 
 
 def _source(

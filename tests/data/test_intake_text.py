@@ -120,7 +120,7 @@ BROKEN_NRRD: dict[str, tuple[bytes, str]] = {
     "byte order of another kind": (nrrd({"endian": "middle"}), "endian"),
     "encoding missing": (nrrd({"encoding": None}), "encoding is missing"),
     "unknown encoding": (nrrd({"encoding": "lzma"}), "encoding"),
-    "numbers as text": (nrrd({"encoding": "ascii"}, b"1 " * 120), "encoding"),
+    "numbers as text": (nrrd({"encoding": "ascii", "endian": None}, b"1 " * 120), "encoding is 'ascii'"),
     "cut off": (nrrd()[:-20], "the voxels' size is 220 bytes"),
     "no voxels": (nrrd(voxels=b""), "the voxels' size is 0 bytes"),
     "bytes left over": (nrrd() + b"\n", "the voxels' size is more than 240"),

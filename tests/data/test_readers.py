@@ -38,6 +38,14 @@ def test_voxels_and_geometry_are_kept(suffix: str, tmp_path: Path) -> None:
     assert scan.geometry.origin == pytest.approx((10.0, -20.0, 30.0))
 
 
+@pytest.mark.parametrize("suffix", WRITABLE)
+def test_suffixes_may_be_in_capitals(suffix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"a{suffix}", ramp())
+    scan = read_scan(path.rename(tmp_path / f"a{suffix.upper()}"))
+    np.testing.assert_array_equal(scan.voxels, ramp())
+    assert scan.digest == file_digest(tmp_path / f"a{suffix.upper()}")
+
+
 @pytest.mark.parametrize(
     ("voxels", "kind"),
     [
@@ -148,7 +156,9 @@ def test_digest_follows_every_byte(tmp_path: Path) -> None:
 def test_names() -> None:
     assert stem(Path("x/case.1_0000.nii.gz")) == "case.1_0000"
     assert stem(Path("case.mha")) == "case"
+    assert stem(Path("Case.NII.GZ")) == "Case"
     assert is_scan(Path("a.nrrd"))
+    assert is_scan(Path("a.NRRD"))
     assert not is_scan(Path("a.txt"))
     with pytest.raises(InputError, match=r"a\.txt"):
         read_scan(Path("a.txt"))

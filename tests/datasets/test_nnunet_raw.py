@@ -39,6 +39,14 @@ def raw(tmp_path: Path, write: Callable[..., Path], junk: Callable[..., None]) -
     return tmp_path
 
 
+def test_suffixes_in_capitals_are_listed_too(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    for path in (raw / "imagesTr").glob("liver_00?_000?.nii.gz"):
+        path.rename(path.with_name(path.name.replace("nii.gz", "NII.GZ")))
+    dataset = describe("nnunet_raw", raw=raw)
+    assert [case.case_id for case in dataset.cases] == ["liver_001", "liver_002", "liver_003", "liver_004"]
+    assert voxels(dataset, "liver_001")["whole"] == 4
+
+
 def test_layout(raw: Path) -> None:
     dataset = describe("nnunet_raw", raw=raw)
     assert dataset.labels.structures == ("whole", "core", "Kidney_L", "Kidney_R")

@@ -54,7 +54,7 @@ def _num_voxels(image: Image) -> int:
             return sum(path.stat().st_size for path in image.files) * UNPACKED // 2
         if not image.is_file():  # a named pipe would be waited for
             return 0
-        with gzip.open(image) if image.name.endswith(".gz") else image.open("rb") as file:
+        with gzip.open(image) if image.name.lower().endswith(".gz") else image.open("rb") as file:
             header = file.read(_HEADER_BYTES)
     except (OSError, EOFError, zlib.error):
         return 0

@@ -105,7 +105,7 @@ def check_text(path: Path, *, layers: NumLayers = "one") -> None:
     Reads the whole file once, in a few MB of memory.
     """
     fields = _fields(path)
-    voxels = _nrrd(fields, path=path, layers=layers) if path.name.endswith(NRRD) else _meta(fields, path=path)
+    voxels = _nrrd(fields, path=path, layers=layers) if path.suffix.lower() in NRRD else _meta(fields, path=path)
     if voxels.total > MAX_BYTES:
         expected = f"at most {MAX_BYTES}"
         raise refuse(path.name, field="sizes", found=f"{voxels.total} bytes", expected=expected, do="crop the scan")
@@ -115,7 +115,7 @@ def check_text(path: Path, *, layers: NumLayers = "one") -> None:
 def voxel_file(path: Path) -> Path | None:
     """The file beside the header that holds the voxels, where that is another one. Raises InputError for one elsewhere."""
     fields = _fields(path)
-    if not path.name.endswith(NRRD):
+    if path.suffix.lower() not in NRRD:
         name = fields.values["ElementDataFile"]
         return None if name == "LOCAL" else _beside(path, name=name)
     name = fields.values.get("data file", fields.values.get("datafile"))
@@ -135,7 +135,7 @@ def _beside(path: Path, *, name: str) -> Path:
 def _fields(path: Path) -> _Fields:
     with path.open("rb") as file:
         start = file.read(MAX_HEADER)
-    nrrd = path.name.endswith(NRRD)
+    nrrd = path.suffix.lower() in NRRD
     if nrrd and not re.match(rb"NRRD000[1-5]\r?\n", start):
         raise refuse(
             path.name, field="magic", found=repr(start[:8]), expected="NRRD0001 to NRRD0005", do="copy the file again"
@@ -151,7 +151,7 @@ def _fields(path: Path) -> _Fields:
 
 def _pairs(lines: Iterable[str], *, path: Path) -> dict[str, str]:
     """Key/value pairs of NRRD (`key:=value`) and its comments say nothing of the grid and are left out."""
-    nrrd, found = path.name.endswith(NRRD), dict[str, str]()
+    nrrd, found = path.suffix.lower() in NRRD, dict[str, str]()
     for line in lines:
         key, sign, value = line.partition(":" if nrrd else "=")
         if not line.strip() or (nrrd and (line.startswith("#") or value.startswith("="))):
@@ -190,9 +190,9 @@ def _nrrd(fields: _Fields, *, path: Path, layers: NumLayers) -> _Voxels:
     if any(unit.lower() not in ("mm", "millimeter", "millimetre", "") for unit in units):
         raise fields.refuse("space units", expected="mm", do="correct unit and spacing")
     kind = np.dtype(fields.choice("type", _NRRD_TYPES))
+    packing: _Packing = "gzip" if fields.choice("encoding", {"raw": "", "gzip": "gzip", "gz": "gzip"}) else ""
     if kind.itemsize > 1:
         fields.choice("endian", {"little": "<", "big": ">"})
-    packing: _Packing = "gzip" if fields.choice("encoding", {"raw": "", "gzip": "gzip", "gz": "gzip"}) else ""
     skip = fields.whole("byte skip", default="0")
     if not (skip == 0 or (skip >= -1 and not packing)):
         raise fields.refuse("byte skip", expected="0, or for raw voxels a number from -1")

@@ -58,13 +58,13 @@ class Layers:
 
 
 def is_scan(path: Path) -> bool:
-    """Whether the name ends like a file that can be read."""
-    return path.name.endswith(SUFFIXES)
+    """Whether the name ends like a file that can be read, in capitals or not."""
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def stem(path: Path) -> str:
     """The file's name without its suffix (`case_0000` for `case_0000.nii.gz`)."""
-    return path.name.removesuffix(_suffix(path))
+    return path.name[: -len(_suffix(path))]
 
 
 def read_scan(path: Path) -> Scan:
@@ -81,7 +81,7 @@ def read_channels(path: Path, *, num_channels: int) -> tuple[Scan, ...]:
 
     Raises InputError as `read_scan` does, and for another format or number of channels.
     """
-    if path.name.endswith(_TEXT):
+    if path.suffix.lower() in _TEXT:
         raise InputError(f"{path.name}: is to hold {num_channels} channels; expected a NIfTI file; convert the file")
     scan = _read(path, num_channels=num_channels)
     channels = scan.voxels.reshape(num_channels, *scan.geometry.shape)
@@ -132,7 +132,7 @@ def read_layer_fields(path: Path) -> Mapping[str, str]:
 def file_digest(path: Path) -> str:
     """The `digest` that reading this file would give, without decoding it. Raises InputError when it is not there."""
     with _reading(path, kind="readable"):
-        other = voxel_file(path) if path.name.endswith(_TEXT) else None
+        other = voxel_file(path) if path.suffix.lower() in _TEXT else None
         return storage.sha256(path, *([other] if other else []))
 
 
@@ -154,7 +154,7 @@ def _whole(voxels: NDArray) -> bool:
 
 def _suffix(path: Path) -> str:
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return suffix
     raise InputError(f"{path.name} is no scan that can be read; expected a name that ends with {', '.join(SUFFIXES)}")
 
