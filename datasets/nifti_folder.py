@@ -10,6 +10,7 @@ A value may belong to several structures. Annotated is every structure of a labe
 "all"` says that a mask that is not there was looked for and is empty; `"annotated": {"ID": ["Heart"]}` says it case by case.
 """
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def cases(raw: Path) -> list[CaseSource]:
         raise InputError(
             f"none of {len(labelled)} names in labels/ is that of a scan in images/; expected the same; rename them"
         )
-    # Labels without a scan are listed too: reading the scan says that it is not there.
-    lost = {case_id: (raw / "images" / f"{case_id}.nii.gz",) for case_id in sorted(labelled - images.keys())}
+    # Labels without a scan are listed too: reading the scan says that it is not there, or of no readable format.
+    lost = {case_id: (_unread(raw, case_id=case_id),) for case_id in sorted(labelled - images.keys())}
     return [_source(case_id, images=files, folder=folder) for case_id, files in {**images, **lost}.items()]
 
 
@@ -80,6 +81,12 @@ def _images(raw: Path, *, num_channels: int) -> dict[str, tuple[Path, ...]]:
     if num_channels > 1 or (paths and all(stem(path).endswith("_0000") for path in paths)):
         return channel_files(paths, num_channels=num_channels)
     return {case_id: (path,) for case_id, path in one_each(paths).items()}
+
+
+def _unread(raw: Path, *, case_id: str) -> Path:
+    """A file of the case's name that is of no readable format, else where its scan should be."""
+    others = sorted((raw / "images").glob(f"{glob.escape(case_id)}.*"))
+    return others[0] if others else raw / "images" / f"{case_id}.nii.gz"
 
 
 def _source(case_id: str, *, images: tuple[Path, ...], folder: _Folder) -> CaseSource:

@@ -136,6 +136,9 @@ def test_labels_that_fit_no_scan(maps: Path, write: Callable[..., Path], voxels:
     (maps / "images" / "c.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case c: c\.nii\.gz is not there"):
         voxels(describe("nifti_folder", raw=maps), "c")
+    (maps / "images" / "c.hdr").write_bytes(b"")
+    with pytest.raises(InputError, match=r"case c: c\.hdr is no scan that can be read; expected a name that ends with"):
+        voxels(describe("nifti_folder", raw=maps), "c")
     for path in (maps / "images").iterdir():
         path.rename(path.with_name(f"scan_{path.name}"))
     with pytest.raises(InputError, match="names in labels/ is that of a scan"):
@@ -147,7 +150,7 @@ def test_labels_that_fit_no_scan(maps: Path, write: Callable[..., Path], voxels:
 
 def test_a_name_that_is_no_case_id(maps: Path, write: Callable[..., Path]) -> None:
     write("images/my scan.nii.gz")
-    with pytest.raises(InputError, match="case id 'my scan' cannot be used"):
+    with pytest.raises(InputError, match=r"case id 'my scan' cannot be used; .*; rename the case's files"):
         describe("nifti_folder", raw=maps)
 
 

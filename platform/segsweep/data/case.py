@@ -31,12 +31,14 @@ class ChannelFile:
 class LabelFile:
     """A label map on the scan's grid. `values` says which structures a voxel value stands for; 0 is background.
 
-    Voxels of value `ignore` count as unknown: nothing is learnt from them and nothing is scored there.
+    Voxels of value `ignore` count as unknown: nothing is learnt from them and nothing is scored there. `flip` ("", "y", "zy", ...) is
+    for a dataset whose label headers are known not to fit: see data/flips.py.
     """
 
     path: Path
     values: Mapping[int, tuple[str, ...]]
     ignore: int | None = None
+    flip: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,5 +96,6 @@ class CaseSource:
     def __post_init__(self) -> None:
         if not CASE_ID.fullmatch(self.case_id):
             raise InputError(
-                f"case id {self.case_id!r} cannot be used: expected letters, digits, '.', '_' and '-', at most 128"
+                f"case id {self.case_id[:160]!r} cannot be used; expected plain letters and digits, and after the first '.', '_' and '-', "
+                "at most 128; rename the case's files"
             )
