@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydicom.dataset import Dataset
-
 from segsweep.data.dicom_file import is_dicom, items, open_dicom, sop_class, text
 from segsweep.data.pseudonyms import pseudonym
 from segsweep.errors import InputError
@@ -58,15 +56,11 @@ def _is_drawn(path: Path) -> bool:
     return text(header, "Modality") in DRAWN or sop_class(header) in _CLASSES
 
 
-def _header(path: Path) -> Dataset:
-    try:
-        return open_dicom(path, tags=_REFERENCES)
-    except InputError:
-        return Dataset()
-
-
 def _drawn(path: Path) -> DrawnObject:
-    dataset = _header(path)
+    try:
+        dataset = open_dicom(path, tags=_REFERENCES)
+    except InputError:
+        return DrawnObject(path=path, frames_of_reference=frozenset(), series_uids=frozenset(), sop_uids=frozenset())
     frames = items(dataset, "ReferencedFrameOfReferenceSequence")
     studies = [study for frame in frames for study in items(frame, "RTReferencedStudySequence")]
     series = [part for study in studies for part in items(study, "RTReferencedSeriesSequence")]
