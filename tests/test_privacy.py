@@ -1,15 +1,21 @@
-"""No identifier of a raw scan gets into a store, a report, a log or the terminal's output: canaries in headers, file and folder names."""
+"""No identifier of a raw scan gets into what a walk leaves (store, MLflow, models, predictions, reports, logs of Ray) or the terminal's
+output: canaries in headers, file and folder names.
+"""
 
+import gzip
 import json
+import shutil
+import sqlite3
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import ray
-from pydicom import config
+from pydicom import DataElement, config
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -39,6 +45,10 @@ TEXTS = (
 DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "LastMenstrualDate")
 TIMES = ("AcquisitionDateTime", "StudyTime", "PatientBirthTime")
 UIDS = ("StudyInstanceUID", "IrradiationEventUID", "ConcatenationUID")
+# Ends after one step.
+TINY = (
+    "epochs=1", "iterations=1", "validation_iterations=1", "patch_size=8,16,16", "batch_size=2", "features=4", "levels=2",
+)  # fmt: skip
 STATED = {"structures": {"Brainstem": ["/.*brain.*stem.*/"], "Heart": ["/.*heart.*/"]}}
 
 
@@ -99,6 +109,19 @@ def plant(item: Dataset, *, canaries: Canaries, place: str) -> None:
     item.preamble = canaries.text(f"{place} preamble").encode().ljust(128, b"\0")
 
 
+def damage(folder: Path, *, patient: str, canaries: Canaries) -> None:
+    """A slice that is cut, or with text where a number is due, or a contour that is open."""
+    path = folder / ("rs.dcm" if patient == "contour" else "CT/slice_1_3.dcm")
+    item = pydicom.dcmread(path)
+    if patient == "slice":
+        item.PixelData = item.PixelData[:-40]
+    if patient == "number":
+        item["RescaleSlope"] = DataElement("RescaleSlope", "LO", canaries.text("number RescaleSlope"))
+    if patient == "contour":
+        item.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "OPEN_PLANAR"
+    item.save_as(path)
+
+
 def spoil(folder: Path, *, canaries: Canaries, patient: str) -> None:
     """Plant canaries into every file, rename the files, and keep the UIDs in them as canaries too."""
     identity = canaries.text(f"{patient} PatientID of all files")
@@ -140,10 +163,20 @@ def write_nifti(path: Path, *, canaries: Canaries, kind: str, seed: int) -> None
 
 
 def below(*folders: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of everything in the folders."""
+    """Name and content of everything in the folders; of what is compressed or a database, also what is in it."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            yield path.relative_to(folder).as_posix(), path.read_bytes() if path.is_file() else b""
+            yield path.relative_to(folder).as_posix(), content(path) if path.is_file() else b""
+
+
+def content(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        return data + gzip.decompress(data)
+    if path.suffix == ".db":  # its pages cut long texts
+        with closing(sqlite3.connect(path)) as database:
+            return data + "\n".join(database.iterdump()).encode()
+    return data
 
 
 def convert(dataset: str, *, raw: Path, store: Path) -> int:
@@ -157,43 +190,54 @@ def leaks(content: Iterable[tuple[str, bytes]], *, canaries: Canaries) -> list[s
     return [f"{place} in {name}" for name, data in content for place in canaries.found(name.encode() + b"\n" + data)]
 
 
-def ray_logs() -> Path:
-    return Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # type: ignore[union-attr]
+def ray_session() -> Path:
+    """Its logs, and what else Ray keeps in files."""
+    return Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[union-attr]
 
 
 def test_dicom(write_patient: WritePatient, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two good patients, one with a damaged slice and one with a structure set that cannot be used."""
-    raw, store, canaries = tmp_path / "raw", tmp_path / "store", Canaries()
+    """The whole walk with two good patients and three that cannot be used."""
+    store, scans, canaries = tmp_path / "store", tmp_path / "scans", Canaries()
+    raw = tmp_path / canaries.text("raw folder name")
     rois = {"brain stem": BOX, "heart": (slice(0, 2), slice(0, 3), slice(0, 2))}
-    for patient in ("good", "better", "slice", "contour"):
+    for patient in ("good", "better", "slice", "number", "contour"):
         folder = raw / canaries.text(f"{patient} folder name")
-        rtstruct = write_patient(folder, patient=patient, rois=rois)
-        if patient == "slice":
-            path = folder / "CT" / "slice_1_3.dcm"
-            item = pydicom.dcmread(path)
-            item.PixelData = item.PixelData[:-40]
-            item.save_as(path)
-        if patient == "contour":
-            item = pydicom.dcmread(rtstruct)
-            item.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "OPEN_PLANAR"
-            item.save_as(rtstruct)
+        write_patient(folder, patient=patient, rois=rois)
+        damage(folder, patient=patient, canaries=canaries)
         spoil(folder, canaries=canaries, patient=patient)
     (raw / "structures.json").write_text(json.dumps(STATED))
+    write_nifti(scans / "scan.nii", canaries=canaries, kind="images", seed=0)
     assert len(canaries.places) > 4 * 60
-    planted = {leak.partition(" in ")[0] for leak in leaks(below(raw), canaries=canaries)}
+    planted = {leak.partition(" in ")[0] for leak in leaks(below(tmp_path), canaries=canaries)}
     assert planted == set(canaries.places.values())
 
     assert convert("dicom_rtstruct", raw=raw, store=store) == 2
     opened = open_store(store)
     assert len(opened.cases) == 2
     assert opened.table.labels.structures == ("Brainstem", "Heart")
-    assert leaks(below(store, ray_logs(), tmp_path / "workspace"), canaries=canaries) == []
     shown = capfd.readouterr()
-    assert (store / "quality.html").is_file()
-    assert canaries.found(shown.out.encode()) == []
     # The complaints name the file at fault, and nothing from inside it.
     assert {place.split(" ", 1)[1] for place in canaries.found(shown.err.encode())} <= {"file name", "folder name"}
-    assert len([line for line in shown.err.splitlines() if line.startswith("segsweep: ")]) == 2
+    assert len([line for line in shown.err.splitlines() if line.startswith("segsweep: ")]) == 3
+    assert canaries.found(shown.out.encode()) == []
+
+    model = "models:/dicom_rtstruct-ensemble"
+    assert cli.main(["train", "unet", str(store), *TINY]) == 0
+    assert cli.main(["tune", "default", str(store), "trials=1", *TINY]) == 0
+    assert cli.main(["ensemble", str(store)]) == 0
+    assert cli.main(["predict", model, str(store), "predictions", "--split", "train"]) == 0
+    assert cli.main(["predict", model, str(scans), "segmented"]) == 0
+    assert cli.main(["evaluate", "predictions", str(store)]) == 0
+    assert {path.name for path in (tmp_path / "predictions").glob("*.gz")} == {
+        f"{case}.nii.gz" for case in opened.cases
+    }
+    shown = capfd.readouterr()
+    assert canaries.found((shown.out + shown.err).encode()) == []
+    shutil.rmtree(raw)
+    shutil.rmtree(scans)
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert {"mlflow.db", "studies.db", "MLmodel", "weights.safetensors", "scan.nii.gz", "report.html"} <= names
+    assert leaks(below(tmp_path, ray_session()), canaries=canaries) == []
 
 
 def test_a_folder_that_cannot_be_converted_at_all(
@@ -209,7 +253,7 @@ def test_a_folder_that_cannot_be_converted_at_all(
     shown = capfd.readouterr()
     assert shown.err.startswith("segsweep: ")
     assert set(canaries.found((shown.out + shown.err).encode())) <= {"cut file name"}
-    assert leaks(below(store, ray_logs()), canaries=canaries) == []
+    assert leaks(below(store, ray_session()), canaries=canaries) == []
 
 
 def test_nifti(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -222,5 +266,5 @@ def test_nifti(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert len(leaks(below(raw), canaries=canaries)) == len(canaries.places) == 4 * 5
     assert convert("nifti_folder", raw=raw, store=store) == 0
     shown = capfd.readouterr()
-    assert leaks(below(store, ray_logs()), canaries=canaries) == []
+    assert leaks(below(store, ray_session()), canaries=canaries) == []
     assert canaries.found((shown.out + shown.err).encode()) == []
