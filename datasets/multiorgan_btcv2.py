@@ -7,13 +7,16 @@ from their own sources, see `btcv_abdomen` and `nih_pancreas`. `raw` holds the u
 vessels and adrenals, which the others do not, and which are read as background here. Organs may be incomplete outside the box that
 the set's `cropping.csv` gives. PANCREAS_0025 was withdrawn, its label is passed over.
 A case carries the group of the same scan in those two sets, so that no fold tests on a scan that another copy was trained on.
-A label is only read where its header puts it on the scan. In the TCIA part it is known not to (MultiTalent's script gave the scans the
-labels' headers): conversion refuses such cases until the labels are saved on their scans' grids.
+In the TCIA part the headers do not place the labels on the scans. MultiTalent's script gave the scans' voxels, as dicom2nifti writes
+them (rows from the back, slices from the feet), the labels' headers: so the labels' rows are stated here to run against the DICOM's. A
+case is refused when its labels then do not lie on soft tissue that is far more uniform than under every other flip (other published
+code reads them unflipped). `raw/label_flip.json` states another flip, {"flip": ""}. A header that fits is always taken.
 """
 
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, Image, LabelFile
+from segsweep.data.flips import stated_flip
 from segsweep.data.layouts import demand_cases, one_each, scans
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
@@ -22,6 +25,7 @@ from segsweep.recipes import load
 ORGANS = ("spleen", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "pancreas", "duodenum")
 LABELS = LabelSet(structures=ORGANS)
 CHANNELS = ("CT",)
+FLIP = "y"
 
 nih_pancreas = load("datasets", name="nih_pancreas")
 
@@ -36,10 +40,11 @@ def cases(raw: Path) -> list[CaseSource]:
     layout = "label_btcv_multiorgan/, label_tcia_multiorgan/, RawData/ and Pancreas-CT/ (multi-organ BTCV2)"
     demand_cases((*btcv, *nih), raw=raw, layout=layout)
     nih.pop(_WITHDRAWN, None)
+    flip = stated_flip(raw, otherwise=FLIP)
     return [
         *(_source(label, case_id=f"btcv_{number}", image=_btcv(raw, number=number)) for number, label in btcv.items()),
         *(
-            _source(label, case_id=f"nih_{number}", image=nih_pancreas.series(raw, number=number))
+            _source(label, case_id=f"nih_{number}", image=nih_pancreas.series(raw, number=number), flip=flip)
             for number, label in nih.items()
         ),
     ]
@@ -50,11 +55,11 @@ def _labels(raw: Path, *, source: str) -> dict[str, Path]:
     return {name.removeprefix("label"): label for name, label in found.items()}
 
 
-def _source(label: Path, *, case_id: str, image: Image) -> CaseSource:
+def _source(label: Path, *, case_id: str, image: Image, flip: str | None = None) -> CaseSource:
     return CaseSource(
         case_id=case_id,
         images=(image,),
-        labels=(LabelFile(path=label, values=_VALUES),),
+        labels=(LabelFile(path=label, values=_VALUES, flip=flip),),
         annotated=ORGANS,
         group=case_id,
     )

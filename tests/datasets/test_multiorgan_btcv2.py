@@ -8,6 +8,9 @@ import pytest
 from segsweep.data.case import Series
 from segsweep.data.dataset import describe
 from segsweep.errors import InputError
+from segsweep.recipes import load
+
+cases = load("datasets", name="multiorgan_btcv2").cases
 
 
 @pytest.fixture
@@ -42,6 +45,14 @@ def test_what_the_values_mean(raw: Path, voxels: Callable[..., dict[str, int]]) 
     singles = dict.fromkeys(("spleen", "gallbladder", "esophagus", "liver", "stomach"), 1)
     assert voxels(dataset, "btcv_0061") == singles | {"left_kidney": 3, "pancreas": 1, "duodenum": 2}
     assert voxels(dataset, "nih_0001") == singles | {"left_kidney": 1, "pancreas": 2, "duodenum": 1}
+
+
+def test_the_labels_of_one_source_run_against_the_rows(raw: Path) -> None:
+    """Case by case the scan decides whether that is right; BTCV's own labels are read by their headers alone."""
+    flips = {case.case_id: [getattr(file, "flip", "") for file in case.labels] for case in cases(raw)}
+    assert flips == {"btcv_0001": [None], "btcv_0061": [None], "nih_0001": ["y"]}
+    (raw / "label_flip.json").write_text('{"flip": ""}')
+    assert [getattr(file, "flip", None) for file in cases(raw)[-1].labels] == [""]
 
 
 def test_copies_of_a_scan_share_a_group(raw: Path) -> None:

@@ -1,18 +1,22 @@
-"""NIH Pancreas-CT: DICOM series and their numbered labels, the known misfits left out, and no label moved to fit."""
+"""NIH Pancreas-CT: DICOM series and their numbered labels, the known misfits left out, and labels that lie on the pancreas."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from segsweep.data.case import Series
 from segsweep.data.dataset import describe
 from segsweep.data.geometry import Geometry
+from segsweep.data.reading import read_case, source_digests
 from segsweep.errors import InputError
 from segsweep.inference.writers import write_label_map
 
 LABELS = "TCIA_pancreas_labels-02-05-2017"
+LPS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @pytest.fixture
@@ -40,17 +44,42 @@ def test_layout(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert voxels(dataset, "nih_0082") == {"pancreas": 3}
 
 
-def test_a_label_with_flipped_rows_is_refused_not_moved(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
-    rows_up = Geometry(
+def organ(raw: Path) -> np.ndarray:
+    """A pancreas of one HU in case 0001's scan of noise; its voxels as the DICOM stores them."""
+    pancreas = np.zeros((4, 5, 6), dtype=np.uint8)
+    pancreas[:2, :2, 1:4] = 1
+    noise = np.random.default_rng(0).integers(0, 2000, pancreas.shape)
+    for path in (raw / "Pancreas-CT" / "PANCREAS_0001").rglob("*.dcm"):
+        item, index = pydicom.dcmread(path), int(path.stem)
+        item.PixelData = np.where(pancreas[index], 1124, noise[index]).astype("<i2").tobytes()
+        item.save_as(path)
+    return pancreas
+
+
+def test_labels_are_read_in_the_order_of_the_scans_voxels(raw: Path) -> None:
+    pancreas = organ(raw)
+    wrong = Geometry(
         shape=(4, 5, 6), spacing=(3.0, 1.5, 1.5), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, -1, 0, 0, 0, 1)
     )
-    label = np.zeros(rows_up.shape, dtype=np.uint8)
-    label[1, 1, 1] = 1
-    write_label_map(label, geometry=rows_up, path=raw / LABELS / "label0001.nii.gz")
-    with pytest.raises(
-        InputError, match=r"nih_0001: label0001\.nii\.gz lies on another grid than the image: .* mm away"
-    ):
-        voxels(describe("nih_pancreas", raw=raw), "nih_0001")
+    write_label_map(pancreas, geometry=wrong, path=raw / LABELS / "label0001.nii.gz")
+    dataset = describe("nih_pancreas", raw=raw)
+    found = read_case(dataset.cases[0], labels=dataset.labels)
+    np.testing.assert_array_equal(found.masks[0], pancreas > 0)
+    assert float(found.images[0][found.masks[0]].std()) == 0
+
+
+def test_labels_in_another_order_are_refused_until_it_is_stated(raw: Path) -> None:
+    pancreas = organ(raw)
+    wrong = Geometry(shape=(4, 5, 6), spacing=(3.0, 1.5, 1.5), origin=(9.0, 0.0, 0.0), direction=LPS)
+    write_label_map(pancreas[::-1], geometry=wrong, path=raw / LABELS / "label0001.nii.gz")
+    dataset = describe("nih_pancreas", raw=raw)
+    with pytest.raises(InputError, match=r"nih_0001: label0001\.nii\.gz: with flip '' .* with 'z' 100%"):
+        read_case(dataset.cases[0], labels=dataset.labels)
+    before = source_digests(dataset.cases[0])
+    (raw / "label_flip.json").write_text(json.dumps({"flip": "z"}))
+    stated = describe("nih_pancreas", raw=raw)
+    np.testing.assert_array_equal(read_case(stated.cases[0], labels=stated.labels).masks[0], pancreas > 0)
+    assert source_digests(stated.cases[0]) != before
 
 
 def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
