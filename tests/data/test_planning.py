@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segsweep.data.fingerprint import CT_WORD, CaseFingerprint, make_plan
+from segsweep.data.fingerprint import CT_WORD, CaseFingerprint, make_plan, patch_and_batch, read_fingerprints
 from segsweep.data.planning import Normalisation, plan_from_json
+from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
 from segsweep.data.topology import Topology, divisible, divisor, feature_map_elements, features, topology
 from segsweep.errors import InputError, ResourceError
@@ -257,3 +258,14 @@ def test_without_foreground_tissue_anywhere_is_used():
 )
 def test_head(changed, head):
     assert plan(case("a"), case("b", **changed)).head == head
+
+
+@pytest.mark.parametrize("planner", ["plain", "resenc_m", "resenc_xl"])
+def test_a_store_is_planned_anew_for_another_network(tiny_store, planner):
+    label = np.zeros((40, 60, 60), np.uint8)
+    label[10:20, 10:20, 10:20] = 1
+    store = open_store(tiny_store("a", labels=LabelSet(structures=("Liver",)), cases={"one": label, "two": label}))
+    expected = make_plan(read_fingerprints(store), channels=store.channels, labels=store.table.labels, planner=planner)
+    assert patch_and_batch(store, planner=planner) == (expected.patch_size, expected.batch_size)
+    with pytest.raises(InputError, match="resenc_xxl"):
+        patch_and_batch(store, planner="resenc_xxl")

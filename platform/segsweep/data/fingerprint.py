@@ -114,18 +114,44 @@ def make_plan(
     median_shape = _size(np.median(np.rint(shapes), axis=0))
     outputs = max(len(join(case.atoms for case in cases)), len(labels.structures))
     budget = reference.elements * (memory_gb or reference.memory_gb) / reference.memory_gb
-    cost = partial(feature_map_elements, outputs=outputs, residual=reference.residual)
-    patch_size = _patch_size(median_shape, spacing=spacing, cost=cost, budget=budget)
-    elements = cost(patch_size, topology=topology(patch_size, spacing=spacing))
-    most = round(reference.largest_share * math.prod(median_shape) * len(cases) / math.prod(patch_size))
+    patch_size, batch_size = _patch_and_batch(
+        median_shape, spacing=spacing, outputs=outputs, planner=reference, budget=budget, num_cases=len(cases)
+    )
     return Plan(
         spacing=spacing,
         patch_size=patch_size,
-        batch_size=max(min(round(budget / elements * REFERENCE_BATCH), most), REFERENCE_BATCH),
+        batch_size=batch_size,
         median_shape=median_shape,
         normalisation=tuple(_normalisation(cases, channel=index, name=name) for index, name in enumerate(channels)),
         head=_head(cases, labels=labels),
     )
+
+
+def patch_and_batch(store: Store, *, planner: str) -> tuple[Size, int]:
+    """Patch (voxels z, y, x) and batch size that one of `PLANNERS` gives a store at the spacing of its plan, on GPUs with its memory.
+
+    Raises InputError for an unknown planner, ResourceError when no patch fits the memory.
+    """
+    reference, plan = find_planner(planner), store.plan
+    chosen = store.held_out("train") or tuple(store.cases)
+    return _patch_and_batch(
+        plan.median_shape,
+        spacing=plan.spacing,
+        outputs=max(len(store.table.atoms), len(store.table.labels.structures)),
+        planner=reference,
+        budget=reference.elements,
+        num_cases=len(chosen),
+    )
+
+
+def _patch_and_batch(
+    median_shape: Size, *, spacing: Spacing, outputs: int, planner: Planner, budget: float, num_cases: int
+) -> tuple[Size, int]:
+    cost = partial(feature_map_elements, outputs=outputs, residual=planner.residual)
+    patch_size = _patch_size(median_shape, spacing=spacing, cost=cost, budget=budget)
+    elements = cost(patch_size, topology=topology(patch_size, spacing=spacing))
+    most = round(planner.largest_share * math.prod(median_shape) * num_cases / math.prod(patch_size))
+    return patch_size, max(min(round(budget / elements * REFERENCE_BATCH), most), REFERENCE_BATCH)
 
 
 def _target_spacing(cases: Sequence[CaseFingerprint]) -> Spacing:

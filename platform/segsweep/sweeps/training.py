@@ -23,6 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
 from segsweep.data.conversion import derive
+from segsweep.data.fingerprint import patch_and_batch
 from segsweep.data.geometry import Size
 from segsweep.data.joint import open_stores
 from segsweep.data.manifest import write_json
@@ -66,6 +67,9 @@ def prepare(run: Run) -> Prepared:
     method = load_method(run.trainable)
     given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
     preset = method.preset(run.params.get("preset"))
+    planner = {**preset, **run.params}.get("planner")
+    if planner:
+        given["patch_size"], given["batch_size"] = patch_and_batch(store, planner=planner)
     if "patch_size" in preset:
         given["patch_size"] = _covering(store.plan.median_shape, largest=preset["patch_size"])
     values = {**{key: value for key, value in given.items() if key == "patch_size" or key not in preset}, **run.params}
