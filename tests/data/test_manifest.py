@@ -58,7 +58,7 @@ def test_a_committed_folder_is_as_it_was_written(folder: Path) -> None:
     manifest = check_folder(folder, name="case", depth="deep")
     assert set(manifest.files) == set(CONTENT)
     assert manifest.num_bytes == sum(map(len, CONTENT.values()))
-    assert read_file(folder, relative="case.json", name="case") == b"{}"
+    assert read_file(folder, relative="case.json", manifest=manifest, name="case") == b"{}"
 
 
 def test_equal_content_has_equal_digests_and_other_content_has_not(folder: Path, tmp_path: Path) -> None:
@@ -106,9 +106,10 @@ def test_a_changed_byte_near_the_end_is_seen_quickly_and_any_other_deeply(folder
 
 
 def test_a_changed_file_is_not_read(folder: Path) -> None:
+    manifest = read_manifest(folder, name="case")
     (folder / "case.json").write_bytes(b"[]")
     with pytest.raises(StoreError, match=r"case: case\.json holds other bytes"):
-        read_file(folder, relative="case.json", name="case")
+        read_file(folder, relative="case.json", manifest=manifest, name="case")
 
 
 def test_a_manifest_cannot_point_out_of_its_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from segsweep.data.copies import LocalCopy, Voxels
 from segsweep.data.geometry import Geometry, Size
@@ -53,7 +53,12 @@ def write_grid(folder: Path, *, data: GridData, num_atoms: int, channels: tuple[
     samples = _sample_foreground(data.label, num_atoms=num_atoms, seed=seed)
     voxels = np.concatenate([np.zeros((0, 3), np.int32), *samples]).astype(np.int32)
     array = group.create_array(
-        "foreground", shape=voxels.shape, dtype=voxels.dtype, chunks=(max(1, len(voxels)), 3), compressors=_codecs(4)
+        "foreground",
+        shape=voxels.shape,
+        dtype=voxels.dtype,
+        chunks=(max(1, len(voxels)), 3),
+        filters=[TransposeCodec(order=(1, 0))],  # indices of one axis side by side take a quarter of the bytes
+        compressors=_codecs(4),
     )
     array[...] = voxels
     array.attrs["counts"] = [len(part) for part in samples]

@@ -13,7 +13,7 @@ from segsweep.data import reading, storage
 from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geometry_json, write_grid
 from segsweep.data.case import CaseSource
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.manifest import MANIFEST, Depth, check_folder, committed, read_file, read_manifest
+from segsweep.data.manifest import MANIFEST, Depth, Manifest, check_folder, committed, read_file, read_manifest
 from segsweep.data.resampling import AIR_HU, resample_image, resample_label
 from segsweep.data.store import NATIVE, grid_key
 from segsweep.data.structures import LabelSet, encode, join, labels_json
@@ -28,33 +28,11 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
 
     Raises InputError that names the case and what is wrong.
     """
-    raw = reading.read_case(source, labels=labels)
-    turn = raw.geometry.reorientation
-    canonical = raw.geometry.canonical()
-    atoms = encode({index: turn.apply(mask) for index, mask in raw.masks.items()}, shape=canonical.shape)
-    data = GridData(
-        image=np.ascontiguousarray(turn.apply(np.stack(raw.images))),
-        label=np.ascontiguousarray(atoms.label),
-        geometry=canonical,
-    )
-    known = len(join([atoms.atoms]))  # the ignored atom comes last and gives no foreground samples
-    counts = np.bincount(atoms.label.ravel(), minlength=len(atoms.atoms))
-    record: dict[str, Any] = {
-        "case_id": source.case_id,
-        "annotated": list(source.annotated),
-        "split": source.split,
-        "group": source.group,
-        "geometry": geometry_json(data.geometry),
-        "source_geometry": geometry_json(raw.geometry),
-        "atoms": [list(atom) for atom in atoms.atoms],
-        "voxels": counts.tolist(),
-        "source_digests": list(raw.digests),
-        "labels": labels_json(labels),
-    }
-    seed = zlib.crc32(source.case_id.encode())
+    data, record = _read(source, labels=labels)
+    known, seed = _num_sampled(record), zlib.crc32(source.case_id.encode())
     with committed(folder) as partial:
         (partial / "grids").mkdir(parents=True)
-        write_grid(partial / "grids" / NATIVE, data=data, num_atoms=known, channels=_names(len(raw.images)), seed=seed)
+        write_grid(partial / "grids" / NATIVE, data=data, num_atoms=known, channels=_names(len(data.image)), seed=seed)
         np.save(
             partial / "intensities.npy", _foreground_intensities(data, num_atoms=known, seed=seed), allow_pickle=False
         )
@@ -66,7 +44,7 @@ def read_case(folder: str | Path, *, depth: Depth = "quick") -> dict[str, Any]:
     """The record of a committed case, with its digest. Raises StoreError when the folder is not intact."""
     name = PurePosixPath(folder).name
     manifest = check_folder(folder, name=name, depth=depth)
-    return {**json.loads(read_file(folder, relative="case.json", name=name)), "digest": manifest.digest}
+    return {**_record(folder, manifest=manifest, name=name), "digest": manifest.digest}
 
 
 def current_case(
@@ -92,7 +70,7 @@ def derive_grid(folder: str | Path, *, spacing: Spacing, depth: Depth = "quick")
     """
     name = PurePosixPath(folder).name
     case = check_folder(folder, name=name)
-    record = json.loads(read_file(folder, relative="case.json", name=name))
+    record = _record(folder, manifest=case, name=name)
     native = geometry_from_json(record["geometry"])
     key = grid_key(native, spacing=spacing)
     if key == NATIVE:
@@ -108,6 +86,42 @@ def derive_grid(folder: str | Path, *, spacing: Spacing, depth: Depth = "quick")
     return case.num_bytes + read_manifest(target, name=f"{name}/{key}").num_bytes
 
 
+def _read(source: CaseSource, *, labels: LabelSet) -> tuple[GridData, dict[str, Any]]:
+    """The native grid and the record of a case. The masks, which take as much memory again, are gone before it is written."""
+    raw = reading.read_case(source, labels=labels)
+    turn = raw.geometry.reorientation
+    canonical = raw.geometry.canonical()
+    atoms = encode({index: turn.apply(mask) for index, mask in raw.masks.items()}, shape=canonical.shape)
+    data = GridData(
+        image=np.ascontiguousarray(turn.apply(np.stack(raw.images))),
+        label=np.ascontiguousarray(atoms.label),
+        geometry=canonical,
+    )
+    counts = sum(np.bincount(plane.ravel(), minlength=len(atoms.atoms)) for plane in data.label)
+    record = {
+        "case_id": source.case_id,
+        "annotated": list(source.annotated),
+        "split": source.split,
+        "group": source.group,
+        "geometry": geometry_json(data.geometry),
+        "source_geometry": geometry_json(raw.geometry),
+        "atoms": [list(atom) for atom in atoms.atoms],
+        "voxels": np.asarray(counts).tolist(),
+        "source_digests": list(raw.digests),
+        "labels": labels_json(labels),
+    }
+    return data, record
+
+
+def _record(folder: str | Path, *, manifest: Manifest, name: str) -> dict[str, Any]:
+    return json.loads(read_file(folder, relative="case.json", manifest=manifest, name=name))
+
+
+def _num_sampled(record: Mapping[str, Any]) -> int:
+    """How many atoms of the case may give foreground samples: all but the ignored one, which comes last."""
+    return len(join([tuple(map(tuple, record["atoms"]))]))
+
+
 def _is_derived(target: str, *, source: str, depth: Depth) -> bool:
     try:
         return check_folder(target, name=target, depth=depth).source == source
@@ -120,14 +134,9 @@ def _derive(folder: Path, *, record: Mapping[str, Any], grid: Geometry, target: 
     reader = GridReader(
         folder / "grids" / NATIVE, name=f"{folder.name}/{NATIVE}", lookup=np.arange(num_atoms, dtype=np.uint16)
     )
-    voxels = reader.read_image()
-    image = resample_image(np.maximum(voxels, AIR_HU), source=native, target=grid)
     label = resample_label(reader.read_label(), source=native, target=grid)
-    # Interpolated HU are rounded to int16: at most 0.5 HU of error for half the bytes. Other units (SUV) keep their fractions.
-    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    fits = voxels.dtype == np.int16 and image.min() >= low and image.max() <= high
     data = GridData(
-        image=np.rint(image).astype(np.int16) if fits else image,
+        image=_resampled(reader.read_image(), source=native, target=grid),
         label=label.astype(np.uint8 if num_atoms <= 256 else np.uint16),
         geometry=grid,
     )
@@ -135,10 +144,22 @@ def _derive(folder: Path, *, record: Mapping[str, Any], grid: Geometry, target: 
         write_grid(
             partial,
             data=data,
-            num_atoms=len(join([tuple(map(tuple, record["atoms"]))])),
-            channels=_names(len(image)),
+            num_atoms=_num_sampled(record),
+            channels=_names(len(data.image)),
             seed=zlib.crc32(folder.name.encode()),
         )
+
+
+def _resampled(voxels: NDArray, *, source: Geometry, target: Geometry) -> NDArray:
+    """The image (c, z, y, x) on `target`; `voxels` are changed. int16 stays int16: at most 0.5 HU of error for half the bytes.
+
+    Other units (SUV) keep their fractions.
+    """
+    image = resample_image(np.maximum(voxels, AIR_HU, out=voxels), source=source, target=target)
+    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    if voxels.dtype == np.int16 and image.min() >= low and image.max() <= high:
+        return np.rint(image, out=image).astype(np.int16)
+    return image
 
 
 def _foreground_intensities(data: GridData, *, num_atoms: int, seed: int) -> NDArray:

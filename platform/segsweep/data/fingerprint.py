@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Size, Spacing
-from segsweep.data.manifest import read_file
+from segsweep.data.manifest import read_file, read_manifest
 from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.store import Store
 from segsweep.data.structures import Atom, LabelSet, join
@@ -74,7 +74,9 @@ def read_fingerprints(store: Store) -> list[CaseFingerprint]:
 
 def _read_fingerprint(store: Store, *, case_id: str) -> CaseFingerprint:
     record = store.cases[case_id]
-    sampled = read_file(store.home(case_id), relative="intensities.npy", name=case_id)
+    home = store.home(case_id)
+    manifest = read_manifest(home, name=case_id)
+    sampled = read_file(home, relative="intensities.npy", manifest=manifest, name=case_id)
     return CaseFingerprint(
         case_id=case_id,
         shape=record.geometry.shape,

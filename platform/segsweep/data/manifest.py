@@ -108,9 +108,9 @@ def differences(folder: str | Path, *, manifest: Manifest, depth: Depth) -> Iter
             yield f"{place(relative)} holds other bytes than were written"
 
 
-def read_file(folder: str | Path, *, relative: str, name: str) -> bytes:
+def read_file(folder: str | Path, *, relative: str, manifest: Manifest, name: str) -> bytes:
     """One file of a committed folder, every byte verified. Raises StoreError when it is not as the manifest says."""
-    entry = read_manifest(folder, name=name).files[relative]
+    entry = manifest.files[relative]
     try:
         content = storage.read_bytes(f"{folder}/{relative}")
     except FileNotFoundError:
