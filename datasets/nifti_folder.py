@@ -27,7 +27,7 @@ from segsweep.data.layouts import (
     scans,
     structures_by_value,
 )
-from segsweep.data.readers import stem
+from segsweep.data.readers import SUFFIXES, stem
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 
@@ -61,7 +61,7 @@ def cases(raw: Path) -> list[CaseSource]:
     """Every scan in `images/`, with the labels of its name. Raises InputError that names the case or file that cannot be used."""
     folder = _folder(raw)
     images = _images(raw, num_channels=len(folder.channels))
-    demand_cases(list(images), raw=raw, layout="images/ID.nii.gz and labels/")
+    demand_cases(list(images), raw=raw, layout=f"images/ID.nii.gz (or {', '.join(SUFFIXES[1:])}) and labels/")
     for case_id in sorted(folder.maps.keys() & folder.masks.keys()):
         raise InputError(
             f"{case_id}: has both a label map and a folder of masks; expected one kind of labels; take the other away"
@@ -132,6 +132,7 @@ def _folder(raw: Path) -> _Folder:
             f"{FILE}: {key[:60]!r} means nothing; expected structures, channels, annotated; correct the file"
         )
     stated = entry(content if maps else {"structures": {}, **content}, key="structures", kind=dict, file=FILE)
+    stated = {name: value for name, value in stated.items() if (name, value) != ("background", 0)}
     values = structures_by_value(stated, file=FILE)
     structures = tuple(dict.fromkeys([*stated, *sorted({stem(path) for files in masks.values() for path in files})]))
     names = entry({"channels": ["CT"], **content}, key="channels", kind=list, file=FILE)

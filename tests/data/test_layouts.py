@@ -86,7 +86,7 @@ def test_links_may_not_leave_the_folder(tmp_path: Path) -> None:
     (root / "images" / "c.nii.gz").symlink_to(outside / "a.nii.gz")
     (root / "loop").symlink_to(root / "loop")
     for name in ("images/c.nii.gz", "loop/x"):
-        with pytest.raises(InputError, match=f"'{name}' leads out"):
+        with pytest.raises(InputError, match=f"'{name}' leads out .* by a link; .*; copy the data"):
             inside(root, name)
     (root / "more").symlink_to(outside)
     listed = [*scans(root, "images/*"), *scans(root, "more/*"), root / "loop"]

@@ -58,6 +58,11 @@ def test_label_maps(maps: Path, voxels: Callable[..., dict[str, int]]) -> None:
     assert voxels(dataset, "a") == {"Lungs": 3, "Heart": 1, "Lung_L": 2, "Lung_R": 1}
 
 
+def test_background_may_be_named(maps: Path) -> None:
+    state(maps, structures={"background": 0, **STRUCTURES})
+    assert describe("nifti_folder", raw=maps).labels.structures == ("Lungs", "Heart", "Lung_L", "Lung_R")
+
+
 def test_annotated_case_by_case(maps: Path, voxels: Callable[..., dict[str, int]]) -> None:
     state(maps, structures=STRUCTURES, annotated={"a": ["Heart", "Lung_L"], "b_0001": []})
     dataset = describe("nifti_folder", raw=maps)
@@ -111,7 +116,7 @@ def test_channels(tmp_path: Path, write: Callable[..., Path], voxels: Callable[.
     [
         ({"Heart": 1}, "'Heart' means nothing; expected structures, channels, annotated"),
         ({}, "there is no 'structures'"),
-        ({"structures": {"Heart": 0}}, "'Heart' has the value '0'"),
+        ({"structures": {"background": 1, "Heart": 0}}, "'Heart' has the value '0'"),
         ({"structures": {"Heart": "1"}}, "'Heart' has the value '1'"),
         ({"structures": STRUCTURES, "channels": "CT"}, "'channels' is"),
         ({"structures": STRUCTURES, "channels": []}, "no structures or no channels"),

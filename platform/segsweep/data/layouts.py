@@ -39,14 +39,14 @@ def inside(root: Path, relative: str) -> Path:
     """The file that a name from a manifest means. The name is untrusted: whatever could lead out of `root` is an InputError."""
     # Look-alikes of dots and slashes are judged as what they look like.
     plain = unicodedata.normalize("NFKC", relative) if isinstance(relative, str) else ""
-    reason = _hostile(plain)
+    reason, do = _hostile(plain), "correct the name"
     path = root / PurePosixPath(relative) if not reason else root
     if not reason and not lies_below(path, root=root):
-        reason = "leads out of the dataset's folder"
+        reason, do = "leads out of the dataset's folder by a link", "copy the data itself there"
     if reason:
         shown = repr(relative)
         shown = shown if len(shown) <= 120 else f"{shown[:60]} … {len(shown)} characters"
-        raise InputError(f"the name {shown} {reason}; expected a file inside {root.name}/; correct the name")
+        raise InputError(f"the name {shown} {reason}; expected a file inside {root.name}/; {do}")
     return path
 
 
