@@ -1,6 +1,7 @@
 """`as_trainable` fits into a user's own `tune.run`: their grid, their folders; a bad value fails its own trial only."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.tune
@@ -8,21 +9,13 @@ import ray.tune
 from segsweep.run import Run
 from segsweep.sweeps.training import as_trainable
 
-TINY = {
-    "epochs": 1,
-    "iterations": 1,
-    "validation_iterations": 1,
-    "patch_size": [16, 32, 32],
-    "batch_size": 2,
-    "features": 4,
-    "levels": 3,
-}
-
 
 @pytest.mark.usefixtures("cluster")
-def test_users_own_grid_of_losses(phantom_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_own_grid_of_losses(
+    phantom_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+) -> None:
     monkeypatch.chdir(phantom_store.parent)  # as a user writes it: trials run elsewhere
-    run = Run(trainable="unet", store=phantom_store.name, params=TINY)
+    run = Run(trainable="unet", store=phantom_store.name, params=tiny)
     analysis = ray.tune.run(
         as_trainable(run),
         config={"loss": ray.tune.grid_search(["dice_focal", "nonsense"])},

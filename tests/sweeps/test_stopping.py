@@ -16,16 +16,6 @@ from segsweep.run import Run
 from segsweep.sweeps.stopping import CooperativeASHA
 from segsweep.sweeps.training import STOP, as_trainable, read_result
 
-LONG = {
-    "epochs": 500,
-    "iterations": 1,
-    "validation_iterations": 1,
-    "patch_size": [16, 32, 32],
-    "batch_size": 2,
-    "features": 4,
-    "levels": 3,
-}
-
 
 class Watch(ray.tune.Callback):
     """Notes, as a trial ends and before Tune goes on, whether its workers' resources come back by themselves."""
@@ -66,14 +56,16 @@ def test_verdict_becomes_a_flag_and_better_trials_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_stopped_trial_saves_reports_and_frees_its_workers_at_once(phantom_store: Path, tmp_path: Path) -> None:
+def test_stopped_trial_saves_reports_and_frees_its_workers_at_once(
+    phantom_store: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
     scheduler = CooperativeASHA(grace_epochs=1, most_epochs=1000)
     perfect = rival(tmp_path / "perfect")
     scheduler.on_trial_add(None, perfect)  # type: ignore[arg-type]
     scheduler.on_trial_result(None, perfect, {"epoch": 1, "patch_dice_smoothed": 1.0})
     folder, watch = tmp_path / "trial-0000", Watch()
     tuner = ray.tune.Tuner(
-        as_trainable(Run(trainable="unet", store=str(phantom_store), params=LONG)),
+        as_trainable(Run(trainable="unet", store=str(phantom_store), params={**tiny, "epochs": 500})),
         param_space={"folder": str(folder)},
         tune_config=ray.tune.TuneConfig(scheduler=scheduler),
         run_config=ray.tune.RunConfig(name="tune", storage_path=str(tmp_path), callbacks=[watch], verbose=0),

@@ -18,16 +18,6 @@ from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources,
 from segsweep.sweeps.training import demand_memory, fit, prepare
 from segsweep.sweeps.validation import summarise
 
-TINY = {
-    "epochs": 2,
-    "iterations": 2,
-    "validation_iterations": 1,
-    "patch_size": [16, 32, 32],
-    "batch_size": 2,
-    "features": 4,
-    "levels": 3,
-}
-
 
 class Written(UserCallback):
     """Writes down what the workers report."""
@@ -45,8 +35,8 @@ class Written(UserCallback):
 
 
 @pytest.fixture
-def run(phantom_store: Path) -> Run:
-    return Run(trainable="unet", store=str(phantom_store), workers=2, params=TINY)
+def run(phantom_store: Path, tiny: dict[str, Any]) -> Run:
+    return Run(trainable="unet", store=str(phantom_store), workers=2, params={**tiny, "epochs": 2, "iterations": 2})
 
 
 def prepared(run: Run, **params: Any) -> Any:
@@ -144,7 +134,7 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     longer = tmp_path / "longer"
     shutil.copytree(folder / "checkpoints", longer / "checkpoints")
     (longer / "checkpoints" / ".epoch-00002.partial-1").mkdir()
-    more = dataclasses.replace(run, workers=1, params={**TINY, "epochs": 3})
+    more = dataclasses.replace(run, workers=1, params={**run.params, "epochs": 3})
     second = Written(tmp_path / "second.jsonl")
     final = fit(more, folder=longer, resources=Resources(cpus=1), callbacks=[second])
     assert [[entry["epoch"] for entry in ranks] for ranks in second.read()] == [[3], [3]]
