@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from segsweep import recipes
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning import checkpoint
 from segsweep.learning.task import Normalisation, Task
+from segsweep.models import registry
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
 from segsweep.workspace import Workspace
@@ -106,3 +108,14 @@ def make_checkpoint(tmp_path: Path, recipe: str) -> MakeCheckpoint:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def put(tracker: Tracker, make_checkpoint: MakeCheckpoint) -> Callable[..., str]:
+    """Registers a tiny checkpoint and returns its address."""
+    run_id = tracker.start("tiny")
+
+    def register(name: str, **values: Any) -> str:
+        return registry.register(make_checkpoint(name, **values), name=name, tracker=tracker, run_id=run_id).uri
+
+    return register

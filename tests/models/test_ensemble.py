@@ -21,18 +21,6 @@ from segsweep.models.ensemble import (
 )
 
 
-@pytest.fixture
-def put(tracker, make_checkpoint):
-    """Registers a tiny checkpoint and returns its address."""
-    run_id = tracker.start("members")
-
-    def register(name: str, **checkpoint) -> str:
-        folder = make_checkpoint(name, **checkpoint)
-        return registry.register(folder, name=name, tracker=tracker, run_id=run_id).uri
-
-    return register
-
-
 def member(uri: str, weight: float = 1.0) -> EnsembleMember:
     return EnsembleMember(uri=uri, digest="0" * 64, weight=weight)
 

@@ -37,17 +37,6 @@ def mlflow_here(workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracking_uri)
 
 
-@pytest.fixture
-def put(tracker, make_checkpoint):
-    """Registers a tiny checkpoint and returns its address."""
-    run_id = tracker.start("flavour")
-
-    def register(name: str, **checkpoint) -> str:
-        return registry.register(make_checkpoint(name, **checkpoint), name=name, tracker=tracker, run_id=run_id).uri
-
-    return register
-
-
 @pytest.mark.usefixtures("mlflow_here")
 def test_model_segments_to_a_file_and_a_folder(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
     model = mlflow.pyfunc.load_model(put("flavour-single", threshold=0.5))
