@@ -280,7 +280,7 @@ BROKEN: dict[str, tuple[Callable[[Any, list[Dataset]], Any], str]] = {
     "a localizer": (one(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "12.dcm is a localizer"),
     "an ultrasound": (each(Modality="US"), "expected one of CT, MR or PET"),
     "a screen shot": (one(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "expected one of CT, MR or PET"),
-    "an enhanced CT": (each(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "many frames in one file"),
+    "an enhanced CT": (each(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "NumberOfFrames is missing"),
     "several frames": (one(NumberOfFrames=3), "many frames in one file"),
     "colour": (one(SamplesPerPixel=3, PixelData=bytes(336)), "SamplesPerPixel is 3; expected 1"),
     "a palette": (one(PhotometricInterpretation="PALETTE COLOR"), "its pixels are no grey values"),

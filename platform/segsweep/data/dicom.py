@@ -1,4 +1,4 @@
-"""Reads DICOM series: one file a slice, sorted by position along the slices' normal, in the scanner's units (HU for CT)."""
+"""Reads DICOM series, one file a slice or enhanced ones: sorted along the normal of the slices, in the scanner's units (HU for CT)."""
 
 import hashlib
 import math
@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.case import Series, lies_below
-from segsweep.data.dicom_file import is_dicom, numbers, open_dicom, sop_class, text, whole
+from segsweep.data.dicom_file import Dataset, is_dicom, numbers, open_dicom, sop_class, text, whole
+from segsweep.data.dicom_frames import FRAME_TAGS, number_of_frames, one_frame
 from segsweep.data.dicom_pixels import stored_values
 from segsweep.data.geometry import Geometry
 from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM
 from segsweep.data.readers import Reference, Scan, file_digest
 from segsweep.errors import InputError
 
-# One slice a file; what their enhanced successors are called is told apart for the error message.
+# One slice a file, and the kinds that hold many, with what each has for a modality.
 CLASSES = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR", "1.2.840.10008.5.1.4.1.1.128": "PT"}
-ENHANCED = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
+ENHANCED = {
+    f"1.2.840.10008.5.1.4.1.1.{end}": modality
+    for end, modality in (("2.1", "CT"), ("2.2", "CT"), ("4.1", "MR"), ("4.4", "MR"), ("128.1", "PT"), ("130", "PT"))
+}
 # Positions are often written with one decimal.
 REGULAR_WITHIN_MM = 0.1
 SAME_POSITION_MM = 0.01
@@ -48,6 +52,7 @@ class SeriesInfo:
 @dataclass(frozen=True, kw_only=True)
 class _Slice:
     path: Path
+    frame: int | None  # of an enhanced image, from 0
     sop_uid: str
     series_uid: str
     frame_of_reference: str
@@ -56,6 +61,10 @@ class _Slice:
     spacing: NDArray[np.float64]  # mm between rows, between columns
     cosines: NDArray[np.float64]  # 2 x 3: along a row, along a column, in LPS
     position: NDArray[np.float64]  # LPS mm of the first pixel
+
+    @property
+    def name(self) -> str:
+        return _named(self.path, self.frame)
 
 
 def find_series(folder: Path) -> tuple[Series, ...]:
@@ -126,8 +135,12 @@ def read_series(series: Series) -> Scan:
     slices = _sorted_slices(slices)
     geometry = _geometry(slices, name=name)
     voxels = np.empty(geometry.shape, dtype=np.float32)
-    for index, part in enumerate(slices):
-        voxels[index] = _rescaled(part)
+    for path, indices in _by_file(slices).items():
+        dataset = open_dicom(path)
+        for index in indices:
+            frame = slices[index].frame
+            one = dataset if frame is None else one_frame(dataset, index=frame, name=path.name)
+            voxels[index] = _rescaled(one, part=slices[index])
     return Scan(
         voxels=_narrowed(voxels, name=name),
         geometry=geometry,
@@ -143,28 +156,44 @@ def read_series(series: Series) -> Scan:
 def _headers(series: Series) -> list[_Slice]:
     if not series.files:
         raise InputError("a series without files cannot be read; expected one file a slice; check the dataset recipe")
-    slices = [_header(path) for path in series.files]
+    slices = [part for path in series.files for part in _parts(path)]
     different = next((part for part in slices if part.series_uid != slices[0].series_uid), None)
     if different:
         raise InputError(
-            f"{different.path.parent.name} holds several series: {different.path.name} is of another one than "
-            f"{slices[0].path.name}; expected one; choose one or sort the files into a folder each"
+            f"{different.path.parent.name} holds several series: {different.name} is of another one than "
+            f"{slices[0].name}; expected one; choose one or sort the files into a folder each"
         )
     return slices
 
 
-def _header(path: Path) -> _Slice:
+def _parts(path: Path) -> list[_Slice]:
+    """The slice in a file, or all those in an enhanced one."""
     header, name = open_dicom(path, tags=_TAGS), path.name
     kind = sop_class(header)
-    if kind in ENHANCED or text(header, "NumberOfFrames") not in ("", "1"):
-        raise InputError(
-            f"{name} holds many frames in one file; expected one slice a file; export it as a classic series"
-        )
-    if kind not in CLASSES or text(header, "Modality") != CLASSES[kind]:
+    if (kind not in CLASSES and kind not in ENHANCED) or text(header, "Modality") != (CLASSES | ENHANCED)[kind]:
         open_dicom(path)  # a damaged file of another kind is first of all damaged
         raise InputError(f"{name} is no image slice that can be read; expected one of CT, MR or PET; choose its series")
     if "LOCALIZER" in text(header, "ImageType"):
         raise InputError(f"{name} is a localizer; expected a slice of a scan; leave it out")
+    if kind in ENHANCED:
+        whole_header = open_dicom(path, tags=[*_TAGS, *FRAME_TAGS])
+        return [
+            _slice(one_frame(whole_header, index=index, name=name), path=path, frame=index)
+            for index in range(number_of_frames(whole_header, name=name))
+        ]
+    if text(header, "NumberOfFrames") not in ("", "1"):
+        raise InputError(
+            f"{name} holds many frames in one file; expected one slice a file; export it as a classic series"
+        )
+    return [_slice(header, path=path, frame=None)]
+
+
+def _named(path: Path, frame: int | None) -> str:
+    return path.name if frame is None else f"{path.name} (frame {frame + 1})"
+
+
+def _slice(header: Dataset, *, path: Path, frame: int | None) -> _Slice:
+    name = _named(path, frame)
     cosines = numbers(header, "ImageOrientationPatient", name=name, count=6).reshape(2, 3)
     if not np.allclose(cosines @ cosines.T, np.eye(2), atol=ORTHONORMAL_WITHIN):
         raise InputError(f"{name}: ImageOrientationPatient is not two unit vectors at a right angle; export it again")
@@ -173,10 +202,11 @@ def _header(path: Path) -> _Slice:
         raise InputError(f"{name}: PixelSpacing is out of {SPACING_MM[0]} to {SPACING_MM[1]} mm; correct the spacing")
     return _Slice(
         path=path,
+        frame=frame,
         sop_uid=text(header, "SOPInstanceUID"),
         series_uid=text(header, "SeriesInstanceUID"),
         frame_of_reference=text(header, "FrameOfReferenceUID"),
-        modality=CLASSES[kind],
+        modality=text(header, "Modality"),
         shape=(
             whole(header, "Rows", name=name, low=1, high=MAX_VOXELS_AN_AXIS),
             whole(header, "Columns", name=name, low=1, high=MAX_VOXELS_AN_AXIS),
@@ -190,7 +220,7 @@ def _header(path: Path) -> _Slice:
 def _demand_equal_slices(slices: Sequence[_Slice], *, name: str) -> None:
     first = slices[0]
     if len(slices) < 2:
-        raise InputError(f"{name}: {first.path.name} is a single slice; expected at least two; add the others")
+        raise InputError(f"{name}: {first.name} is a single slice; expected at least two; add the others")
     if 2 * len(slices) * first.shape[0] * first.shape[1] > MAX_BYTES:
         raise InputError(
             f"{name}: {len(slices)} slices of {first.shape} are more than {MAX_BYTES} bytes; crop the scan"
@@ -207,7 +237,7 @@ def _demand_equal_slices(slices: Sequence[_Slice], *, name: str) -> None:
         else:
             continue
         raise InputError(
-            f"{name}: {differs} of {part.path.name} is not that of {first.path.name}; expected the same in all slices; "
+            f"{name}: {differs} of {part.name} is not that of {first.name}; expected the same in all slices; "
             "sort the files into a folder a stack"
         )
 
@@ -257,19 +287,34 @@ def _demand_regular(heights: NDArray[np.float64], *, slices: Sequence[_Slice], n
     steps = np.diff(heights)
     closest, widest, usual = int(steps.argmin()), int(steps.argmax()), float(np.median(steps))
     if steps[closest] < SAME_POSITION_MM:
-        pair = " and ".join(part.path.name for part in slices[closest : closest + 2])
+        pair = _both(slices[closest], slices[closest + 1])
         raise InputError(f"{name}: {pair} lie at one position; expected one slice each; keep one copy, phase or echo")
     if np.abs(heights - np.linspace(0, heights[-1], len(heights))).max() <= min(REGULAR_WITHIN_MM, usual / 4):
         return
-    pair = " and ".join(part.path.name for part in slices[widest : widest + 2])
+    pair = _both(slices[widest], slices[widest + 1])
     raise InputError(
         f"{name}: {pair} are {steps[widest]:.2f} mm apart, most slices {usual:.2f} mm; expected regular steps; "
         "add the missing slices or remove the extra ones"
     )
 
 
-def _rescaled(part: _Slice) -> NDArray[np.float32]:
-    dataset, name = open_dicom(part.path), part.path.name
+def _both(one: _Slice, other: _Slice) -> str:
+    """Two slices by their names, with their folders where a series lies in two of them."""
+    if one.path.name != other.path.name or one.path == other.path:
+        return f"{one.name} and {other.name}"
+    return f"{one.path.parent.name}/{one.name} and {other.path.parent.name}/{other.name}"
+
+
+def _by_file(slices: Sequence[_Slice]) -> dict[Path, list[int]]:
+    """The places of the slices in each file, which is opened once."""
+    found: dict[Path, list[int]] = defaultdict(list)
+    for index, part in enumerate(slices):
+        found[part.path].append(index)
+    return found
+
+
+def _rescaled(dataset: Dataset, *, part: _Slice) -> NDArray[np.float32]:
+    name = part.name
     values = stored_values(dataset, name=name)
     if "ModalityLUTSequence" in dataset:
         raise InputError(

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from segsweep.errors import InputError
 
@@ -21,6 +23,15 @@ from segsweep.errors import InputError
 MAX_FILE_BYTES = 2**29
 
 _UNDEFINED = 0xFFFFFFFF
+_OF_MANY = tuple(
+    Tag(keyword)
+    for keyword in (
+        "NumberOfFrames",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "PixelData",
+    )
+)
 # 128 bytes of anything, DICM, and the element that says how many bytes of preface follow it.
 _PREFACE_BYTES = 128 + 4 + 12
 
@@ -132,3 +143,26 @@ def whole(item: Dataset, keyword: str, *, name: str, low: int, high: int) -> int
         expected = str(low) if low == high else f"{low} to {high}"
         raise InputError(f"{name}: {keyword} is {value:g}; expected {expected}; export it again")
     return int(value)
+
+
+def framed(dataset: Dataset, *, index: int, count: int, name: str) -> Dataset:
+    """The dataset with one frame of its pixels, if it has pixels, and without what describes many. Raises InputError for damage."""
+    frame = Dataset()
+    frame.file_meta = dataset.file_meta
+    for tag in dataset.keys():  # noqa: SIM118  iterating itself would decode all values
+        if tag not in _OF_MANY:
+            frame[tag] = dataset.get_item(tag)
+    data = dataset.get("PixelData")
+    if data is None:
+        return frame
+    try:
+        if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
+            frame.PixelData = encapsulate([get_frame(data, index, number_of_frames=count)])
+        else:
+            size = len(data) // count
+            frame.PixelData = data[index * size : (index + 1) * size]
+    except Exception:  # see open_dicom
+        raise InputError(
+            f"{name}: frame {index + 1} of {count} is not there; expected it; copy or export it again"
+        ) from None
+    return frame
