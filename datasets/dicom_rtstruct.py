@@ -40,7 +40,8 @@ class _Drawing:
     """An RTSTRUCT or SEG file, and the names in it (none when it is damaged: reading it as part of its case will say so)."""
 
     drawn: DrawnObject
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    damaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class _Found:
 @dataclass(frozen=True, kw_only=True)
 class _Survey:
     """What `raw` holds: the labels, each structure's spellings, the series of one modality, series with unusable headers, and
-    drawings so damaged that they do not say what they were drawn on."""
+    drawings so damaged that they do not say on what."""
 
     labels: LabelSet
     spellings: Mapping[str, re.Pattern[str]]
@@ -168,15 +169,14 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
     stated = _stated(raw)
     wanted = entry(stated, key="files", kind=str, file=STRUCTURES) if "files" in stated else "*"
     drawings = [
-        _Drawing(drawn=drawn, names=_names(drawn.path))
-        for drawn in find_drawn(raw)
-        if fnmatch.fnmatch(drawn.path.relative_to(raw).as_posix(), wanted)
+        _drawing(drawn) for drawn in find_drawn(raw) if fnmatch.fnmatch(drawn.path.relative_to(raw).as_posix(), wanted)
     ]
     described = [(series, _info(series)) for series in find_series(raw)]
     found = _paired([(series, info) for series, info in described if info], drawings=drawings)
     modality = _modality(found, raw=raw)
     chosen = tuple(one for one in found if one.info.modality == modality)
-    stray = [part.drawn.path for part in drawings if not part.names and not _says_on_what(part.drawn)]
+    paired = {part.drawn.path for one in found for part in one.drawings}
+    stray = [part.drawn.path for part in drawings if part.damaged and part.drawn.path not in paired]
     whole = all(info for _, info in described)
     if whole and len(drawings) > len(stray) and not any(one.drawings for one in chosen):
         raise InputError(
@@ -203,10 +203,6 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
     )
 
 
-def _says_on_what(drawn: DrawnObject) -> bool:
-    return bool(drawn.series_uids or drawn.sop_uids or drawn.frames_of_reference)
-
-
 def _info(series: Series) -> SeriesInfo | None:
     try:
         return describe_series(series)
@@ -222,11 +218,11 @@ def _may_be(path: Path, *, modality: str) -> bool:
         return True
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _drawing(drawn: DrawnObject) -> _Drawing:
     try:
-        return segment_names(path)
+        return _Drawing(drawn=drawn, names=segment_names(drawn.path))
     except InputError:
-        return ()
+        return _Drawing(drawn=drawn, damaged=True)
 
 
 def _paired(series: list[tuple[Series, SeriesInfo]], *, drawings: list[_Drawing]) -> list[_Found]:

@@ -186,6 +186,19 @@ def test_a_file_cut_off_in_its_header_fails_its_own_case_alone(
     assert sorted(read) == ([0, 3] if place == "rs.dcm" and 0 < size < 800 else [3])
 
 
+def test_a_file_cut_off_within_a_name_of_its_series_fails_its_own_case(
+    write_patient: WritePatient, tmp_path: Path
+) -> None:
+    """Wherever it is cut: what is left of an identifier fits no series."""
+    path = write_patient(tmp_path / "a", rois={"Heart": BOX})
+    write_patient(tmp_path / "b", patient="P2", rois={"Heart": BOX})
+    whole = path.read_bytes()
+    for size in range(400, len(whole), 37):
+        path.write_bytes(whole[:size])
+        owner = next(source for source in recipe.cases(tmp_path) if "a" in source.images[0].files[0].parts)
+        assert [file.path for file in owner.labels] == [path], size
+
+
 def test_the_only_file_is_damaged(write_patient: WritePatient, tmp_path: Path) -> None:
     path = write_patient(tmp_path, rois=ROIS)
     path.write_bytes(path.read_bytes()[:800])
