@@ -14,8 +14,8 @@ from segsweep import recipes
 from segsweep.data.building import build_case, derive_grid
 from segsweep.data.case import CaseSource
 from segsweep.data.manifest import committed, read_manifest, seal, write_json
+from segsweep.data.planning import AIR_HU
 from segsweep.data.readers import read_labels, read_scan
-from segsweep.data.resampling import AIR_HU
 from segsweep.data.store import grid_key, open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import StoreError

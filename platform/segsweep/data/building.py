@@ -14,7 +14,8 @@ from segsweep.data.arrays import GridData, GridReader, geometry_from_json, geome
 from segsweep.data.case import CaseSource
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.manifest import MANIFEST, Depth, Manifest, check_folder, committed, read_file, read_manifest
-from segsweep.data.resampling import AIR_HU, resample_image, resample_label
+from segsweep.data.planning import AIR_HU
+from segsweep.data.resampling import resample_image, resample_label
 from segsweep.data.store import NATIVE, grid_key
 from segsweep.data.structures import LabelSet, encode, join, labels_json
 from segsweep.errors import StoreError

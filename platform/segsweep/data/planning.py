@@ -10,6 +10,10 @@ from typing import Any, Literal
 from segsweep.data.geometry import Size, Spacing
 from segsweep.data.intake import SPACING_MM
 
+# Values below are padding outside the scanner's field of view, not tissue (HU); they count as air before anything is resampled, and
+# wherever a scan is trained on or predicted from.
+AIR_HU = -1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:

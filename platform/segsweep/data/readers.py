@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from segsweep.data import storage
@@ -16,14 +17,23 @@ from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITH
 from segsweep.data.intake_text import META, NRRD, NumLayers, check_text, voxel_file
 from segsweep.errors import InputError
 
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
+
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 MAX_LABEL = 65535
 
 _FORMATS = {".nii.gz": "NiftiImageIO", ".nii": "NiftiImageIO", ".nrrd": "NrrdImageIO"}
 _TEXT = (*NRRD, *META)
 
-# ITK would print its warnings to the terminal; what matters is checked here and said as an InputError.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+def _itk() -> ModuleType:
+    """SimpleITK, once a file is read: it takes 40 MB, and recipes, which need nothing but names from here, are imported everywhere."""
+    import SimpleITK  # noqa: PLC0415
+
+    # It would print its warnings to the terminal; what matters is checked here and said as an InputError.
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    return SimpleITK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +125,7 @@ def read_layers(path: Path) -> Layers:
     with _reading(path, kind=".nrrd"):
         check_text(path, layers="many")
         reader = _opened(path, suffix=".nrrd", layers="many")
-        voxels = sitk.GetArrayFromImage(reader.Execute())
+        voxels = _itk().GetArrayFromImage(reader.Execute())
     if not np.isfinite(voxels).all() or not _whole(voxels):
         raise InputError(f"{path.name}: its layers hold fractions; expected whole numbers; save the segmentation again")
     voxels = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[np.newaxis]
@@ -168,7 +178,7 @@ def _read(path: Path, *, num_channels: int = 1) -> Scan:
         else:
             check_nifti(path, num_channels=num_channels)
         reader = _opened(path, suffix=suffix, num_channels=num_channels)
-        voxels = sitk.GetArrayFromImage(reader.Execute())
+        voxels = _itk().GetArrayFromImage(reader.Execute())
         digest = file_digest(path)
     if not np.isfinite(voxels).all():
         raise InputError(
@@ -211,9 +221,9 @@ def quiet() -> Iterator[None]:
         os.close(terminal)
 
 
-def _opened(path: Path, *, suffix: str, layers: NumLayers = "one", num_channels: int = 1) -> sitk.ImageFileReader:
+def _opened(path: Path, *, suffix: str, layers: NumLayers = "one", num_channels: int = 1) -> "sitk.ImageFileReader":
     """The reader with the header read and judged, so that no memory is taken for a header's absurd claim."""
-    reader = sitk.ImageFileReader()
+    reader = _itk().ImageFileReader()
     reader.SetImageIO(_FORMATS.get(suffix, "MetaImageIO"))
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -233,7 +243,7 @@ def _opened(path: Path, *, suffix: str, layers: NumLayers = "one", num_channels:
     return reader
 
 
-def _geometry(reader: sitk.ImageFileReader, *, name: str) -> Geometry:
+def _geometry(reader: "sitk.ImageFileReader", *, name: str) -> Geometry:
     """The grid of the file in array order. A fourth axis of length 1 is dropped."""
     rank = reader.GetDimension()
     size, spacing, origin = reader.GetSize()[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3]
@@ -254,7 +264,7 @@ def _geometry(reader: sitk.ImageFileReader, *, name: str) -> Geometry:
     )
 
 
-def _fields(reader: sitk.ImageFileReader, *, name: str) -> Mapping[str, str]:
+def _fields(reader: "sitk.ImageFileReader", *, name: str) -> Mapping[str, str]:
     fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     try:
         "".join(fields.values()).encode()

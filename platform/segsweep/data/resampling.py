@@ -14,9 +14,6 @@ from scipy import ndimage
 from segsweep.data.geometry import SAME_GRID_MM, Geometry, Size, Spacing
 from segsweep.errors import InputError
 
-# Values below are padding outside the scanner's field of view, not tissue (HU); they count as air before anything is resampled, and
-# wherever a scan is trained on or predicted from.
-AIR_HU = -1024
 # An axis is resampled on its own, without interpolation, where its spacing is more than this many times the finest one.
 ANISOTROPIC = 3.0
 

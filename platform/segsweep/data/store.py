@@ -24,8 +24,7 @@ from segsweep.data.case import Split
 from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
-from segsweep.data.planning import Plan, demand_usable, plan_from_json
-from segsweep.data.resampling import AIR_HU
+from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
 from segsweep.errors import StoreError, unknown

@@ -13,7 +13,8 @@ from torch import nn
 
 from segsweep.data import storage
 from segsweep.data.geometry import Geometry
-from segsweep.data.resampling import AIR_HU, resample_image, resample_scores
+from segsweep.data.planning import AIR_HU
+from segsweep.data.resampling import resample_image, resample_scores
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
 from segsweep.inference.export import Output, combine, label_on_grid

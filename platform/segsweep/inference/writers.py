@@ -11,6 +11,9 @@ from segsweep.data.geometry import Geometry
 from segsweep.data.readers import is_scan
 from segsweep.errors import InputError
 
+# ITK would print its warnings to the terminal.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
 
 def write_label_map(label: NDArray, *, geometry: Geometry, path: Path) -> None:
     """A label map (z, y, x) on `geometry`, in the smallest unsigned type that holds its values.
