@@ -1,21 +1,23 @@
 """Any folder of scans, in one of two plain layouts. Licence and source are your own.
 
-`images/ID.nii.gz`, or `images/ID_0000.nii.gz`, `ID_0001.nii.gz` … for several channels, with either label maps `labels/ID.nii.gz` or
-one mask a structure, `labels/ID/STRUCTURE.nii.gz`; any format that can be read will do. A scan without labels is unlabelled.
-`labels.json` says the rest, all of it optional but `structures` beside label maps:
+`images/ID.nii.gz`, or `images/ID_0000.nii.gz`, `ID_0001.nii.gz` … for several channels, with either label maps `labels/ID.nii.gz`
+(or 3D Slicer's `labels/ID.seg.nrrd`, whose segments name their structures) or one mask a structure, `labels/ID/STRUCTURE.nii.gz`; any
+format that can be read will do. A scan without labels is unlabelled. `labels.json` says the rest, all of it optional but `structures`
+beside label maps:
 
     {"structures": {"Heart": 1, "Lung_L": 2, "Lungs": [2, 3]}, "channels": ["CT"], "annotated": "all"}
 
-A value may belong to several structures. Annotated is every structure of a label map, or every mask that is there; `"annotated":
-"all"` says that a mask that is not there was looked for and is empty; `"annotated": {"ID": ["Heart"]}` says it case by case.
+A value may belong to several structures. Annotated is every structure of a label map, or every mask or segment that is there;
+`"annotated": "all"` says that one that is not there was looked for and is empty; `"annotated": {"ID": ["Heart"]}` says it case by case.
 """
 
 import glob
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segsweep.data.case import CaseSource, LabelFile, Labels, MaskFile
+from segsweep.data.case import CaseSource, LabelFile, Labels, MaskFile, SegmentFile, lies_below
 from segsweep.data.layouts import (
     channel_files,
     demand_cases,
@@ -28,6 +30,8 @@ from segsweep.data.layouts import (
     structures_by_value,
 )
 from segsweep.data.readers import SUFFIXES, stem
+from segsweep.data.segmented_nrrd import SUFFIX as SEGMENTED
+from segsweep.data.segments import segment_names
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
 
@@ -36,10 +40,12 @@ FILE = "labels.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Folder:
-    """What lies in the folder: label maps by case, masks by case, and what `labels.json` says."""
+    """What lies in the folder by case, and what `labels.json` says. `drawn` names the structures of masks and segmentations."""
 
     maps: dict[str, Path]
-    masks: dict[str, list[Path]]
+    masks: dict[str, dict[str, Path]]
+    segmentations: dict[str, Path]
+    drawn: dict[str, tuple[str, ...]]
     values: dict[int, tuple[str, ...]]
     structures: tuple[str, ...]
     channels: tuple[str, ...]
@@ -47,7 +53,7 @@ class _Folder:
 
 
 def labels(raw: Path) -> LabelSet:
-    """The structures of `labels.json`, then those that have masks."""
+    """The structures of `labels.json`, then those that have masks or segments."""
     structures = _folder(raw).structures
     return LabelSet(structures=structures, pairs=pairs_of(structures))
 
@@ -62,17 +68,18 @@ def cases(raw: Path) -> list[CaseSource]:
     folder = _folder(raw)
     images = _images(raw, num_channels=len(folder.channels))
     demand_cases(list(images), raw=raw, layout=f"images/ID.nii.gz (or {', '.join(SUFFIXES[1:])}) and labels/")
-    for case_id in sorted(folder.maps.keys() & folder.masks.keys()):
+    labelled = Counter([*folder.maps, *folder.masks, *folder.segmentations])
+    for case_id in sorted(case_id for case_id, count in labelled.items() if count > 1):
         raise InputError(
-            f"{case_id}: has both a label map and a folder of masks; expected one kind of labels; take the other away"
+            f"{case_id}: has labels of {labelled[case_id]} kinds; expected one, a label map, a folder of masks or a {SEGMENTED} file; "
+            "take the others away"
         )
-    labelled = {*folder.maps, *folder.masks}
-    if labelled.isdisjoint(images) and labelled:
+    if labelled and labelled.keys().isdisjoint(images):
         raise InputError(
             f"none of {len(labelled)} names in labels/ is that of a scan in images/; expected the same; rename them"
         )
     # Labels without a scan are listed too: reading the scan says that it is not there, or of no readable format.
-    lost = {case_id: (_unread(raw, case_id=case_id),) for case_id in sorted(labelled - images.keys())}
+    lost = {case_id: (_unread(raw, case_id=case_id),) for case_id in sorted(labelled.keys() - images.keys())}
     return [_source(case_id, images=files, folder=folder) for case_id, files in {**images, **lost}.items()]
 
 
@@ -91,9 +98,11 @@ def _unread(raw: Path, *, case_id: str) -> Path:
 
 def _source(case_id: str, *, images: tuple[Path, ...], folder: _Folder) -> CaseSource:
     annotated = _annotated(case_id, folder=folder)
-    files: list[Labels] = [
-        MaskFile(path=path, structure=stem(path)) for path in folder.masks.get(case_id, []) if stem(path) in annotated
-    ]
+    masks = folder.masks.get(case_id, {})
+    files: list[Labels] = [MaskFile(path=path, structure=name) for name, path in masks.items() if name in annotated]
+    if case_id in folder.segmentations:
+        names = {name: name for name in folder.drawn[case_id] if name in annotated}
+        files.append(SegmentFile(path=folder.segmentations[case_id], names=names))
     if case_id in folder.maps and annotated:
         values = {value: tuple(n for n in names if n in annotated) for value, names in folder.values.items()}
         files.append(LabelFile(path=folder.maps[case_id], values=values))
@@ -103,10 +112,9 @@ def _source(case_id: str, *, images: tuple[Path, ...], folder: _Folder) -> CaseS
 def _annotated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
     if isinstance(folder.annotated, dict) and case_id in folder.annotated:
         return _stated(case_id, folder=folder)
-    if case_id in folder.maps or (folder.annotated == "all" and case_id in folder.masks):
+    if case_id in folder.maps or (folder.annotated == "all" and case_id in folder.drawn):
         return folder.structures
-    there = {stem(path) for path in folder.masks.get(case_id, [])}
-    return tuple(name for name in folder.structures if name in there)
+    return tuple(name for name in folder.structures if name in folder.drawn.get(case_id, ()))
 
 
 def _stated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
@@ -120,10 +128,15 @@ def _stated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
 
 
 def _folder(raw: Path) -> _Folder:
-    maps = one_each(scans(raw, "labels/*"))
-    masks: dict[str, list[Path]] = {}
+    files = scans(raw, "labels/*")
+    segmentations = {path.name.removesuffix(SEGMENTED): path for path in files if path.name.endswith(SEGMENTED)}
+    maps = one_each(path for path in files if path not in segmentations.values())
+    folders: dict[str, list[Path]] = {}
     for path in scans(raw, "labels/*/*"):
-        masks.setdefault(path.parent.name, []).append(path)
+        folders.setdefault(path.parent.name, []).append(path)
+    masks = {case_id: one_each(paths) for case_id, paths in folders.items()}
+    drawn = {case_id: tuple(paths) for case_id, paths in masks.items()}
+    drawn |= {case_id: _segment_names(path, root=raw) for case_id, path in segmentations.items()}
     content: dict[str, Any] = {}
     if maps or (raw / FILE).is_file():
         content = read_json(raw / FILE, what='a file such as {"structures": {"Heart": 1, "Lungs": [2, 3]}}')
@@ -134,7 +147,7 @@ def _folder(raw: Path) -> _Folder:
     stated = entry(content if maps else {"structures": {}, **content}, key="structures", kind=dict, file=FILE)
     stated = {name: value for name, value in stated.items() if (name, value) != ("background", 0)}
     values = structures_by_value(stated, file=FILE)
-    structures = tuple(dict.fromkeys([*stated, *sorted({stem(path) for files in masks.values() for path in files})]))
+    structures = tuple(dict.fromkeys([*stated, *sorted({name for names in drawn.values() for name in names})]))
     names = entry({"channels": ["CT"], **content}, key="channels", kind=list, file=FILE)
     demand_names([*structures, *names], file=FILE)
     if not structures or not names:
@@ -145,5 +158,20 @@ def _folder(raw: Path) -> _Folder:
             f"{FILE}: 'annotated' is {str(annotated)[:60]!r}; expected \"all\" or lists by case; correct it"
         )
     return _Folder(
-        maps=maps, masks=masks, values=values, structures=structures, channels=tuple(names), annotated=annotated
+        maps=maps,
+        masks=masks,
+        segmentations=segmentations,
+        drawn=drawn,
+        values=values,
+        structures=structures,
+        channels=tuple(names),
+        annotated=annotated,
     )
+
+
+def _segment_names(path: Path, *, root: Path) -> tuple[str, ...]:
+    """None for a file that is damaged or a link out of the folder, which reading it says."""
+    try:
+        return segment_names(path) if lies_below(path, root=root) else ()
+    except InputError:
+        return ()

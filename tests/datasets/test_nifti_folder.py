@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slicerio
 
 from segsweep.data.building import build_case
 from segsweep.data.case import LabelFile, MaskFile
 from segsweep.data.dataset import describe
-from segsweep.data.readers import read_labels
+from segsweep.data.readers import read_labels, read_scan
+from segsweep.data.segments import read_segments, segment_names
 from segsweep.errors import InputError
 from segsweep.inference.writers import write_label_map
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "openkbp_hn"
 
+SLICER = Path(slicerio.__file__).parent / "data"
 STRUCTURES = {"Lungs": [2, 3], "Heart": 1, "Lung_L": 2, "Lung_R": 3}
 
 
@@ -92,6 +95,39 @@ def test_masks_that_are_not_there_may_count_as_empty(masks: Path) -> None:
     assert [len(case.annotated) for case in dataset.cases] == [3, 3, 0]
 
 
+def test_segmentations_of_slicer(masks: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    """Segments may overlap, and name their structures; a damaged file or a link out of the folder fails its case alone."""
+    for name in ("c", "d"):
+        shutil.copy(SLICER / "CTChest4.nrrd", masks / "images" / f"{name}.nrrd")
+    (masks / "images" / "c.nii.gz").unlink()
+    shutil.copy(SLICER / "SegmentationOverlapping.seg.nrrd", masks / "labels" / "c.seg.nrrd")
+    (masks / "labels" / "d.seg.nrrd").symlink_to(SLICER / "SegmentationOverlapping.seg.nrrd")
+    (masks / "labels" / "a.seg.nrrd").write_bytes(b"NRRD0004\n")
+    shutil.rmtree(masks / "labels" / "a")
+    dataset = describe("nifti_folder", raw=masks)
+    names = tuple(segment_names(masks / "labels" / "c.seg.nrrd"))
+    assert set(dataset.labels.structures) == {"Heart", *names}
+    case = dataset.cases[2]
+    assert (case.case_id, set(case.annotated)) == ("c", set(names))
+    expected = read_segments(
+        masks / "labels" / "c.seg.nrrd",
+        scan=read_scan(masks / "images" / "c.nrrd"),
+        names={name: name for name in names},
+    )
+    assert voxels(dataset, "c") == {name: int(mask.sum()) for name, mask in expected}
+    with pytest.raises(InputError, match=r"case a: a\.seg\.nrrd"):
+        voxels(dataset, "a")
+    with pytest.raises(InputError, match=r"case d: d\.seg\.nrrd is a link that leads out"):
+        voxels(dataset, "d")
+    assert voxels(dataset, "b") == {"Heart": 1}
+
+
+def test_a_mask_that_is_there_twice(masks: Path, write: Callable[..., Path]) -> None:
+    write("labels/a/Heart.mha", 1)
+    with pytest.raises(InputError, match="Heart is there twice"):
+        describe("nifti_folder", raw=masks)
+
+
 def test_channels(tmp_path: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]) -> None:
     for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
         write(f"images/{name}.nii.gz")
@@ -135,7 +171,7 @@ def test_a_labels_json_that_does_not_fit(content: dict[str, Any], message: str, 
 def test_labels_that_fit_no_scan(maps: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]) -> None:
     write("labels/c/Heart.nii.gz", 1)
     write("labels/c.nii.gz", 1)
-    with pytest.raises(InputError, match="c: has both a label map and a folder of masks"):
+    with pytest.raises(InputError, match="c: has labels of 2 kinds; expected one, a label map"):
         describe("nifti_folder", raw=maps)
     (maps / "labels" / "c.nii.gz").unlink()
     (maps / "images" / "c.nii.gz").unlink()
