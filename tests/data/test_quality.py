@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segsweep.data.geometry import Geometry
-from segsweep.data.quality import check
+from segsweep.data.quality import check, three_digits
 from segsweep.data.quality_report import write
 from segsweep.data.store import CaseRecord
 from segsweep.data.structures import LabelSet, LabelTable
@@ -350,7 +350,24 @@ def test_report_files(store, tmp_path: Path):
     assert len(page.addresses) == 2
     assert all(address.startswith("data:image/png;base64,iVBOR") for address in page.addresses)
     assert "the case cannot be read" in text
-    assert "<b>2</b>error" in text and "<b>1</b>warning" in text
+    assert "<b>2</b>errors" in text and "<b>1</b>warnings" in text
+    assert "case_2: LeftParotid: lies 54 mm" in text
+
+
+def test_a_report_without_findings_says_what_was_looked_for(store, tmp_path: Path):
+    for grid in store.grids.values():
+        grid.label[grid.label == TUMOUR] = 0
+    report = replace(check(store), findings=())
+    text = Path(write(report, store=store, folder=tmp_path)).read_text()
+    assert "Looked for: unreadable cases" in text
+    assert '<td class="number">–</td>' in text  # no volume of a tumour
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1512.4, "1512"), (91, "91.0"), (7.9, "7.90"), (0.05123, "0.0512"), (0, "–")]
+)
+def test_sizes_are_given_to_three_digits(value, text):
+    assert three_digits(value) == text
 
 
 def extra(store, case_id):

@@ -103,6 +103,11 @@ def check(store: Store, *, progress: Progress | None = None) -> QualityReport:
     )
 
 
+def three_digits(value: float) -> str:
+    """A size to three digits, whole from 100 on, without an exponent: 0.0512, 7.90, 1512. 0 means that there is none: a dash."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "–"
+
+
 def _implausible(case: CaseMeasures, *, channels: tuple[str, ...]) -> Iterator[Finding]:
     def found(severity: Severity, message: str) -> Finding:
         return Finding(severity=severity, case_id=case.record.case_id, structure="", message=message)
@@ -133,7 +138,7 @@ def _swapped(case: CaseMeasures, *, pairs: tuple[tuple[str, str], ...]) -> Itera
         first, second = case.shapes[left], case.shapes[right]
         if first.centre_x < second.centre_x and min(first.voxels, second.voxels) >= LEAST_VOXELS:
             mm = (second.centre_x - first.centre_x) * case.record.geometry.spacing[2]
-            message = f"{left} lies {mm:.0f} mm to the patient's right of {right}; the two are probably swapped"
+            message = f"lies {mm:.0f} mm to the patient's right of {right}; the two are probably swapped"
             yield Finding(severity="error", case_id=case.record.case_id, structure=left, message=message)
 
 
@@ -224,7 +229,8 @@ def _outliers(name: str, *, cases: list[CaseMeasures]) -> Iterator[Finding]:
     for case, z in zip(having, _robust_z(logs), strict=True):
         shape = case.shapes[name]
         if abs(z) > LARGEST_Z and not (z < 0 and shape.cut_off):
-            message = f"{shape.volume_ml:.3g} ml, the median is {math.exp(median):.3g} ml (robust z {z:+.1f})"
+            sizes = f"{three_digits(shape.volume_ml)} ml, the median is {three_digits(math.exp(median))} ml"
+            message = f"{sizes} (robust z {z:+.1f})"
             yield Finding(severity="warning", case_id=case.record.case_id, structure=name, message=message)
 
 

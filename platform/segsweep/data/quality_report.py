@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -15,13 +16,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from segsweep.data import storage
-from segsweep.data.quality import Finding, QualityReport
+from segsweep.data.quality import Finding, QualityReport, Severity, three_digits
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
 
 # More pictures would make the page too large to open.
 MOST_PICTURES = 40
 SOFT_TISSUE_HU = (-160, 240)
+# What lies above it is patient or couch. Pictures leave out the air around, but for a rim (voxels).
+BODY_HU, RIM = -500, 3
+PLURALS: Mapping[Severity, str] = {"error": "errors", "warning": "warnings", "info": "notes"}
+LOOKED_FOR = (
+    "unreadable cases, implausible values and padding, left and right swapped, pairs off the midline or of unlike size, absent structures, "
+    "unusual volumes, loose fragments, and scans that are there twice"
+)
 # Okabe and Ito's colours, which colour-blind people tell apart.
 CONCERNED, OTHER = "#E69F00", "#56B4E9"
 
@@ -32,7 +40,8 @@ th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #ddd;
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .count { display: inline-block; margin-right: 2rem; } .count b { font-size: 1.8rem; display: block; }
 .error { color: #A33E00; font-weight: 600; } .warning { color: #7A5C00; font-weight: 600; } .info { color: #555; }
-figure { display: inline-block; margin: 0 1rem 1rem 0; } figcaption { font-size: .85rem; color: #555; max-width: 16rem; }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; }
+figcaption { font-size: .85rem; color: #555; max-width: 16rem; }
 """
 
 
@@ -47,19 +56,19 @@ def write(report: QualityReport, *, store: Store, folder: str | Path) -> str:
 
 def _page(report: QualityReport, *, store: Store) -> str:
     counts = Counter(found.severity for found in report.findings)
-    shown = [(report.num_cases, "cases")] + [(counts[name], name) for name in ("error", "warning", "info")]
+    shown = [(report.num_cases, "cases"), *((counts[name], plural) for name, plural in PLURALS.items())]
     numbers = "".join(f'<span class="count"><b>{number}</b>{name}</span>' for number, name in shown)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Quality of {escape(report.dataset)}</title>'
         f"<style>{STYLE}</style><h1>Quality of {escape(report.dataset)}</h1><p>{numbers}</p>"
         f"<h2>Findings</h2>{_findings(report)}<h2>Structures</h2>{_structures(report)}"
-        f"{_pictures(report, store=store)}<p class='info'>Store {escape(report.digest)}</p></html>\n"
+        f"{_pictures(report, store=store)}<p class='info'>Digest of the store: {escape(report.digest)}</p></html>\n"
     )
 
 
 def _findings(report: QualityReport) -> str:
     if not report.findings:
-        return "<p>Nothing found.</p>"
+        return f"<p>Nothing to report. Looked for: {LOOKED_FOR}.</p>"
     rows = "".join(
         f'<tr><td class="{found.severity}">{found.severity}</td><td>{escape(found.case_id or "all")}</td>'
         f"<td>{escape(found.structure)}</td><td>{escape(found.message)}</td></tr>"
@@ -73,7 +82,8 @@ def _structures(report: QualityReport) -> str:
         f"<tr><td>{escape(one.name)}</td>"
         + "".join(f'<td class="number">{number}</td>' for number in (one.annotated, one.present))
         + "".join(
-            f'<td class="number">{volume:.3g}</td>' for volume in (one.median_ml, one.smallest_ml, one.largest_ml)
+            f'<td class="number">{three_digits(volume)}</td>'
+            for volume in (one.median_ml, one.smallest_ml, one.largest_ml)
         )
         + "</tr>"
         for one in report.structures
@@ -101,7 +111,8 @@ def _pictures(report: QualityReport, *, store: Store) -> str:
 
 def _figure(findings: list[Finding], *, case_id: str, store: Store) -> str:
     names = sorted({found.structure for found in findings if found.structure})
-    caption = f"{escape(case_id)}: {escape(', '.join(names) or findings[0].message)}"
+    said = [": ".join(filter(None, (found.structure, found.message))) for found in findings]
+    caption = escape(f"{case_id}: {'; '.join(said)}")
     try:
         png = _overlay(case_id, names=names, store=store)
     except StoreError:
@@ -122,7 +133,7 @@ def _overlay(case_id: str, *, names: list[str], store: Store) -> bytes:
     middle = int(wanted.sum(axis=(1, 2)).argmax()) if wanted.any() else grid.shape[0] // 2
     image = grid.read_image((slice(middle, middle + 1), slice(None), slice(None)))[0, 0]
     _, mm_y, mm_x = grid.geometry.spacing
-    figure = Figure(figsize=(2.8, 2.8), dpi=90)
+    figure = Figure(figsize=(2.8, 2.8), dpi=90, facecolor="black")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -130,6 +141,7 @@ def _overlay(case_id: str, *, names: list[str], store: Store) -> bytes:
     others = (label[middle] > 0) & (label[middle] != store.table.ignored) & ~wanted[middle]
     _outline(axes, mask=others, colour=OTHER)
     _outline(axes, mask=wanted[middle], colour=CONCERNED)
+    _zoom(axes, mask=(image > BODY_HU) | wanted[middle])
     stream = io.BytesIO()
     canvas.print_png(stream)
     return stream.getvalue()
@@ -141,3 +153,11 @@ def _outline(axes: Axes, *, mask: NDArray[np.bool_], colour: str) -> None:
         height, width = mask.shape
         rows, columns = np.arange(-1, height + 1), np.arange(-1, width + 1)
         axes.contour(columns, rows, np.pad(mask, 1).astype(float), levels=[0.5], colors=[colour], linewidths=1.0)
+
+
+def _zoom(axes: Axes, *, mask: NDArray[np.bool_]) -> None:
+    """Show what the mask holds; an empty one changes nothing."""
+    if mask.any():
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        axes.set_xlim(columns[0] - RIM, columns[-1] + RIM)
+        axes.set_ylim(rows[-1] + RIM, rows[0] - RIM)
