@@ -114,6 +114,16 @@ def test_marked_points_are_ignored(dicom: Any) -> None:
     assert read(path, scan=scan).sum() == 4
 
 
+def test_a_contour_written_twice_counts_once(dicom: Any) -> None:
+    """Also when it begins at another corner, runs the other way or ends where it began."""
+    scan = read_series(dicom.series())
+    corners = box((0.5, 0.5), (5.5, 4.5))
+    for again in (corners, corners[2:] + corners[:2], corners[::-1], [*corners, corners[0]]):
+        contours = [drawn(dicom, scan, height=2, corners=each) for each in (corners, again)]
+        mask = read(dicom.structures({"Liver": contours}), scan=scan)
+        assert mask.sum() == mask[2, 1:6, 1:5].sum() == 20
+
+
 @pytest.mark.parametrize(("height", "index"), [(1.4, 1), (1.6, 2), (-0.4, 0), (4.4, 4)])
 def test_contours_between_slices_go_to_the_nearest(height: float, index: int, dicom: Any) -> None:
     scan = read_series(dicom.series())
@@ -212,6 +222,10 @@ def doubled(dataset: Dataset, _: Any) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Dataset, Any], Any], str]] = {
+    "contours of a structure that is not listed": (
+        lambda dataset, _: setattr(dataset.ROIContourSequence[0], "ReferencedROINumber", 77),
+        "contours of structure 77, which it does not list",
+    ),
     "another series": (lambda dataset, _: another_series(dataset), "was drawn on another series"),
     "the other one of two series": (lambda dataset, _: two_series(dataset), "was drawn on another series"),
     "another frame of reference": (set_roi("ReferencedFrameOfReferenceUID", "1.2.8"), "another frame of reference"),

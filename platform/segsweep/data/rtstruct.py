@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-from segsweep.data.contours import fill_contours
+from segsweep.data.contours import DECIMALS, fill_contours
 from segsweep.data.dicom_file import items, numbers, open_dicom, text, whole
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Reference, Scan
@@ -51,9 +51,10 @@ def structure_names(path: Path) -> tuple[str, ...]:
 def read_structures(path: Path, *, scan: Scan, names: Mapping[str, str]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """(structure, mask on the scan's own grid) of each drawn structure that `names` maps; one structure may come twice.
 
-    A voxel belongs to a structure when its centre lies inside an odd number of the slice's contours. Contours between slices go to
-    the nearest one. Raises InputError for a damaged file, one that was drawn on another series or frame of reference, contours
-    that are not closed, not in the planes of the slices or out of the scan, and structures drawn on finer or sparser slices.
+    A voxel belongs to a structure when its centre lies inside an odd number of the slice's contours, a contour written twice being one.
+    Contours between slices go to the nearest one. Raises InputError for a damaged file, one that was drawn on another series or frame
+    of reference, contours that are not closed, of no structure, not in the planes of the slices or out of the scan, and structures
+    drawn on finer or sparser slices.
     """
     dataset, name = _opened(path), path.name
     if scan.reference is None:
@@ -96,7 +97,10 @@ def _drawn(dataset: Dataset, *, name: str) -> Iterator[tuple[Dataset, list[Datas
         if number in seen:
             raise InputError(f"{name}: two structures have number {number}; expected different ones; export it again")
         seen.add(number)
-        yield roi, contours[number]
+        yield roi, contours.pop(number, [])
+    nameless = next((number for number, found in contours.items() if found), None)
+    if nameless is not None:
+        raise InputError(f"{name}: contours of structure {nameless}, which it does not list; export it again")
 
 
 def _listed_images(dataset: Dataset) -> dict[str, set[str]]:
@@ -199,7 +203,9 @@ def _mask(drawings: Sequence[_Drawing], *, geometry: Geometry, where: str) -> ND
                 f"{where} was drawn on finer slices than the scan's {geometry.spacing[0]:g} mm; expected one plane a slice; "
                 "export it on this series"
             )
-        mask[index] = fill_contours([drawing.points for drawing in group], shape=geometry.shape[1:])
+        # Some systems write a contour twice; by the even-odd rule it would then be gone. Wherever it begins, its corners are the same.
+        once = {np.unique(drawing.points.round(DECIMALS), axis=0).tobytes(): drawing.points for drawing in group}
+        mask[index] = fill_contours(list(once.values()), shape=geometry.shape[1:])
     return mask
 
 
