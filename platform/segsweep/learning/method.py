@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from segsweep import recipes
 from segsweep.learning.losses import Loss, build_loss
@@ -50,6 +50,10 @@ class Method:
         """`trained_part(case, params, task)`: what of an annotated case is trained on (usually the whole scan)."""
         return self._part("trained_part", _whole)(case, params, task)
 
+    def adapt(self, weights: Mapping[str, Tensor], *, model: nn.Module) -> Mapping[str, Tensor]:
+        """`adapt(weights, model)`: weights that this method trained, as another network takes them (usually as they are)."""
+        return self._part("adapt", _fitting)(weights, model)
+
     def _part(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(self.recipe, name, default)
 
@@ -74,3 +78,7 @@ def _named_loss(params: TrainingParams, task: Task) -> Loss:
 
 def _whole(case: TrainingCase, _params: TrainingParams, _task: Task) -> TrainingCase:
     return case
+
+
+def _fitting(weights: Mapping[str, Tensor], _model: nn.Module) -> Mapping[str, Tensor]:
+    return weights

@@ -15,7 +15,8 @@ class TrainingParams:
 
     `patch_size` (voxels z, y, x) and `batch_size` (patches per worker) come from the store's plan unless given.
     `batch_dice` pools Dice over the batch and over workers. `foreground` is the share of patches that are forced to hold foreground;
-    `mirror` names the axes along which patches are flipped.
+    `mirror` names the axes along which patches are flipped. `initial` is a model whose weights the training starts from: models:/NAME/3,
+    a checkpoint folder or the folder of a finished run.
     """
 
     epochs: int = 1000
@@ -33,6 +34,7 @@ class TrainingParams:
     augmentation: Literal["nnunet", "light", "none"] = "nnunet"
     mirror: Literal["zyx", "zy", "x", "none"] = "zyx"
     validation_iterations: int = 50
+    initial: str = ""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations"):

@@ -16,6 +16,7 @@ from segsweep.models.tracking import DATA_TAG, DICE_TAG, Tracker
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
+from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
 from segsweep.workspace import Workspace, current_workspace
 
@@ -32,12 +33,12 @@ class Trained:
 def train(run: Run, *, workspace: Workspace | None = None, report: Report = silent) -> Trained:
     """Train a run in the workspace, or go on where it was interrupted; a finished run is not trained again.
 
-    Raises RecipeError, StoreError or ResourceError before anything starts, SegsweepError when the training fails.
+    Raises RecipeError, StoreError, ResourceError or ModelError before anything starts, SegsweepError when the training fails.
     """
     connect()
     place = workspace or current_workspace()
-    prepared = prepare(run)
-    run = dataclasses.replace(run, store=prepared.store.uri)
+    prepared = prepare(dataclasses.replace(run, params=pin(run.params, workspace=place)))
+    run = dataclasses.replace(prepared.run, store=prepared.store.uri)
     dataset = prepared.store.dataset
     # Other data under the same address is another run.
     name = f"{run.trainable}-{dataset}-{run.digest}-{prepared.store.digest[:6]}"
@@ -46,6 +47,9 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     follow = Follow(tracker, parent=None, sweep="", report=report)
     if not (folder / RESULT).is_file():
         demand_memory(prepared, available=memory_per_worker(workers=run.workers))
+        fitting = demand_fitting(prepared)
+        if fitting is not None:
+            report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
         try:
             _run(run, folder=folder, follow=follow)
         finally:

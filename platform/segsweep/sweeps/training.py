@@ -36,11 +36,12 @@ from segsweep.learning.method import Method, load_method
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.task import Task
+from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
 from segsweep.sweeps.validation import summarise, validate
 
-RESULT, STOP, VALIDATION = "result.json", "stop", "validation.json"
+RESULT, STOP, VALIDATION, TRANSFER = "result.json", "stop", "validation.json", "transfer.json"
 # Worker processes that die (spot nodes, memory) are replaced this often; the new ones go on from the last checkpoint.
 MOST_RESTARTS = 2
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
@@ -131,6 +132,10 @@ def train_run(config: Mapping[str, Any]) -> None:
     checkpoints = folder / "checkpoints"
     begin = checkpoint.latest(checkpoints)
     resume = None if begin is None else checkpoint.load(begin)
+    if resume is None and prepared.params.initial:
+        transferred = transfer_from(setting.model, initial=prepared.params.initial)
+        if _rank() == 0:
+            write_json(folder / TRANSFER, transferred.to_json())
     document = {"run": run.to_json(), "task": prepared.task.to_json(), "params": recipes.params_json(prepared.params)}
     status, epochs, metrics = (
         "finished",

@@ -22,6 +22,7 @@ from segsweep.models.tracking import DATA_TAG, DICE_TAG, KIND_TAG, SWEEP_TAG, TR
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
+from segsweep.sweeps.initial import demand_fitting, pin
 from segsweep.sweeps.stopping import CooperativeASHA
 from segsweep.sweeps.training import (
     RESULT,
@@ -108,19 +109,21 @@ def tune(
     """
     chosen, place = options or SweepOptions(), workspace or current_workspace()
     recipe = recipes.load("search_spaces", name=space)
-    base = base_run(space, store=store, options=chosen, params=params or {})
+    fixed = pin(params or {}, workspace=place)
+    base = base_run(space, store=store, options=chosen, params=fixed)
+    base = dataclasses.replace(base, params=pin(base.params, workspace=place))
     prepared = prepare(base)
     opened = prepared.store
     connect()
     share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
     name = chosen.name or f"{space}-{opened.dataset}"
-    settings = {**_settings(space, base=base, store=opened), "fixed": dict(params or {})}
+    settings = {**_settings(space, base=base, store=opened), "fixed": fixed}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed)
     _enqueue_first(study, recipe=recipe, plan=opened.plan)
     concurrent = chosen.concurrent or _most_at_once(prepared, left=trials_left(study, trials=chosen.trials))
     resources = share(workers=chosen.workers, concurrent=concurrent)
     memory = memory_per_worker(workers=chosen.workers * concurrent)
-    suggest = partial(_suggest, recipe=recipe, base=base, fixed=params or {}, plan=opened.plan, memory=memory)
+    suggest = partial(_suggest, recipe=recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place)
     sweep = place.sweeps / name
     search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=chosen.trials, report=report)
     tracker = Tracker(place, experiment=opened.dataset)
@@ -172,12 +175,21 @@ def _most_at_once(prepared: Prepared, *, left: int) -> int:
 
 
 def _suggest(
-    trial: Any, *, recipe: ModuleType, base: Run, fixed: Mapping[str, Any], plan: Plan, memory: int
+    trial: Any,
+    *,
+    recipe: ModuleType,
+    base: Run,
+    fixed: Mapping[str, Any],
+    plan: Plan,
+    memory: int,
+    workspace: Workspace,
 ) -> dict[str, Any]:
     """The parameters of a trial; what the user fixed goes before what the space draws. Raises SegsweepError when they cannot be trained."""
     own = {key: value for key, value in fixed.items() if key != "preset"}
-    config = {**recipe.space(FixedTrial(trial, fixed=own), plan), **own}
-    demand_memory(prepare(dataclasses.replace(base, params={**base.params, **config})), available=memory)
+    config = pin({**recipe.space(FixedTrial(trial, fixed=own), plan), **own}, workspace=workspace)
+    prepared = prepare(dataclasses.replace(base, params={**base.params, **config}))
+    demand_memory(prepared, available=memory)
+    demand_fitting(prepared)
     return config
 
 
