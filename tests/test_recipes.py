@@ -111,7 +111,10 @@ def test_a_preset_comes_first_and_values_override_it() -> None:
         ({"epochs": "1.5"}, r"unet: epochs='1\.5' cannot be used: expected a whole number"),
         ({"epochs": "0"}, r"unet: epochs=0 cannot be used: expected at least 1"),
         ({"learning_rate": "fast"}, r"unet: learning_rate='fast' cannot be used: expected a number"),
-        ({"loss": "dise"}, r"unet: loss='dise' cannot be used: expected 'dice_ce' or 'dice_focal'"),
+        (
+            {"loss": "dise"},
+            r"unet: loss='dise' cannot be used: expected 'dice_ce' or 'dice_focal' or .* or 'multitalent'",
+        ),
         ({"patch_size": "8,16"}, r"unet: patch_size='8,16' cannot be used: expected 3 values .* each a whole number"),
         ({"patch_size": [8, "x", 8]}, r"unet: patch_size=\[8, 'x', 8\] cannot be used: expected 3 values"),
         ({"epoch": "3"}, r"no 'epoch' among parameters of unet .*did you mean 'epochs'\?"),

@@ -1,7 +1,9 @@
+import dataclasses
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,13 +12,15 @@ import torch.nn.functional as F
 
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import RecipeError
-from segsweep.learning.losses import build_loss, dice_counts, focal, groups_of, tversky
-from segsweep.learning.supervision import shrink, supervision_weights
+from segsweep.learning import losses
+from segsweep.learning.losses import RECIPES, build_loss, dice_counts, focal, groups_of, tversky
+from segsweep.learning.params import LossName
+from segsweep.learning.supervision import Supervision, shrink
 from segsweep.learning.task import Normalisation, Task
 
 LABELS = LabelSet(structures=("liver", "cancer", "spleen"))
 TABLE = LabelTable(labels=LABELS, atoms=((), (0,), (2,), (0, 1)))
-LOSSES = ("dice_ce", "dice_focal")
+LOSSES = get_args(LossName)
 
 
 def task(head):
@@ -43,26 +47,6 @@ def known(*rows):
 def dice_by_hand(probabilities, true):
     sums = [(value.flatten(2)).sum(2) for value in (probabilities * true, probabilities, true)]
     return (2 * sums[0] + 1e-5) / (sums[1] + sums[2] + 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("levels", "expected"),
-    [
-        (1, (1.0,)),
-        (4, (0.5714, 0.2857, 0.1429, 0)),
-        (5, (0.5333, 0.2667, 0.1333, 0.0667, 0)),
-        (6, (0.5161, 0.2581, 0.1290, 0.0645, 0.0323, 0)),
-    ],
-)
-def test_supervision_weights_are_the_printed_ones(levels, expected):
-    assert supervision_weights(levels) == pytest.approx(expected, abs=5e-5)
-
-
-def test_shrink_equals_nearest_exact():
-    atoms = torch.randint(0, 300, (2, 9, 8, 16))
-    for shape in ((9, 8, 16), (5, 4, 8), (3, 2, 4), (9, 1, 1)):
-        expected = F.interpolate(atoms[:, None].float(), size=shape, mode="nearest-exact")[:, 0].long()
-        assert torch.equal(shrink(atoms, shape=shape), expected)
 
 
 @pytest.mark.parametrize(("alpha", "beta", "expected"), [(0.5, 0.5, 2 / 3), (0.3, 0.7, 0.638298), (1, 1, 0.5)])
@@ -103,6 +87,72 @@ def test_sigmoid_dice_ce_is_binary_cross_entropy_minus_dice():
     expected = F.binary_cross_entropy_with_logits(logits, true) - dice_by_hand(logits.sigmoid(), true).mean()
     loss = build_loss("dice_ce", task=task("sigmoid"), batch_dice=False)
     torch.testing.assert_close(loss([logits], atoms, known([1, 1, 1], [1, 1, 1])), expected)
+
+
+def test_every_name_has_a_recipe():
+    assert set(RECIPES) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", ["ce", "focal", "dice", "tversky", "dice_topk"])
+def test_each_loss_is_its_definition(name):
+    logits, atoms = example(outputs=4)
+    probabilities, hot = logits.softmax(1), F.one_hot(atoms, 4).movedim(-1, 1).float()
+    cross_entropy = F.cross_entropy(logits, atoms, reduction="none")
+    hardest = cross_entropy.flatten().topk(24).values  # a tenth of 2 x 120 voxels
+    hits, predicted, true = (v.flatten(2).sum(2) for v in (probabilities * hot, probabilities, hot))
+    expected = {
+        "ce": cross_entropy.mean(),
+        "focal": ((1 - torch.exp(-cross_entropy)) ** 2 * cross_entropy).mean(),
+        "dice": 1 - dice_by_hand(probabilities, hot).mean(),
+        "tversky": 1 - (hits / (0.3 * predicted + 0.7 * true)).mean(),
+        "dice_topk": hardest.mean() - dice_by_hand(probabilities, hot)[:, 1:].mean(),
+    }
+    value = build_loss(name, task=task("softmax"), batch_dice=False)([logits], atoms, known([1, 1, 1], [1, 1, 1]))
+    torch.testing.assert_close(value, expected[name])
+
+
+def test_top_k_takes_the_hardest_voxels_of_each_output():
+    logits, atoms = example(outputs=3)
+    true = torch.as_tensor(TABLE.membership)[atoms].movedim(-1, 1).float()
+    rows = F.binary_cross_entropy_with_logits(logits, true, reduction="none").transpose(0, 1).flatten(1)
+    expected = rows.topk(24, dim=1).values.mean() - dice_by_hand(logits.sigmoid(), true).mean()
+    loss = build_loss("dice_topk", task=task("sigmoid"), batch_dice=False)
+    torch.testing.assert_close(loss([logits], atoms, known([1, 1, 1], [1, 1, 1])), expected)
+
+
+def test_a_recipe_of_its_own_sets_alpha_and_beta():
+    logits, atoms = example(outputs=4)
+    recipe = dataclasses.replace(RECIPES["dice_focal"], alpha=0.3, beta=0.7)
+    full = known([1, 1, 1], [1, 1, 1])
+    parts = [build_loss(name, task=task("softmax"), batch_dice=False) for name in ("focal", "tversky")]
+    value = build_loss(recipe, task=task("softmax"), batch_dice=False)([logits], atoms, full)
+    torch.testing.assert_close(value, parts[0]([logits], atoms, full) + parts[1]([logits], atoms, full))
+
+
+def test_multitalent_adds_voxel_means_and_batch_dice():
+    logits, atoms = example(outputs=3)
+    true = torch.as_tensor(TABLE.membership)[atoms].movedim(-1, 1).float()
+    annotated = known([1, 1, 0], [1, 0, 0])
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, true, reduction="none").mean((2, 3, 4))
+    scores, seen = logits.sigmoid(), annotated[:, :, None, None, None]
+    hits, predicted, volume = ((v * seen).sum((0, 2, 3, 4))[:2] for v in (scores * true, scores, true))
+    expected = (cross_entropy * annotated).sum() - (2 * hits / (predicted + volume)).sum()
+    loss = build_loss("multitalent", task=task("sigmoid"), batch_dice=False)
+    torch.testing.assert_close(loss([logits], atoms, annotated), expected)
+
+
+def test_a_second_class_adds_its_multitalent_loss():
+    loss = build_loss("multitalent", task=task("sigmoid"), batch_dice=True)
+    rows = (known([1, 0, 0], [1, 0, 0]), known([0, 0, 1], [0, 0, 1]), known([1, 0, 1], [1, 0, 1]))
+    values, gradients = [], []
+    for annotated in rows:
+        logits, atoms = example(outputs=3)
+        value = loss([logits], atoms, annotated)
+        value.backward()
+        values.append(value.detach())
+        gradients.append(gradient(logits))
+    torch.testing.assert_close(values[2], values[0] + values[1])
+    torch.testing.assert_close(gradients[2], gradients[0] + gradients[1])
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
@@ -197,6 +247,63 @@ def test_deep_supervision_weighs_levels_and_keeps_the_last_in_the_graph():
     assert not last.grad.any()
 
 
+def test_levels_weigh_as_the_supervision_says():
+    full, levels = known([1, 1, 1], [1, 1, 1]), [torch.randn(2, 4, size, size, size) for size in (4, 2, 1)]
+    atoms = torch.randint(0, 4, (2, 4, 4, 4))
+    single = build_loss("dice_ce", task=task("softmax"), batch_dice=False)
+    equal = build_loss("dice_ce", task=task("softmax"), batch_dice=False, supervision=Supervision(heads=2, decay=1.0))
+    ones = [single([level], shrink(atoms, shape=level.shape[2:]), full) for level in levels[:2]]
+    torch.testing.assert_close(equal(levels, atoms, full), (ones[0] + ones[1]) / 2)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_slabs_make_no_difference(head, name, monkeypatch):
+    loss, results = build_loss(name, task=task(head), batch_dice=False), []
+    for slab in (losses.SLAB, 1):
+        monkeypatch.setattr(losses, "SLAB", slab)
+        logits, atoms = example(outputs=task(head).outputs)
+        value = loss([logits], with_ignored(atoms, slices=(1, 0)), known([1, 1, 1], [1, 0, 1]))
+        value.backward()
+        results.append((value.detach(), gradient(logits)))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_logits_and_target_alone_wait_for_the_backward_pass(head, name):
+    logits, atoms = example(outputs=task(head).outputs)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        build_loss(name, task=task(head), batch_dice=False)([logits], atoms, known([1, 0, 1], [1, 1, 1]))
+    # What the slabs are made from anew, and a few sums.
+    assert sum(kept) < logits.numel() + 1.5 * atoms.numel()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_autocast_does_not_reach_the_loss(head, name):
+    logits, atoms = example(outputs=task(head).outputs)
+    loss, full = build_loss(name, task=task(head), batch_dice=False), known([1, 1, 1], [1, 1, 1])
+    level = logits.detach().bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss([level], atoms, full)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, loss([level.float()], atoms, full))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_empty_classes_and_sure_logits_are_finite(head, name, sign):
+    logits, atoms = example(outputs=task(head).outputs)
+    sure = (logits.detach() * sign * 1e4).requires_grad_()
+    value = build_loss(name, task=task(head), batch_dice=False)([sure], atoms * 0, known([1, 1, 1], [1, 1, 1]))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient(sure)).all()
+
+
 def test_half_precision_logits_are_scored_in_single_precision():
     logits, atoms = example(outputs=4)
     loss = build_loss("dice_ce", task=task("softmax"), batch_dice=False)
@@ -206,9 +313,11 @@ def test_half_precision_logits_are_scored_in_single_precision():
 
 def test_an_unknown_loss_names_the_known_ones():
     with pytest.raises(RecipeError, match="dice_ce, dice_focal"):
-        build_loss("dice", task=task("softmax"), batch_dice=False)  # pyright: ignore[reportArgumentType]
+        build_loss("dise", task=task("softmax"), batch_dice=False)  # pyright: ignore[reportArgumentType]
 
 
+RANKED = [("dice_ce", True), ("dice_ce", False), ("multitalent", True)]
+ANNOTATED = ([1, 1, 1], [1, 0, 1])
 RANK = """
 import sys, torch
 from torch import distributed
@@ -216,27 +325,33 @@ sys.path.insert(0, sys.argv[3])
 import test_losses as t
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-logits, atoms = t.example(outputs=4)
-mine = logits.detach()[rank : rank + 1].requires_grad_()
-loss = t.build_loss("dice_ce", task=t.task("softmax"), batch_dice=True)
-value = loss([mine], atoms[rank : rank + 1], t.known([1, 1, 1]))
-value.backward()
-torch.save(mine.grad, sys.argv[2] + f".{rank}")
+t.save_gradients(sys.argv[2] + f".{rank}", samples=slice(rank, rank + 1))
 distributed.destroy_process_group()
 """
 
 
-def test_two_ranks_give_the_batch_dice_gradient_of_one(tmp_path):
+def save_gradients(path, *, samples):
+    """Logits' gradients of the losses of RANKED, for those samples of one and the same batch."""
+    found = {}
+    for name, batch_dice in RANKED:
+        logits, atoms = example(outputs=4)
+        mine = logits.detach()[samples].requires_grad_()
+        loss = build_loss(name, task=task("softmax"), batch_dice=batch_dice)
+        loss([mine], with_ignored(atoms, slices=(2, 0))[samples], known(*ANNOTATED)[samples]).backward()
+        found[f"{name} {batch_dice}"] = gradient(mine)
+    torch.save(found, path)
+
+
+def test_two_ranks_give_the_gradient_of_one_batch(tmp_path):
     meeting, here = tmp_path / "meeting", str(Path(__file__).parent)
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(r), str(meeting), here]) for r in range(2)]
     assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
-    logits, atoms = example(outputs=4)
-    build_loss("dice_ce", task=task("softmax"), batch_dice=True)(
-        [logits], atoms, known([1, 1, 1], [1, 1, 1])
-    ).backward()
-    # DDP averages the ranks' gradients of shared parameters; here each rank holds its own logits.
-    grads = [torch.load(f"{meeting}.{rank}", weights_only=True) for rank in range(2)]
-    torch.testing.assert_close(torch.cat(grads) / 2, logits.grad)
+    save_gradients(tmp_path / "whole", samples=slice(None))
+    paths = (f"{meeting}.0", f"{meeting}.1", tmp_path / "whole")
+    first, second, whole = (torch.load(path, weights_only=True) for path in paths)
+    for name, expected in whole.items():
+        # DDP averages the ranks' gradients of shared parameters; here each rank holds its own logits.
+        torch.testing.assert_close(torch.cat((first[name], second[name])) / 2, expected)
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])

@@ -2,10 +2,9 @@
 
 A sigmoid output whose structure is not annotated in a sample gets exactly zero gradient from that sample, and every output does from
 an ignored voxel. For a softmax head, atoms that the sample's annotation cannot tell apart are merged (their probabilities added)
-before the loss.
+before the loss. Under DDP every sum runs over all ranks, so that the gradient is that of one big batch.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,17 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_reduce
+from torch.utils.checkpoint import checkpoint
 
 from segsweep.data.structures import LabelTable
 from segsweep.errors import RecipeError, unknown
-from segsweep.learning.supervision import shrink, supervision_weights
-from segsweep.learning.task import Task
-
-LossName = Literal["dice_ce", "dice_focal"]
+from segsweep.learning.params import LossName
+from segsweep.learning.supervision import NNUNET, Supervision, shrink
+from segsweep.learning.task import Head, Task
 
 SMOOTH = 1e-5
-# Below one voxel of the largest patch: where nothing counts, 0 is divided by it.
-LEAST_SHARE = 1e-12
+# Below half a voxel of any real volume: where nothing is predicted and nothing true, 0 is divided by it.
+LEAST_VOLUME = 5e-8
+# Logits that are scored at a time; what they are scored with takes about ten times their memory.
+SLAB = 1 << 22
+VOXELS = (2, 3, 4)
 
 
 class Loss(Protocol):
@@ -36,57 +38,121 @@ class Loss(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What tells the losses apart. `offset` 0 is nnU-Net's Dice in [-1, 0], 1 the printed 1 - Dice in [0, 1]."""
+    """What tells the losses apart: `voxelwise` times the cross-entropy plus `overlap` times the Tversky index, negated.
 
-    gamma: float
-    offset: float
-    background: bool
+    `gamma` is focal's, and `hardest` the share of the voxels (of an output, over the batch) whose cross-entropy counts. `alpha` weighs
+    false positives and `beta` false negatives: 0.5 both is Dice. `offset` 0 is nnU-Net's Dice in [-1, 0], 1 the printed 1 - Dice in
+    [0, 1]; `background` (softmax only) is the background's part in it. `reduction` "mean" is over voxels, samples and outputs; with
+    "sum" the voxels' means and the batch Dice are added over what is annotated.
+    """
+
+    voxelwise: float = 1.0
+    overlap: float = 1.0
+    gamma: float = 0.0
+    hardest: float = 1.0
+    alpha: float = 0.5
+    beta: float = 0.5
+    smooth: float = SMOOTH
+    offset: float = 0.0
+    background: bool = False
+    reduction: Literal["mean", "sum"] = "mean"
 
 
-RECIPES: dict[str, Recipe] = {
-    "dice_ce": Recipe(gamma=0.0, offset=0.0, background=False),
+# dice_ce, dice_topk: nnU-Net v2. dice_focal: HUST's poster. tversky: Salehi 2017. focal: Lin 2017, without class weights. dice: all
+# classes, as FLARE24's phased ResUNet. multitalent: Ulrich 2023, where a class weighs the same however many share the batch.
+RECIPES: dict[LossName, Recipe] = {
+    "dice_ce": Recipe(),
     "dice_focal": Recipe(gamma=2.0, offset=1.0, background=True),
+    "dice_topk": Recipe(hardest=0.1),
+    "ce": Recipe(overlap=0.0),
+    "focal": Recipe(overlap=0.0, gamma=2.0),
+    "dice": Recipe(voxelwise=0.0, offset=1.0, background=True),
+    "tversky": Recipe(voxelwise=0.0, offset=1.0, background=True, alpha=0.3, beta=0.7),
+    "multitalent": Recipe(smooth=0.0, reduction="sum"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """One level before averaging.
+    """Sums over voxels.
 
-    `voxelwise` (B, n) is the loss of the voxels that count over the number of all, and `counted` (B, n) the share of voxels that count.
-    `sums` (3, B, outputs) holds soft intersection, predicted and true volume in voxels, and `compared` (B, outputs) whether they count.
+    `losses` (B, n) is the loss of the voxels that count, and `counted` (B, n) their number. `volumes` (3, B, outputs) holds soft
+    intersection, predicted and true volume.
     """
 
-    voxelwise: Tensor
+    losses: Tensor
     counted: Tensor
-    sums: Tensor
+    volumes: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What a level is compared with: `atoms` (B, z, y, x), and what of it is known.
+
+    `kept` (B, n) says which rows of the voxelwise loss count and `compared` (B, outputs) which outputs are compared; `groups`
+    (B, atoms) is what `groups_of` gives, and `merged` whether any atom is not its own.
+    """
+
+    atoms: Tensor
+    kept: Tensor
     compared: Tensor
+    groups: Tensor
+    merged: bool
+    table: LabelTable
 
 
-def build_loss(name: LossName, *, task: Task, batch_dice: bool) -> Loss:
-    """The named loss for the task's head. `batch_dice` pools the Dice sums over the batch, and over ranks under DDP."""
-    if name not in RECIPES:
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A slab of a level: voxelwise `losses` (B, n, z, y, x) and which of them count; `predicted` and `true` (B, outputs, z, y, x),
+    0 where nothing is known."""
+
+    losses: Tensor
+    counts: Tensor
+    predicted: Tensor
+    true: Tensor
+
+
+def build_loss(name: LossName | Recipe, *, task: Task, batch_dice: bool, supervision: Supervision = NNUNET) -> Loss:
+    """The named loss, or one of a recipe's own making, for the task's head.
+
+    `batch_dice` pools the Dice sums over the batch ("sum" losses always do). Raises RecipeError for an unknown name.
+    """
+    if not isinstance(name, Recipe) and name not in RECIPES:
         raise RecipeError(unknown(name, kind="losses", known=RECIPES))
-    recipe = RECIPES[name]
-    terms_of = _softmax_terms if task.head == "softmax" else _sigmoid_terms
+    recipe = name if isinstance(name, Recipe) else RECIPES[name]
 
     def loss(levels: list[Tensor], atoms: Tensor, annotated: Tensor, *, progress: float = 0.0) -> Tensor:  # noqa: ARG001
-        # A level of weight 0 stays in the graph with zero gradient: DDP refuses parameters that the loss never saw.
-        total = sum((logits.flatten()[0].float() * 0.0 for logits in levels), torch.zeros((), device=atoms.device))
-        for logits, weight in zip(levels, supervision_weights(len(levels)), strict=True):
-            if weight > 0:
-                target = shrink(atoms, shape=logits.shape[2:])
-                terms = terms_of(logits.float(), atoms=target, annotated=annotated, table=task.table, recipe=recipe)
-                total = total + weight * _combine(terms, offset=recipe.offset, batch_dice=batch_dice)
+        total = torch.zeros((), device=atoms.device)
+        # Half precision is left here: sums of a million voxels need the single one.
+        with torch.autocast(atoms.device.type, enabled=False):
+            for logits, weight in zip(levels, supervision.weights(len(levels)), strict=True):
+                if weight > 0:
+                    target = shrink(atoms, shape=logits.shape[2:])
+                    annotation = _annotation(target, annotated=annotated, task=task, recipe=recipe)
+                    terms = _level_terms(logits, annotation=annotation, head=task.head, recipe=recipe)
+                    total = total + weight * _combine(
+                        terms, annotation=annotation, recipe=recipe, batch_dice=batch_dice
+                    )
+                else:
+                    # In the graph with zero gradient: DDP refuses parameters that the loss never saw.
+                    total = total + logits.flatten()[0].float() * 0.0
         return total
 
     return loss
 
 
-def tversky(intersection: Tensor, *, predicted: Tensor, true: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
+def tversky(
+    intersection: Tensor,
+    *,
+    predicted: Tensor,
+    true: Tensor,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth: float = SMOOTH,
+) -> Tensor:
     """TP / (TP + alpha FP + beta FN) of soft volumes; alpha = beta = 0.5 is Dice with nnU-Net's smoothing 1e-5."""
     weighed = intersection + alpha * (predicted - intersection) + beta * (true - intersection)
-    return (intersection + SMOOTH / 2) / (weighed + SMOOTH / 2)
+    return (intersection + smooth / 2) / (weighed + smooth / 2).clamp(min=LEAST_VOLUME)
 
 
 def focal(cross_entropy: Tensor, *, gamma: float) -> Tensor:
@@ -112,13 +178,108 @@ def dice_counts(logits: Tensor, *, atoms: Tensor, annotated: Tensor, task: Task)
     return torch.stack(rows)
 
 
-def _combine(terms: Terms, *, offset: float, batch_dice: bool) -> Tensor:
-    voxelwise = terms.voxelwise.sum() / terms.counted.sum().clamp(min=LEAST_SHARE)
-    sums, compared = terms.sums * terms.compared, terms.compared
-    if batch_dice:
-        sums, compared = _over_ranks(sums.sum(1)), _over_ranks(compared.sum(0)).clamp(max=1)
-    overlap = offset - tversky(sums[0], predicted=sums[1], true=sums[2])
-    return voxelwise + (overlap * compared).sum() / compared.sum().clamp(min=1)
+def _annotation(atoms: Tensor, *, annotated: Tensor, task: Task, recipe: Recipe) -> Annotation:
+    seen = (atoms != task.table.ignored).flatten(1).any(1, keepdim=True)
+    groups = groups_of(annotated, table=task.table)
+    own = groups == torch.arange(groups.shape[1], device=groups.device)
+    kept = compared = annotated & seen
+    if task.head == "softmax":
+        # One group only: the annotation tells nothing apart, so nothing can be learned from the sample.
+        kept = seen & (own.sum(1, keepdim=True) > 1)
+        compared = kept & own
+        compared[:, 0] &= recipe.background
+    return Annotation(
+        atoms=atoms, kept=kept, compared=compared, groups=groups, merged=not bool(own.all()), table=task.table
+    )
+
+
+def _level_terms(logits: Tensor, *, annotation: Annotation, head: Head, recipe: Recipe) -> Terms:
+    """A slab at a time, scored once more in the backward pass: no float of the whole level is kept but the logits' gradient."""
+    score = _softmax_slab if head == "softmax" else _sigmoid_slab
+    thickness = max(1, SLAB * logits.shape[2] // max(1, logits.numel()))
+    slabs = list(zip(logits.split(thickness, dim=2), annotation.atoms.split(thickness, dim=1), strict=True))
+    floor = None
+    if recipe.hardest < 1:
+        with torch.no_grad():
+            scored = (score(part, atoms=atoms, annotation=annotation, recipe=recipe) for part, atoms in slabs)
+            floor = _floor(
+                torch.cat([torch.where(s.counts, s.losses, -1) for s in scored], dim=2), share=recipe.hardest
+            )
+
+    def terms(part: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _sums(score(part, atoms=atoms, annotation=annotation, recipe=recipe), floor=floor)
+
+    parts = [checkpoint(terms, *slab, use_reentrant=False, preserve_rng_state=False) for slab in slabs]
+    losses, counted, volumes = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+    return Terms(losses=losses, counted=counted, volumes=volumes)
+
+
+def _sigmoid_slab(logits: Tensor, *, atoms: Tensor, annotation: Annotation, recipe: Recipe) -> Scored:
+    logits = logits.float()
+    membership = _membership(annotation.table, like=logits).T
+    true = torch.stack([row[atoms] for row in membership], dim=1)
+    losses = F.binary_cross_entropy_with_logits(logits, true.to(logits.dtype), reduction="none")
+    known = (atoms != annotation.table.ignored).unsqueeze(1)
+    return Scored(
+        losses=focal(losses, gamma=recipe.gamma),
+        counts=known & _per_voxel(annotation.kept),
+        predicted=torch.sigmoid(logits) * known,
+        true=true,
+    )
+
+
+def _softmax_slab(logits: Tensor, *, atoms: Tensor, annotation: Annotation, recipe: Recipe) -> Scored:
+    scores = torch.log_softmax(logits.float(), dim=1)
+    known = (atoms != annotation.table.ignored).unsqueeze(1)
+    target = atoms.unsqueeze(1) * known  # an index is needed where nothing counts, too
+    if annotation.merged:
+        groups = annotation.groups
+        scores = torch.stack([_merge(sample, groups=group) for sample, group in zip(scores, groups, strict=True)])
+        target = groups.gather(1, target.flatten(1)).view_as(target)
+    return Scored(
+        losses=focal(-scores.gather(1, target), gamma=recipe.gamma),
+        counts=known & _per_voxel(annotation.kept),
+        predicted=scores.exp() * known,
+        true=torch.zeros_like(scores, dtype=torch.bool).scatter_(1, target, known),
+    )
+
+
+def _sums(scored: Scored, *, floor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The three tensors of Terms, over one slab; `floor` (n) is the least loss that counts."""
+    counts = scored.counts if floor is None else scored.counts & (scored.losses >= floor.view(1, -1, 1, 1, 1))
+    volumes = (scored.predicted * scored.true, scored.predicted, scored.true)
+    sums = [volume.sum(VOXELS).to(scored.losses.dtype) for volume in volumes]
+    return (scored.losses * counts).sum(VOXELS), counts.sum(VOXELS).to(scored.losses.dtype), torch.stack(sums)
+
+
+def _floor(losses: Tensor, *, share: float) -> Tensor:
+    """(n): the least loss among the `share` of hardest voxels of the batch, from (B, n, z, y, x) with -1 where nothing counts."""
+    rows = losses.transpose(0, 1).flatten(1)
+    counted = (rows >= 0).sum(1).tolist()
+    return torch.stack([row.topk(max(1, int(share * n))).values[-1] for row, n in zip(rows, counted, strict=True)])
+
+
+def _combine(terms: Terms, *, annotation: Annotation, recipe: Recipe, batch_dice: bool) -> Tensor:
+    if recipe.reduction == "sum":
+        voxelwise = _over_ranks((terms.losses / terms.counted.clamp(min=1)).sum())
+    else:
+        voxelwise = _over_ranks(terms.losses.sum()) / _over_ranks(terms.counted.sum()).clamp(min=1)
+    overlap = _overlap(terms.volumes, compared=annotation.compared, recipe=recipe, batch_dice=batch_dice)
+    return recipe.voxelwise * voxelwise + recipe.overlap * overlap
+
+
+def _overlap(volumes: Tensor, *, compared: Tensor, recipe: Recipe, batch_dice: bool) -> Tensor:
+    volumes, weights = volumes * compared, compared.to(volumes.dtype)
+    pooled = batch_dice or recipe.reduction == "sum"
+    if pooled:
+        volumes, weights = _over_ranks(volumes.sum(1)), _over_ranks(weights.sum(0)).clamp(max=1)
+    index = tversky(
+        volumes[0], predicted=volumes[1], true=volumes[2], alpha=recipe.alpha, beta=recipe.beta, smooth=recipe.smooth
+    )
+    added, number = ((recipe.offset - index) * weights).sum(), weights.sum()
+    if not pooled:
+        added, number = _over_ranks(added), _over_ranks(number)
+    return added if recipe.reduction == "sum" else added / number.clamp(min=1)
 
 
 def _over_ranks(values: Tensor) -> Tensor:
@@ -126,44 +287,8 @@ def _over_ranks(values: Tensor) -> Tensor:
     return all_reduce(values) if distributed.is_available() and distributed.is_initialized() else values
 
 
-def _sigmoid_terms(logits: Tensor, *, atoms: Tensor, annotated: Tensor, table: LabelTable, recipe: Recipe) -> Terms:
-    membership = _membership(table, like=logits).T.to(logits.dtype)
-    true = torch.stack([row[atoms] for row in membership], dim=1)
-    losses = focal(F.binary_cross_entropy_with_logits(logits, true, reduction="none"), gamma=recipe.gamma)
-    known = (atoms != table.ignored).unsqueeze(1)
-    return _terms(losses, known=known, kept=annotated, probabilities=torch.sigmoid(logits), true=true)
-
-
-def _softmax_terms(logits: Tensor, *, atoms: Tensor, annotated: Tensor, table: LabelTable, recipe: Recipe) -> Terms:
-    groups = groups_of(annotated, table=table)
-    leading = groups == torch.arange(groups.shape[1], device=groups.device)
-    scores = torch.log_softmax(logits, dim=1)
-    known = (atoms != table.ignored).unsqueeze(1)
-    target = atoms.unsqueeze(1) * known  # an index is needed where nothing counts, too
-    if not bool(leading.all()):
-        scores = torch.stack([_merge(sample, groups=group) for sample, group in zip(scores, groups, strict=True)])
-        target = groups.gather(1, target.flatten(1)).view_as(target)
-    losses = focal(-scores.gather(1, target), gamma=recipe.gamma)
-    hot = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, target, known)
-    # One group only: the annotation tells nothing apart, so nothing can be learned from the sample.
-    kept = leading.sum(1, keepdim=True) > 1
-    terms = _terms(losses, known=known, kept=kept, probabilities=scores.exp(), true=hot)
-    compared = terms.compared * leading
-    if not recipe.background:
-        compared[:, 0] = 0
-    return dataclasses.replace(terms, compared=compared)
-
-
-def _terms(losses: Tensor, *, known: Tensor, kept: Tensor, probabilities: Tensor, true: Tensor) -> Terms:
-    """Terms over the voxels of `known` (B, 1, z, y, x), in the samples and outputs of `kept` (B, n); `true` holds no other voxel."""
-    share = known.flatten(2).to(losses.dtype).mean(2)
-    volumes = (probabilities * true, probabilities * known, true)
-    return Terms(
-        voxelwise=(losses * known).flatten(2).mean(2) * kept,
-        counted=kept * share,
-        sums=torch.stack([volume.flatten(2).sum(2).to(losses.dtype) for volume in volumes]),
-        compared=(kept * (share > 0)).to(losses.dtype),
-    )
+def _per_voxel(rows: Tensor) -> Tensor:
+    return rows[:, :, None, None, None]
 
 
 def groups_of(annotated: Tensor, *, table: LabelTable) -> Tensor:

@@ -8,6 +8,8 @@ from segsweep.data.geometry import Size
 from segsweep.learning.stages import Optimizer
 from segsweep.learning.task import Head
 
+LossName = Literal["dice_ce", "dice_focal", "dice_topk", "ce", "focal", "dice", "tversky", "multitalent"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParams:
@@ -24,7 +26,7 @@ class TrainingParams:
     patch_size: Size | None = None
     batch_size: int | None = None
     head: Head = "softmax"
-    loss: Literal["dice_ce", "dice_focal"] = "dice_ce"
+    loss: LossName = "dice_ce"
     batch_dice: bool = False
     oversampling: Literal["deterministic", "probabilistic"] = "deterministic"
     foreground: float = 0.33
