@@ -84,6 +84,15 @@ def test_no_label_map(offset: float, word: str, tmp_path: Path) -> None:
         read_labels(write(tmp_path / "a.nii.gz", ramp("f4") + np.float32(offset)))
 
 
+def test_labels_stored_with_a_slope_are_rounded(tmp_path: Path) -> None:
+    values = np.arange(60).reshape(3, 4, 5) % 8
+    for slope in (1 / 3, 1 / 7, 0.1):
+        scan = read_labels(write(tmp_path / "a.nii.gz", np.rint(values / slope).astype("f4") * np.float32(slope)))
+        np.testing.assert_array_equal(scan.voxels, values)
+    with pytest.raises(InputError, match="fractions"):
+        read_labels(write(tmp_path / "a.nii.gz", values.astype("f4") + np.float32(2e-3)))
+
+
 @pytest.mark.parametrize(
     ("kind", "top", "expected"), [("f4", 255, np.uint8), ("f8", 256, np.uint16), ("i8", 9, np.uint8)]
 )

@@ -1,4 +1,4 @@
-"""Files of a case may store one grid in different orders of axes; each voxel keeps its place. Other grids are refused."""
+"""Files of a case may store one grid in different orders of axes and digits; each voxel keeps its place. Other grids are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,6 +70,20 @@ def test_other_orders_of_axes_are_the_same_grid(
     for image in raw.images:
         np.testing.assert_array_equal(image, VOXELS)
     np.testing.assert_array_equal(raw.masks[0], LABEL == 1)
+
+
+@pytest.mark.parametrize(("moved_mm", "same"), [(0.1, True), (0.2, False)])
+def test_a_header_rounded_by_another_program_is_the_same_grid(
+    moved_mm: float, same: bool, source: Callable[[Geometry, Reorientation], CaseSource]
+) -> None:
+    turn = TURNS[-1]
+    x, y, z = stored(turn).origin
+    case = source(replace(stored(turn), origin=(x + moved_mm, y, z)), turn)
+    if same:
+        np.testing.assert_array_equal(read_case(case, labels=LABELS).masks[0], LABEL == 1)
+    else:
+        with pytest.raises(InputError, match=r"label\.nii\.gz lies on another grid than the image: .* 0\.20 mm away"):
+            read_case(case, labels=LABELS)
 
 
 def test_a_label_mirrored_in_its_header_alone_is_refused(

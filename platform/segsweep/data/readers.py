@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 MAX_LABEL = 65535
+# A label stored with a slope, as some programs do, comes back as 2.9999998.
+LABEL_WITHIN = 1e-3
 
 _FORMATS = {".nii.gz": "NiftiImageIO", ".nii": "NiftiImageIO", ".nrrd": "NrrdImageIO"}
 _TEXT = (*NRRD, *META)
@@ -107,16 +109,17 @@ def read_labels(path: Path) -> Scan:
     Raises InputError for a damaged file, fractions, negative values and values above 65535.
     """
     scan = _read(path)
-    if not _whole(scan.voxels):
+    if not _whole(scan.voxels, within=LABEL_WITHIN):
         raise InputError(
             f"{path.name}: the label map holds fractions; expected whole numbers; resample it with nearest neighbour"
         )
-    low, high = int(scan.voxels.min()), int(scan.voxels.max())
+    whole = np.rint(scan.voxels) if scan.voxels.dtype.kind == "f" else scan.voxels
+    low, high = int(whole.min()), int(whole.max())
     if low < 0 or high > MAX_LABEL:
         raise InputError(
             f"{path.name}: label values from {low} to {high}; expected 0 to {MAX_LABEL}; is this the label map?"
         )
-    voxels = scan.voxels.astype(np.uint8 if high <= 255 else np.uint16)
+    voxels = whole.astype(np.uint8 if high <= 255 else np.uint16)
     return Scan(voxels=voxels, geometry=scan.geometry, digest=scan.digest)
 
 
@@ -158,8 +161,8 @@ def _image(voxels: NDArray, *, name: str) -> NDArray:
     return voxels.astype(np.float32)
 
 
-def _whole(voxels: NDArray) -> bool:
-    return voxels.dtype.kind in "iu" or all(bool(np.all(plane == np.rint(plane))) for plane in voxels)
+def _whole(voxels: NDArray, *, within: float = 0.0) -> bool:
+    return voxels.dtype.kind in "iu" or all(float(np.abs(plane - np.rint(plane)).max()) <= within for plane in voxels)
 
 
 def _suffix(path: Path) -> str:

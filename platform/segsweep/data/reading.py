@@ -22,6 +22,7 @@ from segsweep.data.case import (
     lies_below,
 )
 from segsweep.data.geometry import Geometry
+from segsweep.data.placement import PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS
 from segsweep.data.readers import Scan
 from segsweep.data.structures import IGNORE, LabelSet
 from segsweep.errors import InputError
@@ -157,16 +158,18 @@ def _named_masks(
 
 
 def _on_grid(source: CaseSource, *, scan: Scan, path: Path, expected: Geometry) -> NDArray:
-    """The voxels in the order of the expected grid, which may be stored in another order of axes."""
+    """The voxels in the order of the expected grid. Stored in another order of axes, or in a header rounded by another program, a grid is
+    the same."""
     if scan.geometry.same_grid(expected):
         return scan.voxels
     turned, wanted = scan.geometry.canonical(), expected.canonical()
-    if turned.same_grid(wanted):
+    apart = turned.corner_distance(wanted)
+    if apart <= min(PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS * min(wanted.spacing)):
         return expected.reorientation.invert(scan.geometry.reorientation.apply(scan.voxels))
     if turned.shape != wanted.shape:
         found = f"{turned.shape} voxels (z, y, x), the image {wanted.shape}"
     else:
-        found = f"corners up to {turned.corner_distance(wanted):.2f} mm away from the image's"
+        found = f"corners up to {apart:.2f} mm away from the image's"
     raise InputError(
         f"case {source.case_id}: {path.name} lies on another grid than the image: it has {found}; resample or re-export it"
     )
