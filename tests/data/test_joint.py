@@ -19,6 +19,7 @@ from segsweep.learning.loop import Setting, train
 from segsweep.learning.losses import build_loss
 from segsweep.learning.method import default_stages
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.sampling import Turn
 from segsweep.learning.task import Task
 
 SHAPE = (16, 32, 32)
@@ -197,7 +198,7 @@ def test_a_patch_of_one_dataset_teaches_nothing_to_the_outputs_of_another(pair: 
     task = joint_task(joint)
     params = recipes.load("trainables", name="unet").Params(patch_size=task.patch_size, batch_size=2, head=task.head)
     for case_id, own in (("a.c1", [0, 1, 2]), ("b.c0", [3, 4])):
-        batch = draw(training_cases(joint, case_id), task=task, params=replace(params, mirror="none"), key=(0,))
+        batch = draw(training_cases(joint, case_id), task=task, params=replace(params, mirror="none"), turn=Turn())
         logits = torch.zeros(2, task.outputs, *task.patch_size, requires_grad=True)
         build_loss("dice_ce", task=task, batch_dice=False)([logits], batch.atoms, batch.annotated).backward()
         assert logits.grad is not None

@@ -1,5 +1,3 @@
-import itertools
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +6,10 @@ import torch
 
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError
-from segsweep.learning.batches import draw, prefetch
+from segsweep.learning.batches import draw
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.sampling import Turn
 from segsweep.learning.task import Normalisation, Task, normalise
 
 SIDES = LabelSet(structures=("left", "right"), pairs=(("left", "right"),))
@@ -47,22 +46,22 @@ def grid_of(scan):
     return scan.grid
 
 
-def case(*, shape=(12, 14, 16), annotated=(True, True)):
+def case(*, shape=(12, 14, 16), annotated=(True, True), source=0):
     label = np.zeros(shape, dtype=np.uint8)
     label[2:5, 2:5, 1:4], label[2:5, 2:5, -4:-1] = 2, 1
     image = np.random.default_rng(0).integers(-300, 500, (1, *shape)).astype(np.int16)
-    return TrainingCase(case_id="a", grid=ArrayGrid(image, label), annotated=annotated)
+    return TrainingCase(case_id="a", grid=ArrayGrid(image, label), annotated=annotated, source=source)
 
 
 def test_a_batch_has_the_agreed_shapes_and_types():
-    batch = draw([case()], task=TASK, params=PARAMS, key=(0, 0, 0, 0))
+    batch = draw([case()], task=TASK, params=PARAMS, turn=Turn())
     assert (batch.image.shape, batch.image.dtype) == ((2, 1, 8, 8, 8), torch.float32)
     assert (batch.atoms.shape, batch.atoms.dtype) == ((2, 8, 8, 8), torch.int64)
     assert batch.annotated.tolist() == [[True, True], [True, True]]
 
 
-def test_equal_keys_give_equal_batches_and_other_keys_others():
-    drawn = [draw([case()], task=TASK, params=PARAMS, key=(1, 0, 3, step)) for step in (7, 7, 8)]
+def test_equal_turns_give_equal_batches_and_other_turns_others():
+    drawn = [draw([case()], task=TASK, params=PARAMS, turn=Turn(seed=1, epoch=3, step=step)) for step in (7, 7, 8)]
     assert torch.equal(drawn[0].image, drawn[1].image)
     assert torch.equal(drawn[0].atoms, drawn[1].atoms)
     assert not torch.equal(drawn[0].image, drawn[2].image)
@@ -70,7 +69,7 @@ def test_equal_keys_give_equal_batches_and_other_keys_others():
 
 def test_without_augmentation_a_batch_holds_the_normalised_scan():
     scan = case(shape=(8, 8, 8))
-    batch = draw([scan], task=TASK, params=replace(PLAIN, foreground=0.0), key=(0,))
+    batch = draw([scan], task=TASK, params=replace(PLAIN, foreground=0.0), turn=Turn())
     expected = normalise(grid_of(scan).image, normalisation=TASK.normalisation)
     np.testing.assert_array_equal(batch.image[0].numpy(), expected)
     np.testing.assert_array_equal(batch.atoms[0].numpy(), grid_of(scan).label)
@@ -78,14 +77,16 @@ def test_without_augmentation_a_batch_holds_the_normalised_scan():
 
 def test_forced_samples_hold_foreground():
     for step in range(30):
-        batch = draw([case(shape=(40, 40, 40))], task=TASK, params=replace(PLAIN, batch_size=3), key=(0, step))
+        batch = draw([case(shape=(40, 40, 40))], task=TASK, params=replace(PLAIN, batch_size=3), turn=Turn(step=step))
         assert batch.atoms[2].any()
 
 
 def test_z_score_uses_the_whole_scan_and_reads_it_once():
     scan = case(shape=(20, 20, 20))
     scores = replace(TASK, normalisation=(Normalisation(scheme="z-score"),))
-    batches = [draw([scan], task=scores, params=replace(PLAIN, foreground=0.0), key=(step,)) for step in range(5)]
+    batches = [
+        draw([scan], task=scores, params=replace(PLAIN, foreground=0.0), turn=Turn(step=step)) for step in range(5)
+    ]
     whole = (slice(0, 20),) * 3
     expected = normalise(grid_of(scan).image, normalisation=scores.normalisation)
     windows = np.lib.stride_tricks.sliding_window_view(expected[0], (8, 8, 8))
@@ -97,7 +98,7 @@ def test_a_flipped_patch_names_the_other_side_and_its_annotation():
     scan = case(shape=(8, 8, 16), annotated=(True, False))
     wide = replace(TASK, patch_size=(8, 8, 16))
     params = replace(PARAMS, batch_size=1, augmentation="light", mirror="x", foreground=0.0)
-    batches = [draw([scan], task=wide, params=params, key=(step,)) for step in range(40)]
+    batches = [draw([scan], task=wide, params=params, turn=Turn(step=step)) for step in range(40)]
     annotations = {tuple(batch.annotated[0].tolist()) for batch in batches}
     assert annotations == {(True, False), (False, True)}
     for batch in batches:
@@ -108,7 +109,7 @@ def test_a_flipped_patch_names_the_other_side_and_its_annotation():
 
 def test_labels_of_an_unlabelled_case_are_not_read():
     scan = case(annotated=(False, False))
-    batch = draw([scan], task=TASK, params=PARAMS, key=(0,))
+    batch = draw([scan], task=TASK, params=PARAMS, turn=Turn())
     assert grid_of(scan).label_reads == []
     assert not batch.atoms.any()
     assert not batch.annotated.any()
@@ -116,48 +117,9 @@ def test_labels_of_an_unlabelled_case_are_not_read():
 
 def test_no_cases_and_no_batch_size_are_refused():
     with pytest.raises(InputError, match="0 cases"):
-        draw([], task=TASK, params=PARAMS, key=(0,))
+        draw([], task=TASK, params=PARAMS, turn=Turn())
     with pytest.raises(InputError, match="batch_size=None"):
-        draw([case()], task=TASK, params=TrainingParams(), key=(0,))
-
-
-def alive():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-def test_prefetch_keeps_the_order_and_ends():
-    assert list(prefetch(iter(range(50)), depth=3)) == list(range(50))
-    assert alive() == []
-
-
-def test_prefetch_calls_a_function_for_ever():
-    counter = itertools.count()
-    items = prefetch(lambda: next(counter), depth=1)
-    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
-    items.close()
-    assert alive() == []
-
-
-def test_prefetch_raises_the_error_of_its_source_after_the_items_before_it():
-    def source():
-        yield 1
-        raise InputError("case_7: damaged")
-
-    items = prefetch(source())
-    assert next(items) == 1
-    with pytest.raises(InputError, match="case_7"):
-        next(items)
-    assert alive() == []
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_closing_early_ends_the_thread_and_reads_no_further(depth):
-    made = []
-    items = prefetch((made.append(i) or i for i in itertools.count()), depth=depth)
-    assert next(items) == 0
-    items.close()
-    assert alive() == []
-    assert len(made) <= depth + 3
+        draw([case()], task=TASK, params=TrainingParams(), turn=Turn())
 
 
 def test_ignored_voxels_stay_ignored_through_flips_and_turns():
@@ -167,6 +129,62 @@ def test_ignored_voxels_stay_ignored_through_flips_and_turns():
     grid_of(scan).label[6:] = ignored
     params = replace(PARAMS, batch_size=1, augmentation="nnunet", mirror="zyx", foreground=0.0)
     for step in range(30):
-        batch = draw([scan], task=wide, params=params, key=(step,))
+        batch = draw([scan], task=wide, params=params, turn=Turn(step=step))
         assert set(batch.atoms.unique().tolist()) <= {0, 1, 2, ignored}
         assert (batch.atoms == ignored).any()
+
+
+def test_a_patch_beside_the_ignored_part_of_a_scan_is_drawn_and_unlabelled_cases_need_no_label():
+    scan = case(shape=(30, 10, 10))
+    grid_of(scan).label[10:] = TASK.table.ignored
+    grid_of(scan).foreground[TASK.table.ignored] = np.argwhere(grid_of(scan).label == TASK.table.ignored)
+    params = replace(PLAIN, foreground=0.0)
+    for step in range(30):
+        batch = draw([scan], task=TASK, params=params, turn=Turn(step=step))
+        assert (batch.atoms != TASK.table.ignored).flatten(1).any(1).all()
+        assert (batch.atoms[:, 4, 4, 4] != TASK.table.ignored).all()
+
+
+def test_read_only_scans_and_more_than_255_atoms_are_taken():
+    scan = case(shape=(8, 8, 8))
+    grid = grid_of(scan)
+    grid.label = grid.label.astype(np.uint16)
+    grid.label[0, 0, 0] = 300
+    grid.image.flags.writeable = grid.label.flags.writeable = False
+    atoms = draw([scan], task=TASK, params=replace(PLAIN, foreground=0.0), turn=Turn()).atoms
+    np.testing.assert_array_equal(atoms[0].numpy(), grid.label)
+    np.testing.assert_array_equal(grid.image, grid_of(case(shape=(8, 8, 8))).image)
+
+
+def test_all_workers_force_foreground_as_their_batches_together_would():
+    params = replace(PLAIN, batch_size=1)
+    scan = case(shape=(40, 40, 40))
+    held = [
+        [
+            bool(draw([scan], task=TASK, params=params, turn=Turn(step=step, rank=rank, ranks=3)).atoms.any())
+            for step in range(20)
+        ]
+        for rank in range(3)
+    ]
+    assert all(held[2])
+    assert not all(held[0])
+    assert not all(held[1])
+
+
+def test_a_batch_by_quota_has_one_source_and_the_same_for_all_workers():
+    cases = [case(source=source) for source in (0, 0, 1)]
+    params = replace(PLAIN, sampling="quota", iterations=6)
+    drawn = [
+        [draw(cases, task=TASK, params=params, turn=Turn(step=step, rank=rank, ranks=2)).source for step in range(6)]
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))
+    assert all(len(source.unique()) == 1 for source in drawn[0])
+    assert torch.stack(drawn[0])[:, 0].sum() == 3
+
+
+def test_as_many_unlabelled_patches_follow():
+    batch = draw([case()], task=TASK, params=PARAMS, turn=Turn(), unlabelled=[case(annotated=(False, False), source=1)])
+    assert batch.annotated.tolist() == [[True, True]] * 2 + [[False, False]] * 2
+    assert batch.source.tolist() == [0, 0, 1, 1]
+    assert not batch.atoms[2:].any()

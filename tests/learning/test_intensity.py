@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from segsweep.learning import intensity
-from segsweep.learning.intensity import STEPS, alter, contrast_factor, is_flat
+from segsweep.learning.intensity import STEPS, alter, contrast_factor, is_flat, kernel
 
 
 def patch(shape=(2, 10, 12, 14), *, seed=0):
@@ -40,6 +42,27 @@ def test_steps_are_applied_by_their_probabilities():
     assert untouched / 3000 == pytest.approx(0.85 * 0.85 * 0.7, abs=0.03)
 
 
+def test_every_step_comes_at_its_chance(monkeypatch):
+    generator, counts = np.random.default_rng(0), dict.fromkeys((step.name for step in STEPS["nnunet"]), 0)
+
+    def counting(step):
+        def change(_image, _generator):
+            counts[step.name] += 1
+
+        return replace(step, change=change)
+
+    monkeypatch.setitem(STEPS, "nnunet", tuple(counting(step) for step in STEPS["nnunet"]))
+    for _ in range(5000):
+        alter(torch.zeros(1, 2, 2, 2), level="nnunet", generator=generator)
+    for step in STEPS["nnunet"]:
+        assert counts[step.name] / 5000 == pytest.approx(step.probability, abs=0.02)
+
+
+def test_flare22_has_what_its_paper_names():
+    assert {step.name for step in STEPS["flare22"]} == {"gamma", "contrast", "blur"}
+    assert all(step in STEPS["nnunet"] for step in STEPS["flare22"])
+
+
 def test_none_leaves_the_patch_alone():
     image = patch()
     alter(image, level="none", generator=np.random.default_rng(0))
@@ -65,28 +88,49 @@ def test_contrast_factors_fall_on_either_side_of_1_equally_often():
 
 
 def test_noise_has_the_drawn_deviation():
-    expected = np.random.default_rng(3).uniform(0, 0.1)
-    before, after = changed(intensity.noise, seed=3)
-    assert float((after - before).std()) == pytest.approx(expected, rel=0.05)
+    drawn, deviations = [], []
+    for seed in range(1000):
+        before, after = changed(intensity.noise, seed=seed)
+        drawn.append(np.random.default_rng(seed).uniform(0, 0.1))
+        deviations.append(float((after - before).std()))
+    np.testing.assert_allclose(deviations, drawn, rtol=0.08, atol=1e-5)
+    assert np.mean(deviations) == pytest.approx(0.05, abs=0.003)
+    assert max(deviations) > 0.098
 
 
 def test_blur_equals_a_gaussian_filter_on_half_of_the_channels():
-    before, after = changed(intensity.blur, image=patch((200, 4, 5, 6)))
-    touched = [bool((old != new).any()) for old, new in zip(before, after, strict=True)]
-    assert np.mean(touched) == pytest.approx(0.5, abs=0.1)
-    generator = np.random.default_rng(0)
+    before, after = changed(intensity.blur, image=patch((2000, 4, 5, 6)))
+    generator, sigmas, touched = np.random.default_rng(0), [], 0
     for old, new in zip(before, after, strict=True):
+        expected = old.numpy()
         if generator.random() < 0.5:
-            sigma = generator.uniform(0.5, 1)
-            np.testing.assert_allclose(new, ndimage.gaussian_filter(old.numpy(), sigma, mode="nearest"), atol=1e-5)
+            touched += 1
+            sigmas.append([generator.uniform(0.5, 1) for _ in range(3)])
+            reach = [len(kernel(sigma)) // 2 for sigma in sigmas[-1]]
+            expected = ndimage.gaussian_filter(expected, sigmas[-1], radius=reach, mode="mirror")
+        np.testing.assert_allclose(new, expected, atol=1e-5)
+    assert touched / 2000 == pytest.approx(0.5, abs=0.03)
+    assert np.min(sigmas) < 0.51
+    assert np.max(sigmas) > 0.99
+    np.testing.assert_allclose(np.mean(sigmas, axis=0), 0.75, atol=0.02)
+
+
+# The odd number next to 6 sigma + 0.5.
+@pytest.mark.parametrize(("sigma", "length"), [(0.5, 3), (0.58, 3), (0.59, 5), (0.75, 5), (0.91, 5), (0.92, 7), (1, 7)])
+def test_the_kernel_ends_where_nnunets_does(sigma, length):
+    assert len(kernel(sigma)) == length
+    assert sum(kernel(sigma)) == pytest.approx(1)
 
 
 def test_brightness_scales_every_channel_by_its_own_factor():
-    before, after = changed(intensity.brightness)
+    before, after = changed(intensity.brightness, image=patch((2000, 2, 2, 2)))
     factors = (after / before).flatten(1)
     torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))
-    assert factors[0, 0] != factors[1, 0]
+    assert len(factors[:, 0].unique()) > 1900
     assert ((factors >= 0.7499) & (factors <= 1.2501)).all()
+    assert float(factors.min()) < 0.76
+    assert float(factors.max()) > 1.24
+    assert float((factors[:, 0] < 1).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 
 def test_contrast_stays_within_the_range_and_acts_about_the_mean():
@@ -100,15 +144,37 @@ def test_contrast_stays_within_the_range_and_acts_about_the_mean():
         assert abs(float(ratios.median()) - 1) > 1e-3
 
 
-def test_low_resolution_removes_detail_but_keeps_slices_of_flat_patches():
-    noisy = torch.randn((20, 8, 32, 32), generator=torch.Generator().manual_seed(0))
-    tilt = torch.arange(8.0)[None, :, None, None].expand(4, 8, 32, 32).clone()
-    before, after = changed(intensity.low_resolution, image=noisy)
-    touched = [(old, new) for old, new in zip(before, after, strict=True) if not torch.equal(old, new)]
-    assert 4 < len(touched) < 16
-    assert all(new.std() < old.std() for old, new in touched)
-    flat, kept = changed(intensity.low_resolution, image=tilt)
-    torch.testing.assert_close(kept, flat)
+def test_low_resolution_zooms_half_of_the_channels_to_between_half_and_full_size():
+    before, after = changed(intensity.low_resolution, image=patch((2000, 4, 5, 20)))
+    generator, zooms = np.random.default_rng(0), []
+    for old, new in zip(before, after, strict=True):
+        expected = old
+        if generator.random() < 0.5:
+            zooms.append(generator.uniform(0.5, 1))
+            size = [4 if axis == 0 else round(n * zooms[-1]) for axis, n in enumerate((4, 5, 20))]
+            small = old[:, _centres(5, size[1])][:, :, _centres(20, size[2])]
+            points = [
+                np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1) for n, m in zip((4, 5, 20), size, strict=True)
+            ]
+            where = np.meshgrid(*points, indexing="ij")
+            expected = ndimage.map_coordinates(small.numpy(), where, order=1, mode="nearest")
+        np.testing.assert_allclose(new, expected, atol=1e-4)
+    assert len(zooms) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert np.mean(zooms) == pytest.approx(0.75, abs=0.01)
+
+
+def _centres(length, coarse):
+    """nnU-Net's "nearest-exact": the voxel under the centre of each coarse voxel."""
+    return np.floor((np.arange(coarse) + 0.5) * length / coarse).astype(int)
+
+
+def test_low_resolution_keeps_the_slices_of_flat_patches():
+    tilt = torch.arange(8.0)[None, :, None, None].expand(20, 8, 32, 32).clone()
+    before, after = changed(intensity.low_resolution, image=tilt)
+    torch.testing.assert_close(after, before)
+    thick = torch.arange(8.0)[None, :, None, None].expand(20, 8, 16, 16).clone()
+    before, after = changed(intensity.low_resolution, image=thick)
+    assert not torch.allclose(after, before)
 
 
 @pytest.mark.parametrize("change", [intensity.gamma, intensity.inverted_gamma])

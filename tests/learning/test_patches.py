@@ -53,6 +53,17 @@ def test_the_deterministic_rule_forces_the_printed_numbers_of_samples(batch_size
     assert flags == (False,) * (batch_size - expected) + (True,) * expected
 
 
+@pytest.mark.parametrize(("batch_size", "ranks"), [(1, 2), (1, 3), (2, 2), (2, 3), (4, 2), (3, 5)])
+def test_several_workers_force_what_one_with_all_their_samples_would(batch_size, ranks):
+    generator = np.random.default_rng(0)
+    parts = [
+        forced_flags(batch_size, foreground=0.33, rule="deterministic", generator=generator, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    whole = forced_flags(batch_size * ranks, foreground=0.33, rule="deterministic", generator=generator)
+    assert sum(parts, ()) == whole
+
+
 def test_the_probabilistic_rule_forces_a_third_of_all_samples_at_batch_size_2():
     generator = np.random.default_rng(1)
     batches = [forced_flags(2, foreground=0.33, rule="probabilistic", generator=generator) for _ in range(4000)]
@@ -60,24 +71,17 @@ def test_the_probabilistic_rule_forces_a_third_of_all_samples_at_batch_size_2():
     assert {sum(flags) for flags in batches} == {0, 1, 2}
 
 
-def test_cases_are_drawn_uniformly_with_replacement():
-    cases = [case(organs(), case_id=name) for name in "abcd"]
-    generator = np.random.default_rng(2)
-    drawn = [place(cases, task=task(), forced=False, generator=generator).case.case_id for _ in range(2000)]
-    assert all(drawn.count(name) == pytest.approx(500, abs=80) for name in "abcd")
-
-
 def test_a_forced_patch_holds_its_voxel_at_the_centre_and_may_hang_over_the_upper_end_only():
     label = np.zeros((20, 20, 20), dtype=np.uint8)
     label[19, 1, 10] = 2
-    placement = place([case(label)], task=task(), forced=True, generator=np.random.default_rng(0))
+    placement = place(case(label), task=task(), forced=True, generator=np.random.default_rng(0))
     assert placement.corner == (15, 0, 6)
 
 
 def test_forced_classes_are_uniform_whatever_their_size():
     scan = case(organs())
     generator = np.random.default_rng(3)
-    corners = [place([scan], task=task(), forced=True, generator=generator).corner for _ in range(1500)]
+    corners = [place(scan, task=task(), forced=True, generator=generator).corner for _ in range(1500)]
     assert corners.count((15, 15, 15)) == pytest.approx(500, abs=70)  # the one-voxel spleen: one class of three
     assert corners.count((0, 0, 0)) > 500  # every liver voxel lies near the lower border
 
@@ -85,9 +89,50 @@ def test_forced_classes_are_uniform_whatever_their_size():
 def test_a_forced_patch_without_annotated_foreground_lies_anywhere():
     scan = case(organs(), annotated=(False, False, False))
     generator = np.random.default_rng(4)
-    corners = {place([scan], task=task(), forced=True, generator=generator).corner for _ in range(300)}
+    corners = {place(scan, task=task(), forced=True, generator=generator).corner for _ in range(300)}
     assert len(corners) > 200
     assert {axis for corner in corners for axis in corner} == set(range(13))
+
+
+def partly_known(*, annotated=(True, True, True)):
+    """Slices 0 to 3 are annotated, all others ignored; the one foreground voxel lies at the border."""
+    label = np.full((40, 20, 20), TABLE.ignored, dtype=np.uint8)
+    label[:4] = 0
+    label[3, 19, 19] = 1
+    return case(label, annotated=annotated)
+
+
+def test_with_ignored_voxels_all_other_patches_are_centred_on_annotated_ones():
+    generator = np.random.default_rng(6)
+    placements = [place(partly_known(), task=task(), forced=False, generator=generator) for _ in range(200)]
+    corners = np.array([placement.corner for placement in placements])
+    assert set(corners[:, 0]) == {0}  # a voxel of slices 0 to 3 at the centre would need a corner below the scan
+    assert set(corners[:, 1]) == set(range(16))
+    assert not any(placement.forced for placement in placements)
+
+
+def test_annotated_voxels_are_drawn_uniformly():
+    label = np.full((20, 20, 20), TABLE.ignored, dtype=np.uint8)
+    label[5, :10, 8], label[15, 12, :] = 0, 2
+    scan, generator = case(label), np.random.default_rng(7)
+    voxels = np.array([scan.known_voxel(ignored=TABLE.ignored, generator=generator) for _ in range(1500)])
+    assert (label[tuple(voxels.T)] != TABLE.ignored).all()
+    assert np.mean(voxels[:, 0] == 15) == pytest.approx(2 / 3, abs=0.04)
+    assert len(np.unique(voxels, axis=0)) == 30
+
+
+def test_a_forced_patch_aims_at_foreground_also_beside_ignored_voxels():
+    generator = np.random.default_rng(8)
+    corners = {place(partly_known(), task=task(), forced=True, generator=generator).corner for _ in range(20)}
+    assert corners == {(0, 15, 15)}
+
+
+def test_patches_lie_anywhere_where_all_is_ignored_or_nothing_annotated():
+    label = np.full((20, 20, 20), TABLE.ignored, dtype=np.uint8)
+    generator = np.random.default_rng(9)
+    for scan in (case(label), partly_known(annotated=(False, False, False))):
+        corners = {place(scan, task=task(), forced=True, generator=generator).corner for _ in range(200)}
+        assert max(corner[0] for corner in corners) >= 12
 
 
 def test_only_annotated_structures_are_aimed_at():

@@ -13,11 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segsweep.learning.batches import Batch, draw, prefetch
+from segsweep.learning.batches import Batch, draw
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.losses import Loss, dice_counts
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.prefetch import prefetch
+from segsweep.learning.sampling import Turn
 from segsweep.learning.stages import Optimizer, Stage
 from segsweep.learning.task import Task
 
@@ -137,9 +139,11 @@ def _train_epoch(
     unlabelled = setting.unlabelled if stage.unlabelled else ()
     progress = (epoch - begin) / stage.epochs
     total = torch.zeros((), device=setting.device)
-    keys = ((setting.seed, _rank(), epoch, step) for step in range(params.iterations))
-    draws = (draw(setting.training, task=setting.task, params=params, key=key, unlabelled=unlabelled) for key in keys)
-    for batch in prefetch(draws):
+
+    def make(turn: Turn) -> Batch:
+        return draw(setting.training, task=setting.task, params=params, turn=turn, unlabelled=unlabelled)
+
+    for batch in prefetch(make, _turns(setting, epoch=epoch, steps=params.iterations)):
         optimizer.zero_grad(set_to_none=True)
         total += _backward(setting, batch=batch, model=model, progress=progress)
         nn.utils.clip_grad_norm_(model.parameters(), stage.largest_gradient)
@@ -176,8 +180,11 @@ def _validate(setting: Setting) -> dict[str, float]:
     params = _plain(setting.params)
     structures = setting.task.table.labels.structures
     counts = torch.zeros(len(structures), 3, dtype=torch.float64)
-    keys = ((setting.seed, _rank(), VALIDATION, step) for step in range(params.validation_iterations))
-    for batch in prefetch(draw(setting.validation, task=setting.task, params=params, key=key) for key in keys):
+
+    def make(turn: Turn) -> Batch:
+        return draw(setting.validation, task=setting.task, params=params, turn=turn)
+
+    for batch in prefetch(make, _turns(setting, epoch=VALIDATION, steps=params.validation_iterations)):
         logits = _logits(setting, model=setting.model, batch=batch)[0].cpu()
         counts += dice_counts(logits, atoms=batch.atoms, annotated=batch.annotated, task=setting.task)
     if dist.is_initialized():
@@ -204,6 +211,11 @@ def _snapshot(
     return lambda: Snapshot(
         weights=setting.model.state_dict(), metrics=metrics, epoch=number, optimizer=optimizer.state_dict()
     )
+
+
+def _turns(setting: Setting, *, epoch: int, steps: int) -> Iterator[Turn]:
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    return (Turn(seed=setting.seed, epoch=epoch, step=step, rank=_rank(), ranks=ranks) for step in range(steps))
 
 
 def _rank() -> int:

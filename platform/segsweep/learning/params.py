@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segsweep.data.geometry import Size
+from segsweep.learning.intensity import Level
+from segsweep.learning.sampling import Sampling
 from segsweep.learning.stages import Optimizer
 from segsweep.learning.task import Head
 
@@ -16,7 +18,8 @@ class TrainingParams:
     """The recommended run is the default: nnU-Net's recipe (v2: training loop, loss, patch sampling, augmentation).
 
     `patch_size` (voxels z, y, x) and `batch_size` (patches per worker) come from the store's plan unless given.
-    `batch_dice` pools Dice over the batch and over workers. `foreground` is the share of patches that are forced to hold foreground;
+    `batch_dice` pools Dice over the batch and over workers. `foreground` is the share of patches that are forced to hold foreground,
+    `sampling` how joined datasets share the patches: as they have cases, by the square root of that, or batch by batch in turns.
     `mirror` names the axes along which patches are flipped. `initial` is a model whose weights the training starts from: models:/NAME/3,
     a checkpoint folder or the folder of a finished run.
     """
@@ -30,10 +33,11 @@ class TrainingParams:
     batch_dice: bool = False
     oversampling: Literal["deterministic", "probabilistic"] = "deterministic"
     foreground: float = 0.33
+    sampling: Sampling = "uniform"
     optimizer: Optimizer = "sgd"
     learning_rate: float = 1e-2
     weight_decay: float = 3e-5
-    augmentation: Literal["nnunet", "light", "none"] = "nnunet"
+    augmentation: Level = "nnunet"
     mirror: Literal["zyx", "zy", "x", "none"] = "zyx"
     validation_iterations: int = 50
     initial: str = ""

@@ -1,6 +1,6 @@
-"""Which patch to draw: the case, whether it must hold foreground, and where its lower corner lies (nnU-Net v2, data loader)."""
+"""Where a patch of a case lies, and which patches of a batch must hold foreground (nnU-Net v2, data loader)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -41,6 +41,24 @@ class TrainingCase:
         image = self.grid.read_image(_whole(self.grid.shape))
         return tuple(_own_rule(channel) for channel in image)
 
+    @cached_property
+    def _histograms(self) -> NDArray[np.int64]:
+        """(z, atom values): how often each value stands in each slice; the label map is read once for it."""
+        label = self.grid.read_label(_whole(self.grid.shape))
+        most = int(label.max()) + 1
+        return np.stack([np.bincount(plane.ravel(), minlength=most) for plane in label])
+
+    def known_voxel(self, *, ignored: int, generator: np.random.Generator) -> NDArray[np.int64] | None:
+        """A voxel (z, y, x) drawn from all whose value is not `ignored`, background among them; None when there is none."""
+        known = np.delete(self._histograms, ignored, axis=1).sum(axis=1)
+        if not known.any():
+            return None
+        z = int(generator.choice(len(known), p=known / known.sum()))
+        _, height, width = self.grid.shape
+        plane = self.grid.read_label((slice(z, z + 1), slice(0, height), slice(0, width)))[0]
+        y, x = divmod(int(generator.choice(np.flatnonzero(plane != ignored))), width)
+        return np.asarray((z, y, x))
+
     def rules(self, normalisation: tuple[Normalisation, ...]) -> tuple[Normalisation, ...]:
         """Rules that patches may use: "z-score" becomes this scan's own mean and deviation, read once."""
         if all(rule.scheme == "ct" for rule in normalisation):
@@ -59,19 +77,30 @@ class Placement:
 
 
 def forced_flags(
-    batch_size: int, *, foreground: float, rule: Oversampling, generator: np.random.Generator
+    batch_size: int,
+    *,
+    foreground: float,
+    rule: Oversampling,
+    generator: np.random.Generator,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[bool, ...]:
-    """Which samples of a batch must hold foreground: the last ones, or each by chance."""
+    """Which of a worker's `batch_size` samples must hold foreground: the last ones of all workers' batches, or each by chance."""
     if rule == "deterministic":
-        return tuple(index >= round(batch_size * (1 - foreground)) for index in range(batch_size))
+        first = round(batch_size * ranks * (1 - foreground))
+        return tuple(rank * batch_size + index >= first for index in range(batch_size))
     return tuple(bool(value < foreground) for value in generator.random(batch_size))
 
 
-def place(cases: Sequence[TrainingCase], *, task: Task, forced: bool, generator: np.random.Generator) -> Placement:
-    """A patch of a case drawn uniformly, with replacement. Without foreground a forced patch lies anywhere."""
-    case = cases[int(generator.integers(len(cases)))]
+def place(case: TrainingCase, *, task: Task, forced: bool, generator: np.random.Generator) -> Placement:
+    """A patch of a case. Forced, it holds a voxel of foreground, at its centre unless the scan ends before.
+
+    In a scan with ignored voxels other patches hold a voxel that is not ignored. Where there is no such voxel, the patch lies anywhere.
+    """
     lowest, highest = corner_bounds(case.grid.shape, patch_size=task.patch_size)
     voxel = _foreground_voxel(case, task=task, generator=generator) if forced else None
+    if voxel is None and any(case.annotated) and task.table.ignored in case.grid.foreground:
+        voxel = case.known_voxel(ignored=task.table.ignored, generator=generator)
     if voxel is None:
         corner = [int(generator.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
     else:
@@ -93,7 +122,7 @@ def foreground_classes(case: TrainingCase, *, task: Task) -> dict[int, list[NDAr
     known = {index for index, annotated in enumerate(case.annotated) if annotated}
     classes: dict[int, list[NDArray]] = {}
     for value, voxels in sorted(case.grid.foreground.items()):
-        annotated = known.intersection(task.table.atoms[value])
+        annotated = known.intersection(task.table.atoms[value]) if value != task.table.ignored else ()
         if len(voxels) and annotated:
             for name in (value,) if task.head == "softmax" else sorted(annotated):
                 classes.setdefault(name, []).append(voxels)
