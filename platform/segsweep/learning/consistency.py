@@ -1,0 +1,68 @@
+"""Consistency of the decoder's heads on samples without annotation (Luo et al., MICCAI 2021, URPC; the FLARE22 method of seed 3).
+
+Every head is pulled towards the mean of all heads, with a weight that grows over the stage.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segsweep.learning.losses import Loss
+
+Variant = Literal["paper", "urpc"]
+
+EPSILON = 1e-8
+
+
+def semi_supervised(
+    supervised: Loss, *, weight: float, variant: Variant, heads: int = 4, divisor: int | None = None
+) -> Loss:
+    """`supervised` on what is annotated, plus the ramped-up consistency of the samples in which nothing is.
+
+    The supervised loss must leave samples without annotation out, as every loss of this room does; a batch may hold either kind alone.
+    """
+
+    def loss(levels: list[Tensor], atoms: Tensor, annotated: Tensor, *, progress: float = 0.0) -> Tensor:
+        value = supervised(levels, atoms, annotated, progress=progress)
+        unlabelled = ~annotated.any(1)
+        if bool(unlabelled.any()):
+            term = consistency([level[unlabelled] for level in levels[:heads]], variant=variant, divisor=divisor)
+            value = value + ramp_up(progress, weight=weight) * term
+        return value
+
+    return loss
+
+
+def consistency(levels: list[Tensor], *, variant: Variant, divisor: int | None = None) -> Tensor:
+    """How far the heads' softmax outputs lie from their mean, from logits (B, classes, z, y, x), finest first.
+
+    "paper" is KL(mean || head), averaged over voxels and heads. "urpc" adds the squared distance, averaged over classes and over voxels
+    weighted by exp(-KL), as the released code. The sum over heads is divided by their number or by `divisor` (FLARE22's code: 3).
+    """
+    size = levels[0].shape[2:]
+    with torch.autocast(levels[0].device.type, enabled=False):
+        scores = [torch.log_softmax(_enlarge(level.float(), size=size), dim=1) for level in levels]
+        probabilities = [score.exp() for score in scores]
+        mean = torch.stack(probabilities).mean(0)
+        mean_score = torch.stack(scores).logsumexp(0) - math.log(len(scores))
+        total = torch.zeros((), device=levels[0].device)
+        for score, probability in zip(scores, probabilities, strict=True):
+            divergence = (mean * (mean_score - score)).sum(1)
+            total = total + divergence.mean()
+            if variant == "urpc":
+                certainty = torch.exp(-divergence)
+                distance = ((mean - probability) ** 2).mean(1)
+                total = total + (distance * certainty).mean() / (certainty.mean() + EPSILON)
+    return total / (divisor or len(levels))
+
+
+def ramp_up(progress: float, *, weight: float) -> float:
+    """The sigmoid-shaped rise to `weight` over the stage: weight exp(-5 (1 - progress)^2) (Laine 2017)."""
+    return weight * math.exp(-5 * (1 - progress) ** 2)
+
+
+def _enlarge(logits: Tensor, *, size: torch.Size) -> Tensor:
+    return logits if logits.shape[2:] == size else F.interpolate(logits, size=size, mode="trilinear")
