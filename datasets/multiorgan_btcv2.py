@@ -8,9 +8,10 @@ vessels and adrenals, which the others do not, and which are read as background 
 the set's `cropping.csv` gives. PANCREAS_0025 was withdrawn, its label is passed over.
 A case carries the group of the same scan in those two sets, so that no fold tests on a scan that another copy was trained on.
 In the TCIA part the headers do not place the labels on the scans. MultiTalent's script gave the scans' voxels, as dicom2nifti writes
-them (rows from the back, slices from the feet), the labels' headers: so the labels' rows are stated here to run against the DICOM's. A
-case is refused when its labels then do not lie on soft tissue that is far more uniform than under every other flip (other published
-code reads them unflipped). `raw/label_flip.json` states another flip, {"flip": ""}. A header that fits is always taken.
+them (rows from the back, slices from the feet), the labels' headers: so the labels' rows are stated here to run against the DICOM's.
+Other published code reads them unflipped, so it is the scan that decides: a case is refused when its labels then are no soft tissue
+that stands out from its surroundings clearly more than under every other flip, and `raw/label_flip.json` states another flip,
+{"flip": ""}. A header that fits is always taken.
 """
 
 from pathlib import Path

@@ -7,8 +7,9 @@ scans, as in MultiTalent.
 The label files have headers of their own that do not place them on the DICOM's grid. Published code reads their voxels in the order
 of the scan's: column by column and row by row as the DICOM stores them (OrganSegRSTN, MC-Net and others, which pair image[row, column]
 with label[column, row]), from the feet up (deedsBCV reverses the rows alone after dcm2niix, which itself reverses the rows alone). So
-that is stated here, and a case is refused when its labels then do not lie on soft tissue that is far more uniform than under every
-other flip. Should that refuse good cases, `raw/label_flip.json` states another flip, {"flip": "z"}. A header that fits is always taken.
+that is stated here, and a case is refused when its labels then are no soft tissue that stands out from its surroundings clearly more
+than under every other flip. Should that refuse good cases, `raw/label_flip.json` states another flip, {"flip": "z"}. A header that fits
+is always taken. This was tried on other abdominal scans: look at what is converted here.
 The multi-organ set of `multiorgan_btcv2` labels 43 of these scans again: cases of both carry the same group.
 """
 

@@ -49,7 +49,9 @@ def test_labels_lie_where_the_statement_puts_them(flip: str) -> None:
 def test_a_wrong_statement_is_refused_with_the_best_one(flip: str) -> None:
     scan, labels = anatomy()
     wrong = Scan(voxels=reversed_along(labels, "y"), geometry=grid(99.0), digest="b")
-    with pytest.raises(InputError, match=rf"label\.nii\.gz: with flip '{flip}' .* with 'y' 100%; .*label_flip\.json"):
+    with pytest.raises(
+        InputError, match=rf"label\.nii\.gz: with flip '{flip}' .* with 'y' by \d\.\d\d; .*label_flip\.json"
+    ):
         placed(wrong, scan=scan, flip=flip, name="label.nii.gz")
 
 
@@ -98,7 +100,7 @@ def test_on_a_real_abdomen_only_the_truth_is_plausible(size: str, organs: tuple[
     whole = read_labels(DATA / f"abd_ct_{size}_label117{'_full' if size == 'sm' else ''}.nii.gz")
     labels = np.where(np.isin(whole.voxels, organs), whole.voxels, 0)
     away = Geometry(**{**vars(whole.geometry), "origin": (0.0, 0.0, 0.0)})
-    for flip in FLIPS:
+    for flip in ("y", "", "zyx"):
         moved = Scan(voxels=reversed_along(labels, "y"), geometry=away, digest="b")
         if flip == "y":
             np.testing.assert_array_equal(placed(moved, scan=scan, flip=flip, name="l").voxels, labels)
