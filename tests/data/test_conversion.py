@@ -37,6 +37,12 @@ def test_a_second_conversion_keeps_everything(phantom_raw: Path, phantom_store: 
     assert done.store.digest == before
 
 
+def test_the_driver_loads_no_readers_of_voxels() -> None:
+    code = "import sys, segsweep.data.conversion; print({'SimpleITK', 'scipy', 'pydicom', 'torch'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.strip() == "set()"
+
+
 def test_a_changed_scan_is_converted_again_alone(raw: Path, phantom_store: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(phantom_store, tmp_path / "store"))
     victim = sorted((raw / "images").glob("phantom_003*"))[0]

@@ -146,10 +146,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what interrupted commits left in a folder. Nobody may be committing into it."""
+    """Delete what interrupted commits left in a folder. What a worker that outlives its conversion still writes stays until next time."""
     for path in folder.glob(".*"):
         if path.name.endswith((".partial", ".old")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _hidden(folder: Path, *, what: str) -> Path:
