@@ -12,6 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from segsweep.data.dataset import Dataset
 from segsweep.data.geometry import Geometry
 from segsweep.data.reading import read_case
+from segsweep.data.structures import IGNORE
 from segsweep.inference.writers import write_image, write_label_map
 
 SHAPE = (4, 5, 6)
@@ -83,6 +84,7 @@ def voxels() -> Callable[..., dict[str, int]]:
     def count(dataset: Dataset, case_id: str) -> dict[str, int]:
         source = next(case for case in dataset.cases if case.case_id == case_id)
         raw = read_case(source, labels=dataset.labels)
-        return {dataset.labels.structures[index]: int(mask.sum()) for index, mask in raw.masks.items()}
+        names = {**dict(enumerate(dataset.labels.structures)), IGNORE: "ignored"}
+        return {names[index]: int(mask.sum()) for index, mask in raw.masks.items()}
 
     return count

@@ -44,7 +44,7 @@ def test_suffixes_in_capitals_are_listed_too(raw: Path, voxels: Callable[..., di
         path.rename(path.with_name(path.name.replace("nii.gz", "NII.GZ")))
     dataset = describe("nnunet_raw", raw=raw)
     assert [case.case_id for case in dataset.cases] == ["liver_001", "liver_002", "liver_003", "liver_004"]
-    assert voxels(dataset, "liver_001")["whole"] == 4
+    assert voxels(dataset, "liver_002")["Kidney_R"] == 1
 
 
 def test_layout(raw: Path) -> None:
@@ -73,7 +73,7 @@ def test_layout(raw: Path) -> None:
 def test_regions_in_the_store(raw: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]) -> None:
     write("labelsTr/liver_001.nii.gz", 1, 1, 2, 3, 4)
     dataset = describe("nnunet_raw", raw=raw)
-    assert voxels(dataset, "liver_001") == {"whole": 4, "core": 2, "Kidney_L": 1, "Kidney_R": 0}
+    assert voxels(dataset, "liver_001") == {"whole": 4, "core": 2, "Kidney_L": 1, "Kidney_R": 0, "ignored": 0}
     record = build_case(dataset.cases[0], labels=dataset.labels, folder=raw / "store" / "liver_001")
     assert [tuple(atom) for atom in record["atoms"]] == [(), (0,), (2,), (0, 1)]
     assert record["voxels"] == [115, 2, 1, 2]
