@@ -316,7 +316,7 @@ def test_an_unknown_loss_names_the_known_ones():
         build_loss("dise", task=task("softmax"), batch_dice=False)  # pyright: ignore[reportArgumentType]
 
 
-RANKED = [("dice_ce", True), ("dice_ce", False), ("multitalent", True)]
+RANKED: list[tuple[LossName, bool]] = [("dice_ce", True), ("dice_ce", False), ("multitalent", True)]
 ANNOTATED = ([1, 1, 1], [1, 0, 1])
 RANK = """
 import sys, torch

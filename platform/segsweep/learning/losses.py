@@ -103,11 +103,11 @@ class Annotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A slab of a level: voxelwise `losses` (B, n, z, y, x) and which of them count; `predicted` and `true` (B, outputs, z, y, x),
-    0 where nothing is known."""
+    """A slab of a level: voxelwise `losses` (B, n, z, y, x) and where they are `known` (B, 1, z, y, x); `predicted` and `true`
+    (B, outputs, z, y, x), 0 where nothing is known."""
 
     losses: Tensor
-    counts: Tensor
+    known: Tensor
     predicted: Tensor
     true: Tensor
 
@@ -202,12 +202,12 @@ def _level_terms(logits: Tensor, *, annotation: Annotation, head: Head, recipe: 
     if recipe.hardest < 1:
         with torch.no_grad():
             scored = (score(part, atoms=atoms, annotation=annotation, recipe=recipe) for part, atoms in slabs)
-            floor = _floor(
-                torch.cat([torch.where(s.counts, s.losses, -1) for s in scored], dim=2), share=recipe.hardest
-            )
+            losses = torch.cat([slab.losses.where(slab.known, -1) for slab in scored], dim=2)
+            floor = _floor(losses, kept=annotation.kept, share=recipe.hardest)
 
     def terms(part: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _sums(score(part, atoms=atoms, annotation=annotation, recipe=recipe), floor=floor)
+        scored = score(part, atoms=atoms, annotation=annotation, recipe=recipe)
+        return _sums(scored, kept=annotation.kept, floor=floor)
 
     parts = [checkpoint(terms, *slab, use_reentrant=False, preserve_rng_state=False) for slab in slabs]
     losses, counted, volumes = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
@@ -218,12 +218,12 @@ def _sigmoid_slab(logits: Tensor, *, atoms: Tensor, annotation: Annotation, reci
     logits = logits.float()
     membership = _membership(annotation.table, like=logits).T
     true = torch.stack([row[atoms] for row in membership], dim=1)
-    losses = F.binary_cross_entropy_with_logits(logits, true.to(logits.dtype), reduction="none")
+    losses = F.softplus(torch.where(true, -logits, logits))  # cross-entropy, at a third of the library's time
     known = (atoms != annotation.table.ignored).unsqueeze(1)
     return Scored(
         losses=focal(losses, gamma=recipe.gamma),
-        counts=known & _per_voxel(annotation.kept),
-        predicted=torch.sigmoid(logits) * known,
+        known=known,
+        predicted=torch.sigmoid(logits).where(known, 0),
         true=true,
     )
 
@@ -238,23 +238,25 @@ def _softmax_slab(logits: Tensor, *, atoms: Tensor, annotation: Annotation, reci
         target = groups.gather(1, target.flatten(1)).view_as(target)
     return Scored(
         losses=focal(-scores.gather(1, target), gamma=recipe.gamma),
-        counts=known & _per_voxel(annotation.kept),
-        predicted=scores.exp() * known,
+        known=known,
+        predicted=scores.exp().where(known, 0),
         true=torch.zeros_like(scores, dtype=torch.bool).scatter_(1, target, known),
     )
 
 
-def _sums(scored: Scored, *, floor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(scored: Scored, *, kept: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The three tensors of Terms, over one slab; `floor` (n) is the least loss that counts."""
-    counts = scored.counts if floor is None else scored.counts & (scored.losses >= floor.view(1, -1, 1, 1, 1))
-    volumes = (scored.predicted * scored.true, scored.predicted, scored.true)
-    sums = [volume.sum(VOXELS).to(scored.losses.dtype) for volume in volumes]
-    return (scored.losses * counts).sum(VOXELS), counts.sum(VOXELS).to(scored.losses.dtype), torch.stack(sums)
+    losses, counts = scored.losses, scored.known
+    if floor is not None:
+        counts = counts & (losses >= floor.view(1, -1, 1, 1, 1))
+    volumes = (scored.predicted.where(scored.true, 0), scored.predicted, scored.true)
+    sums = [volume.sum(VOXELS).to(losses.dtype) for volume in volumes]
+    return losses.where(counts, 0).sum(VOXELS) * kept, counts.sum(VOXELS) * kept.to(losses.dtype), torch.stack(sums)
 
 
-def _floor(losses: Tensor, *, share: float) -> Tensor:
-    """(n): the least loss among the `share` of hardest voxels of the batch, from (B, n, z, y, x) with -1 where nothing counts."""
-    rows = losses.transpose(0, 1).flatten(1)
+def _floor(losses: Tensor, *, kept: Tensor, share: float) -> Tensor:
+    """(n): the least loss among the `share` of hardest voxels of the batch, from (B, n, z, y, x) with -1 where nothing is known."""
+    rows = losses.where(kept[:, :, None, None, None], -1).transpose(0, 1).flatten(1)
     counted = (rows >= 0).sum(1).tolist()
     return torch.stack([row.topk(max(1, int(share * n))).values[-1] for row, n in zip(rows, counted, strict=True)])
 
@@ -285,10 +287,6 @@ def _overlap(volumes: Tensor, *, compared: Tensor, recipe: Recipe, batch_dice: b
 def _over_ranks(values: Tensor) -> Tensor:
     # Backward sums the gradients of all ranks, so that DDP's mean over ranks leaves the gradient of one big batch.
     return all_reduce(values) if distributed.is_available() and distributed.is_initialized() else values
-
-
-def _per_voxel(rows: Tensor) -> Tensor:
-    return rows[:, :, None, None, None]
 
 
 def groups_of(annotated: Tensor, *, table: LabelTable) -> Tensor:
