@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segsweep.data.structures import LabelSet, LabelTable
+from segsweep.learning import consistency as consistency_room
 from segsweep.learning.consistency import consistency, ramp_up, semi_supervised
 from segsweep.learning.losses import build_loss
 from segsweep.learning.supervision import Supervision
@@ -133,3 +134,13 @@ def test_half_precision_heads_are_compared_in_single_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = consistency(levels, variant="urpc")
     assert torch.equal(value, consistency([level.float() for level in levels], variant="urpc"))
+
+
+def test_slabs_make_no_difference(monkeypatch):
+    levels = heads()[:4]
+    results = []
+    for slab in (consistency_room.SLAB, 1):
+        monkeypatch.setattr(consistency_room, "SLAB", slab)
+        value = consistency(levels, variant="urpc")
+        results.append((value.detach(), torch.autograd.grad(value, levels)))
+    torch.testing.assert_close(results[0], results[1])

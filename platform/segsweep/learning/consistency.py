@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from segsweep.learning.losses import Loss
+from segsweep.learning.losses import SLAB, Loss
 
 Variant = Literal["paper", "urpc"]
 
@@ -44,19 +45,24 @@ def consistency(levels: list[Tensor], *, variant: Variant, divisor: int | None =
     """
     size = levels[0].shape[2:]
     with torch.autocast(levels[0].device.type, enabled=False):
-        scores = [torch.log_softmax(_enlarge(level.float(), size=size), dim=1) for level in levels]
-        probabilities = [score.exp() for score in scores]
-        mean = torch.stack(probabilities).mean(0)
-        mean_score = torch.stack(scores).logsumexp(0) - math.log(len(scores))
-        total = torch.zeros((), device=levels[0].device)
-        for score, probability in zip(scores, probabilities, strict=True):
-            divergence = (mean * (mean_score - score)).sum(1)
-            total = total + divergence.mean()
-            if variant == "urpc":
-                certainty = torch.exp(-divergence)
-                distance = ((mean - probability) ** 2).mean(1)
-                total = total + (distance * certainty).mean() / (certainty.mean() + EPSILON)
-    return total / (divisor or len(levels))
+        heads = [_enlarge(level, size=size) for level in levels]
+        thickness = max(1, SLAB * size[0] // sum(head.numel() for head in heads))
+        slabs = zip(*(head.split(thickness, dim=2) for head in heads), strict=True)
+        sums = [checkpoint(_compare, *slab, use_reentrant=False, preserve_rng_state=False) for slab in slabs]
+        divergence, certainty, distance = torch.stack(sums).sum(0) / (size.numel() * len(levels[0]))
+        terms = divergence if variant == "paper" else divergence + distance / (certainty + EPSILON)
+    return terms.sum() / (divisor or len(levels))
+
+
+def _compare(*heads: Tensor) -> Tensor:
+    """(3, heads): KL(mean || head), exp(-KL) and the squared distance weighted by that, summed over the voxels of a slab."""
+    scores = torch.stack([torch.log_softmax(head.float(), dim=1) for head in heads])
+    probabilities = scores.exp()
+    mean, mean_score = probabilities.mean(0), scores.logsumexp(0) - math.log(len(heads))
+    divergence = (mean * (mean_score - scores)).sum(2)
+    certainty = torch.exp(-divergence)
+    distance = ((mean - probabilities) ** 2).mean(2) * certainty
+    return torch.stack([voxels.flatten(1).sum(1) for voxels in (divergence, certainty, distance)])
 
 
 def ramp_up(progress: float, *, weight: float) -> float:
@@ -65,4 +71,4 @@ def ramp_up(progress: float, *, weight: float) -> float:
 
 
 def _enlarge(logits: Tensor, *, size: torch.Size) -> Tensor:
-    return logits if logits.shape[2:] == size else F.interpolate(logits, size=size, mode="trilinear")
+    return logits if logits.shape[2:] == size else F.interpolate(logits.float(), size=size, mode="trilinear")
