@@ -41,6 +41,7 @@ VERBS = {
     "ensemble": (("STORE", "KEY=VALUE"), ()),
     "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror")),
     "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
+    "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),
     "ui": ((), ("--port",)),
 }
@@ -148,7 +149,7 @@ def test_help_fits_80_columns_and_lines_stand_as_written(
     shown = capsys.readouterr().out
     lines = [line.strip() for line in shown.splitlines()]
     assert max(map(len, shown.splitlines())) <= 80
-    written = {"": cli.about, "list": cli.list_}.get(verb) or getattr(cli, verb)
+    written = {"": cli.about, "list": cli.list_}.get(verb) or getattr(cli, verb.replace("-", "_"))
     for line in inspect.cleandoc(written.__doc__ or "").splitlines():
         assert line.strip() in lines, f"re-wrapped or lost: {line!r}"
     if verb in ("", "list"):

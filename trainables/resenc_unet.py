@@ -59,6 +59,7 @@ def build(params: Params, task: Task) -> nn.Module:
         kernels=levels.kernels,
         blocks=(*params.blocks, *[params.blocks[-1]] * count)[:count],
         convolutions=params.convolutions,
+        backwards=params.backwards,
     )
 
 
@@ -155,7 +156,8 @@ class ResidualEncoderUNet(Levels):
         kernels: Sequence[Size],
         blocks: Sequence[int],
         convolutions: int,
+        backwards: str = "",
     ) -> None:
         encoder = ResidualEncoder(channels, features=features, strides=strides, kernels=kernels, blocks=blocks)
         decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        super().__init__(encoder, decoder=decoder, stem_stride=strides[0])
+        super().__init__(encoder, decoder=decoder, stem_stride=strides[0], backwards=backwards)

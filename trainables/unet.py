@@ -6,7 +6,7 @@ GPU: its first level works at half resolution, which costs an eighth of the arit
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,15 @@ from segsweep.errors import RecipeError
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.task import Task
 
+AXES = "zyx"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params(TrainingParams):
     """`features` at the first level double at each level up to `most_features`; the first level works at 1/`stem_stride` resolution.
 
     `strides` and `kernels` (one z, y, x triple a level, full resolution first) replace those that follow from patch and spacing.
+    `backwards` names axes, out of "zyx", along which the network sees images from their other end, as an imported one may have to.
     `planner` (plain, resenc_m, resenc_l, resenc_xl) replaces the store's patch and batch by those for such a network.
     """
 
@@ -34,6 +37,7 @@ class Params(TrainingParams):
     levels: int = 7
     strides: tuple[Size, ...] = ()
     kernels: tuple[Size, ...] = ()
+    backwards: Literal["", "z", "y", "x", "zy", "zx", "yx", "zyx"] = ""
     planner: str = ""
 
     def __post_init__(self) -> None:
@@ -83,6 +87,7 @@ def build(params: Params, task: Task) -> nn.Module:
         strides=levels.strides,
         kernels=levels.kernels,
         convolutions=params.convolutions,
+        backwards=params.backwards,
     )
 
 
@@ -198,14 +203,16 @@ class Levels(nn.Module):
     """Encoder and decoder as one network: logits (B, outputs, z, y, x), full resolution first; in training also those of every
     lower level of the decoder. Behind a strided stem, the first ones are brought back to the image's resolution."""
 
-    def __init__(self, encoder: nn.Module, *, decoder: nn.Module, stem_stride: Size) -> None:
+    def __init__(self, encoder: nn.Module, *, decoder: nn.Module, stem_stride: Size, backwards: str = "") -> None:
         super().__init__()
+        self.backwards = tuple(2 + AXES.index(axis) for axis in backwards)
         self.stem_stride = stem_stride
         self.encoder, self.decoder = encoder, decoder
         self.apply(initialise)
 
     def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
-        logits = self.decoder(self.encoder(x_BCZYX))
+        logits = self.decoder(self.encoder(x_BCZYX.flip(self.backwards) if self.backwards else x_BCZYX))
+        logits = [level.flip(self.backwards) for level in logits] if self.backwards else logits
         if max(self.stem_stride) == 1:
             return logits
         size = x_BCZYX.shape[2:]
@@ -224,10 +231,11 @@ class UNet(Levels):
         strides: Sequence[Size],
         kernels: Sequence[Size],
         convolutions: int,
+        backwards: str = "",
     ) -> None:
         encoder = Encoder(channels, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
         decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        super().__init__(encoder, decoder=decoder, stem_stride=strides[0])
+        super().__init__(encoder, decoder=decoder, stem_stride=strides[0], backwards=backwards)
 
 
 def initialise(module: nn.Module) -> None:

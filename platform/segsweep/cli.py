@@ -339,6 +339,44 @@ def evaluate(
     say(f"report: {out / 'report.html'}")
 
 
+@app.command("import-nnunet")
+def import_nnunet(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint_final.pth of a fold.")],
+    name: Annotated[str, typer.Option(help="Of the registered model.")],
+    plans: Annotated[Path | None, typer.Option(help="Default: plans.json, two folders above.")] = None,
+    dataset_json: Annotated[Path | None, typer.Option(help="Default: dataset.json, two folders above.")] = None,
+    orientation: Annotated[
+        str, typer.Option(help="To where the stored x, y, z of its training scans grow: LPS, RAS, LAS, ...")
+    ] = "LPS",
+) -> None:
+    """Register a network that nnU-Net v2 trained.
+
+    Reads PlainConvUNet and ResidualEncoderUNet without running anything that the
+    checkpoint names. The model predicts, joins ensembles and starts trainings
+    (initial=models:/NAME/1) like one trained here.
+
+    nnU-Net shows its networks every scan as it is stored, and writes down nowhere
+    how that was. SimpleITK's and DICOM's usual order is LPS, that of many NIfTI
+    files RAS; the wrong one swaps left and right.
+
+    Examples:
+      segsweep import-nnunet fold_0/checkpoint_final.pth --name abdomen
+      segsweep import-nnunet fold_0/checkpoint_final.pth --name msd --orientation RAS
+    """
+    from segsweep.models.importing import import_nnunet as run
+
+    found = run(
+        checkpoint,
+        name=name,
+        workspace=current_workspace(),
+        plans=plans,
+        dataset_json=dataset_json,
+        orientation=orientation,
+    )
+    say(f"registered {found.uri}")
+    say(f"next: segsweep predict {found.uri} SCANS predictions/")
+
+
 @app.command("list")
 def list_(
     what: Annotated[str | None, typer.Argument(metavar="WHAT", help="A kind, or a recipe's name.")] = None,

@@ -152,6 +152,22 @@ def test_outputs_equal_the_original_packages(tmp_path: Path, kind: str) -> None:
     demand_equal(read_nnunet(path), original=original, forward=(1, 0, 2))
 
 
+@pytest.mark.parametrize(("orientation", "flipped"), [("RAS", (3, 4)), ("LAI", (2, 3)), ("LPS", ())])
+def test_a_network_of_scans_stored_otherwise_sees_them_so(
+    tmp_path: Path, orientation: str, flipped: tuple[int, ...]
+) -> None:
+    path = save(tmp_path, plan=plans(), weights=network().state_dict(), dataset=DATASET)
+    usual, other = rebuilt(read_nnunet(path)), rebuilt(read_nnunet(path, orientation=orientation))
+    image = torch.randn(1, 2, 8, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(other(image)[0], usual(image.flip(flipped))[0].flip(flipped), rtol=0, atol=1e-6)
+        assert bool(flipped) != torch.equal(other(image)[0], usual(image)[0])
+        assert len(other.train()(image)) == len(STRIDES) - 1
+    for wrong in ("RASP", "SPL", "ras", ""):
+        with pytest.raises(ModelError, match="expected R or L"):
+            read_nnunet(path, orientation=wrong)
+
+
 def test_the_task_is_the_plans_with_axes_turned_back(tmp_path: Path) -> None:
     found = imported(tmp_path)
     assert (found.dataset, found.fold, found.epoch, found.params.epochs) == ("Dataset218_openKBP", 3, 6, 7)

@@ -21,6 +21,8 @@ from segsweep.learning.params import TrainingParams
 from segsweep.learning.task import Task
 from segsweep.run import Fold
 
+# Canonical orientation as letters for x, y and z, and the ends that each of them may grow to.
+CANONICAL, ENDS = "LPS", ("LR", "PA", "SI")
 # Second names of the same weights in nnU-Net's networks.
 DUPLICATES = (".all_modules.", "decoder.encoder.")
 
@@ -54,11 +56,16 @@ SKIPPED = [
 ]
 
 
-def read_nnunet(checkpoint: Path, *, plans: Path | None = None, dataset_json: Path | None = None) -> Imported:
+def read_nnunet(
+    checkpoint: Path, *, plans: Path | None = None, dataset_json: Path | None = None, orientation: str = CANONICAL
+) -> Imported:
     """A checkpoint as nnU-Net's trainer saves it; plans.json and dataset.json lie two folders above unless they are named.
 
+    `orientation` says where the x, y and z axes of the stored training scans grow to (R or L, A or P, S or I), for nnU-Net's networks
+    see scans as they are stored, and ours in canonical orientation.
     Raises ModelError when a file cannot be read, wants code to be run, or holds what our recipes or tasks cannot express.
     """
+    backwards = _backwards(orientation)
     saved = _load(checkpoint)
     results = checkpoint.resolve().parent.parent
     plans_file, dataset_file = plans or results / "plans.json", dataset_json or results / "dataset.json"
@@ -66,13 +73,23 @@ def read_nnunet(checkpoint: Path, *, plans: Path | None = None, dataset_json: Pa
     try:
         start = saved["init_args"]
         configuration = read_configuration(plan, name=start["configuration"])
-        return _imported(saved, plan=plan, configuration=configuration, dataset=dataset)
+        return _imported(saved, plan=plan, configuration=configuration, dataset=dataset, backwards=backwards)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = f"{error!r}" if isinstance(error, KeyError) else f"{error}"
         raise ModelError(
             f"{checkpoint}: {plans_file.name}, {dataset_file.name} and checkpoint do not describe a network together ({reason}); "
             "expected the three files of one folder of nnU-Net v2's results"
         ) from None
+
+
+def _backwards(orientation: str) -> str:
+    """The axes, out of "zyx", that grow the other way than canonical ones."""
+    if len(orientation) != len(ENDS) or any(end not in ends for end, ends in zip(orientation, ENDS, strict=True)):
+        raise ModelError(
+            f"orientation {orientation!r} cannot be used; expected R or L, A or P, S or I, as in RAS or LPS"
+        )
+    flipped = {axis for axis, end, usual in zip("xyz", orientation, CANONICAL, strict=True) if end != usual}
+    return "".join(axis for axis in "zyx" if axis in flipped)
 
 
 def _load(checkpoint: Path) -> dict[str, Any]:
@@ -103,7 +120,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _imported(
-    saved: Mapping[str, Any], *, plan: Mapping[str, Any], configuration: Mapping[str, Any], dataset: Mapping[str, Any]
+    saved: Mapping[str, Any],
+    *,
+    plan: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    backwards: str,
 ) -> Imported:
     forward = [int(axis) for axis in plan["transpose_forward"]]
     axes = [forward.index(axis) for axis in range(3)]
@@ -116,6 +138,7 @@ def _imported(
         "batch_size": configuration["batch_size"],
         "head": task.head,
         "epochs": max(1, epoch),
+        "backwards": backwards,
     }
     try:
         params = method.params(values)
