@@ -361,7 +361,7 @@ def import_nnunet(
 
     Examples:
       segsweep import-nnunet fold_0/checkpoint_final.pth --name abdomen
-      segsweep import-nnunet fold_0/checkpoint_final.pth --name msd --orientation RAS
+      segsweep import-nnunet checkpoint_final.pth --name msd --orientation RAS
     """
     from segsweep.models.importing import import_nnunet as run
 
