@@ -160,6 +160,18 @@ def test_z_score_rules_equal_the_normalisation_of_the_whole_scan():
     np.testing.assert_allclose(patch, whole[:, 3:9], atol=1e-5)
 
 
+def test_a_window_cuts_a_z_score_before_its_mean_is_taken():
+    windowed = (Normalisation(scheme="z-score", low=30, high=50),)
+    scan = case(organs())
+    scan.grid.image[0, :4] = 3000
+    rules = scan.rules(windowed)
+    image = scan.grid.read_image((slice(0, 20), slice(0, 20), slice(0, 20)))
+    whole = normalise(image, normalisation=windowed)
+    cut = np.clip(image, 30, 50).astype(np.float64)
+    np.testing.assert_allclose(whole, (cut - cut.mean()) / cut.std(), atol=1e-5)
+    np.testing.assert_allclose(normalise(image[:, 3:9], normalisation=rules), whole[:, 3:9], atol=1e-5)
+
+
 def test_ct_rules_are_left_alone():
     rules = (Normalisation(scheme="ct", low=-100, high=200, mean=40, deviation=30),)
     assert case(organs()).rules(rules) == rules

@@ -19,7 +19,7 @@ AIR_HU = -1024
 class Normalisation:
     """One channel: clip to [low, high], subtract mean, divide by deviation (nnU-Net's CT rule, v2, preprocessing).
 
-    `scheme` "z-score" ignores the numbers and uses each scan's own mean and deviation.
+    `scheme` "z-score" uses each scan's own mean and deviation instead, within [low, high] where low is below high.
     """
 
     scheme: Literal["ct", "z-score"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Size
-from segsweep.learning.task import Normalisation, Task
+from segsweep.learning.task import Normalisation, Task, own_rule
 
 Region = tuple[slice, slice, slice]
 Oversampling = Literal["deterministic", "probabilistic"]
@@ -37,9 +37,8 @@ class TrainingCase:
     source: int = 0
 
     @cached_property
-    def _own_rules(self) -> tuple[Normalisation, ...]:
-        image = self.grid.read_image(_whole(self.grid.shape))
-        return tuple(_own_rule(channel) for channel in image)
+    def _own_rules(self) -> dict[tuple[Normalisation, ...], tuple[Normalisation, ...]]:
+        return {}
 
     @cached_property
     def _histograms(self) -> NDArray[np.int64]:
@@ -63,8 +62,12 @@ class TrainingCase:
         """Rules that patches may use: "z-score" becomes this scan's own mean and deviation, read once."""
         if all(rule.scheme == "ct" for rule in normalisation):
             return normalisation
-        pairs = zip(normalisation, self._own_rules, strict=True)
-        return tuple(rule if rule.scheme == "ct" else own for rule, own in pairs)
+        if normalisation not in self._own_rules:
+            pairs = zip(self.grid.read_image(_whole(self.grid.shape)), normalisation, strict=True)
+            self._own_rules[normalisation] = tuple(
+                rule if rule.scheme == "ct" else own_rule(channel, rule=rule) for channel, rule in pairs
+            )
+        return self._own_rules[normalisation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +147,3 @@ def _foreground_voxel(case: TrainingCase, *, task: Task, generator: np.random.Ge
 
 def _whole(shape: Size) -> Region:
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
-
-
-def _own_rule(channel: NDArray) -> Normalisation:
-    return Normalisation(
-        scheme="ct",
-        low=-np.inf,
-        high=np.inf,
-        mean=float(channel.mean(dtype=np.float64)),
-        deviation=float(channel.std(dtype=np.float64)),
-    )

@@ -68,11 +68,16 @@ def normalise(image: NDArray, *, normalisation: tuple[Normalisation, ...]) -> ND
     """A whole scan or a patch (c, z, y, x) as float32. The "z-score" scheme needs the whole scan."""
     result = image.astype(np.float32)
     for channel, rule in zip(result, normalisation, strict=True):
-        if rule.scheme == "ct":
-            np.clip(channel, rule.low, rule.high, out=channel)
-            channel -= rule.mean
-            channel /= max(rule.deviation, 1e-8)
-        else:
-            channel -= channel.mean()
-            channel /= max(float(channel.std()), 1e-8)
+        fixed = rule if rule.scheme == "ct" else own_rule(channel, rule=rule)
+        np.clip(channel, fixed.low, fixed.high, out=channel)
+        channel -= fixed.mean
+        channel /= max(fixed.deviation, 1e-8)
     return result
+
+
+def own_rule(channel: NDArray, *, rule: Normalisation) -> Normalisation:
+    """What a "z-score" rule means for one scan: its window, if it has one, and the scan's mean and deviation within it."""
+    low, high = (rule.low, rule.high) if rule.low < rule.high else (-np.inf, np.inf)
+    inside = np.clip(channel, low, high) if rule.low < rule.high else channel
+    mean, deviation = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    return Normalisation(scheme="ct", low=low, high=high, mean=float(mean), deviation=float(deviation))
