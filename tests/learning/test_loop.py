@@ -1,123 +1,88 @@
+"""The loop learns, and a training that stops after any epoch and goes on gives the weights of one that did not, bit by bit."""
+
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning import checkpoint
-from segsweep.learning.loop import Setting, train
-from segsweep.learning.losses import build_loss
-from segsweep.learning.method import default_stages
-from segsweep.learning.params import TrainingParams
-from segsweep.learning.patches import TrainingCase
+from segsweep.learning.loop import train
+from segsweep.learning.setting import Setting
 from segsweep.learning.stages import Stage
-from segsweep.learning.task import Normalisation, Task
 
-LABELS = LabelTable(labels=LabelSet(structures=("bright",)), atoms=((), (0,)))
+Make = Callable[..., Setting]
 
-
-@dataclass(frozen=True)
-class BallGrid:
-    """A bright cube in noise, in memory."""
-
-    seed: int
-    shape: tuple[int, int, int] = (20, 20, 20)
-    foreground: dict[int, NDArray] = field(default_factory=dict)
-
-    def arrays(self) -> tuple[NDArray, NDArray]:
-        generator = np.random.default_rng(self.seed)
-        label = np.zeros(self.shape, np.uint8)
-        z, y, x = generator.integers(2, 10, 3)
-        label[z : z + 8, y : y + 8, x : x + 8] = 1
-        image = (generator.normal(0, 20, self.shape) + 100 * label).astype(np.int16)[None]
-        return image, label
-
-    def read_image(self, region: tuple[slice, slice, slice]) -> NDArray:
-        return self.arrays()[0][(slice(None), *region)]
-
-    def read_label(self, region: tuple[slice, slice, slice]) -> NDArray:
-        return self.arrays()[1][region]
+# Heads alone, then all with other momenta, and last without augmentation, on labelled and unlabelled patches, half of the network off.
+STAGES = (
+    Stage(name="head", epochs=1, learning_rate=0.05, schedule="rise", parameters=("head.",), optimizer="amsgrad"),
+    Stage(name="all", epochs=2, learning_rate=0.05, unlabelled=True, switches={"deep": False}),
+    Stage(name="end", epochs=1, learning_rate=0.01, schedule="step", augment=False, switches={"deep": True}),
+)
 
 
-class Small(nn.Module):
-    """Two convolutions, one head."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.LeakyReLU()
-        )
-        self.head = nn.Conv3d(4, outputs, 1)
-
-    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
-        return [self.head(self.body(x_BCZYX))]
+def assert_same_weights(setting: Setting, other: Setting) -> None:
+    expected = other.model.state_dict()
+    for name, value in setting.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
-def setting(*, epochs: int = 3, stages: tuple[Stage, ...] | None = None, optimizer: str = "sgd") -> Setting:
-    params = TrainingParams(
-        epochs=epochs, iterations=3, batch_size=2, patch_size=(16, 16, 16), learning_rate=0.05, validation_iterations=2,
-        optimizer=optimizer,  # type: ignore[arg-type]
-        augmentation="light",
-    )  # fmt: skip
-    rule = Normalisation(scheme="ct", low=-100, high=200, mean=20, deviation=50)
-    task = Task(
-        channels=("CT",),
-        table=LABELS,
-        head="softmax",
-        patch_size=(16, 16, 16),
-        spacing=(1.0, 1.0, 1.0),
-        normalisation=(rule,),
-    )
-    grids = [BallGrid(seed) for seed in range(3)]
-    cases = []
-    for grid in grids:
-        where = np.argwhere(grid.arrays()[1])
-        cases.append(
-            TrainingCase(
-                case_id=str(grid.seed), grid=dataclasses.replace(grid, foreground={1: where}), annotated=(True,)
-            )
-        )
-    torch.manual_seed(0)
-    return Setting(
-        model=Small(task.outputs), task=task, params=params, stages=stages or default_stages(params),
-        loss=build_loss(params.loss, task=task, batch_dice=params.batch_dice),
-        training=cases[:2], validation=cases[2:], seed=7,
-    )  # fmt: skip
-
-
-def test_it_learns() -> None:
-    epochs = list(train(setting(epochs=12)))
+def test_it_learns(ball_setting: Make) -> None:
+    epochs = list(train(ball_setting(epochs=12)))
     assert epochs[-1].metrics["loss"] < epochs[0].metrics["loss"]
     assert epochs[-1].metrics["patch_dice"] > 0.6
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_resuming_after_any_epoch_changes_nothing(tmp_path: Path, after: int, optimizer: str) -> None:
-    whole = setting(epochs=4, optimizer=optimizer)
-    expected = [epoch.metrics for epoch in train(whole)]
-    first = setting(epochs=4, optimizer=optimizer)
-    for epoch in train(first):
-        if epoch.number == after:
-            checkpoint.save(tmp_path / "c", snapshot=epoch.snapshot(), run={})
-            break
-    second = setting(epochs=4, optimizer=optimizer)
-    metrics = [epoch.metrics for epoch in train(second, resume=checkpoint.load(tmp_path / "c"))]
-    assert metrics == expected[after + 1 :]
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(second.model.state_dict()[name], value)
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"optimizer": "adamw"},
+        {"optimizer": "adam", "accumulate": 2, "recompute": True},
+        {"ema": 0.9},
+        {"precision": "bfloat16"},
+        {"precision": "float16", "ema": 0.5, "optimizer": "adamw"},
+        {"stages": STAGES, "unlabelled": 2, "ema": 0.9, "precision": "float16"},
+    ],
+    ids=lambda params: " ".join(params) or "plain",
+)
+def test_resuming_after_any_epoch_changes_nothing(ball_setting: Make, tmp_path: Path, params: dict) -> None:
+    params = {"epochs": 4, **params}
+    whole = ball_setting(**params)
+    metrics = []
+    for epoch in train(whole):
+        metrics.append(epoch.metrics)
+        checkpoint.save(tmp_path / f"{epoch.number}", snapshot=epoch.snapshot(), run={})
+    assert len(metrics) == 4
+    kept = checkpoint.load(tmp_path / "3")
+    for after in range(4):
+        second = ball_setting(**params)
+        epochs = list(train(second, resume=checkpoint.load(tmp_path / f"{after}")))
+        assert [epoch.metrics for epoch in epochs] == metrics[after + 1 :]
+        assert_same_weights(second, whole)
+        for name, value in epochs[-1].snapshot().weights.items() if epochs else ():
+            assert torch.equal(value, kept.weights[name]), name
+
+
+def test_the_average_is_validated_and_kept(ball_setting: Make) -> None:
+    setting = ball_setting(ema=0.9)
+    plain = [epoch.metrics for epoch in train(ball_setting())]
+    for epoch, other in zip(train(setting), plain, strict=True):
+        snapshot = epoch.snapshot()
+        assert epoch.metrics["loss"] == other["loss"], "the average changes no training"
+    assert epoch.metrics["patch_dice"] != other["patch_dice"]
+    assert torch.equal(snapshot.raw["head.weight"], setting.model.state_dict()["head.weight"])
+    assert torch.equal(snapshot.weights["head.weight"], epoch.model.state_dict()["head.weight"])
+    assert not torch.equal(snapshot.raw["head.weight"], snapshot.weights["head.weight"])
+    assert set(snapshot.raw) == set(snapshot.weights)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NCCL needs a GPU")
-def test_metrics_of_several_gpus_are_pooled() -> None:
+def test_metrics_of_several_gpus_are_pooled(ball_setting: Make) -> None:
     device = torch.device("cuda")
-    plain = setting()
+    plain = ball_setting()
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
         epochs = list(train(dataclasses.replace(plain, model=plain.model.to(device), device=device)))
@@ -126,52 +91,27 @@ def test_metrics_of_several_gpus_are_pooled() -> None:
     assert all(0.0 <= epoch.metrics["patch_dice"] <= 1.0 for epoch in epochs)
 
 
-def test_a_stage_trains_only_what_it_names() -> None:
+def test_a_stage_trains_only_what_it_names(ball_setting: Make) -> None:
     stages = (
         Stage(name="head", epochs=1, learning_rate=0.05, schedule="rise", parameters=("head.",)),
         Stage(name="all", epochs=1, learning_rate=0.05),
     )
-    staged = setting(stages=stages)
+    staged = ball_setting(stages=stages)
     before = {name: value.clone() for name, value in staged.model.state_dict().items()}
     epochs = train(staged)
     assert next(epochs).total == 2
     after_head = {name: value.clone() for name, value in staged.model.state_dict().items()}
-    assert torch.equal(after_head["body.0.weight"], before["body.0.weight"])
+    assert torch.equal(after_head["stages.0.0.weight"], before["stages.0.0.weight"])
     assert not torch.equal(after_head["head.weight"], before["head.weight"])
     next(epochs)
-    assert not torch.equal(staged.model.state_dict()["body.0.weight"], before["body.0.weight"])
+    assert not torch.equal(staged.model.state_dict()["stages.0.0.weight"], before["stages.0.0.weight"])
 
 
-def test_resuming_in_a_later_stage(tmp_path: Path) -> None:
-    stages = (
-        Stage(name="head", epochs=2, learning_rate=0.05, schedule="rise", parameters=("head.",)),
-        Stage(name="all", epochs=2, learning_rate=0.05),
-    )
-    whole = setting(stages=stages)
-    list(train(whole))
-    for after in (1, 2):
-        for epoch in train(setting(stages=stages)):
-            if epoch.number == after:
-                checkpoint.save(tmp_path / "c", snapshot=epoch.snapshot(), run={})
-                break
-        second = setting(stages=stages)
-        list(train(second, resume=checkpoint.load(tmp_path / "c")))
-        for name, value in whole.model.state_dict().items():
-            assert torch.equal(second.model.state_dict()[name], value), (after, name)
+def test_rates_are_those_of_the_stages(ball_setting: Make) -> None:
+    rates = [epoch.metrics["learning_rate"] for epoch in train(ball_setting(stages=STAGES, unlabelled=1))]
+    assert rates == pytest.approx([0.05, 0.05, 0.05 * 0.5**0.9, 0.01])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "epoch", "rate"),
-    [
-        (1000, 0, 0.01), (1000, 1, 0.009991), (1000, 100, 0.00909533), (1000, 500, 0.00535887), (1000, 900, 0.00125893),
-        (1000, 999, 1.995e-5), (2000, 1999, 1.069e-5),
-    ],
-)  # fmt: skip
-def test_poly_rates_are_the_printed_ones(epochs: int, epoch: int, rate: float) -> None:
-    assert Stage(name="train", epochs=epochs, learning_rate=0.01).rate(epoch) == pytest.approx(rate, rel=1e-3)
-
-
-def test_warm_up_rises_to_its_rate() -> None:
-    stage = Stage(name="warm", epochs=10, learning_rate=1e-3, schedule="rise")
-    assert stage.rate(0) == pytest.approx(1e-4)
-    assert stage.rate(9) == pytest.approx(1e-3)
+def test_switches_hold_from_their_stage_on(ball_setting: Make) -> None:
+    held = [bool(epoch.model.get_buffer("deep")) for epoch in train(ball_setting(stages=STAGES, unlabelled=1))]
+    assert held == [True, False, False, True]

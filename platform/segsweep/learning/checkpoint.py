@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -16,55 +16,85 @@ from torch import Tensor, nn
 
 from segsweep.data import storage
 from segsweep.errors import ModelError
+from segsweep.learning.inference import Inference
 from segsweep.learning.method import load_method
 from segsweep.learning.task import Task, task_from_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+RAW = "raw.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 RUN = "run.json"
 METRICS = "metrics.json"
+# Sub-folder with the checkpoint of the model that shows this one where to look.
+FINDER = "finder"
 OPTIMIZER_STATE = "optimizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Everything a training needs to go on: weights, optimizer, where it was and how it did."""
+    """Everything a training needs to go on: weights, optimizer, where it was and how it did.
+
+    `weights` are those to predict with; where they are an average, `raw` are those that are trained. `scaler` is a gradient scaler's
+    state, empty unless the training is in float16.
+    """
 
     weights: Mapping[str, Tensor]
     metrics: Mapping[str, float]
     epoch: int
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, Tensor] = field(default_factory=dict)
+    scaler: Mapping[str, float] = field(default_factory=dict)
+
+    def final(self) -> "Snapshot":
+        """The same without what only a training needs."""
+        return Snapshot(weights=self.weights, metrics=self.metrics, epoch=self.epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model in evaluation mode with the task it was built for and the run that trained it."""
+    """A model in evaluation mode with the task it was built for, the run that trained it, and how it segments whole scans.
+
+    `finder` is the checkpoint folder of the model that shows it where to look, if it has one.
+    """
 
     model: nn.Module
     task: Task
     run: Mapping[str, Any]
+    inference: Inference
+    finder: Path | None
 
 
-def save(folder: Path, *, snapshot: Snapshot, run: Mapping[str, Any]) -> str:
+def save(folder: Path, *, snapshot: Snapshot, run: Mapping[str, Any], finder: Path | None = None) -> str:
     """Write a checkpoint and return its digest. `run` is the content of run.json (run, task, params).
 
-    Afterwards `folder` holds weights, run, metrics, optimizer state (if any) and the manifest; a folder that was there is replaced.
+    Afterwards `folder` holds weights, run, metrics, what else the snapshot has and the manifest; a folder that was there is replaced.
     """
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in snapshot.weights.items()}, partial / WEIGHTS)
+    _write_weights(partial / WEIGHTS, snapshot.weights)
     _write_json(partial / RUN, run)
     _write_json(partial / METRICS, {"epoch": snapshot.epoch, **snapshot.metrics})
     if snapshot.optimizer:
         tensors, values = _split(snapshot.optimizer)
         save_file(tensors, partial / OPTIMIZER)
-        _write_json(partial / OPTIMIZER_STATE, values)
+        _write_json(partial / OPTIMIZER_STATE, {**values, "scaler": snapshot.scaler})
+    if snapshot.raw:
+        _write_weights(partial / RAW, snapshot.raw)
+    if finder is not None:
+        save_plain(finder, to=partial / FINDER)
     digest = write_manifest(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return digest
+
+
+def save_plain(source: Path, *, to: Path) -> str:
+    """Write another checkpoint's model, without what only its training needs, and return the copy's digest. Raises ModelError."""
+    snapshot = load(source)
+    plain = Snapshot(weights=snapshot.weights, metrics=snapshot.metrics, epoch=snapshot.epoch)
+    return save(to, snapshot=plain, run=json.loads((source / RUN).read_text()))
 
 
 def load(folder: Path) -> Snapshot:
@@ -72,10 +102,19 @@ def load(folder: Path) -> Snapshot:
     verify(folder)
     metrics = json.loads((folder / METRICS).read_text())
     optimizer: dict[str, Any] = {}
+    scaler: dict[str, float] = {}
     if (folder / OPTIMIZER).exists():
-        optimizer = _join(load_file(folder / OPTIMIZER), json.loads((folder / OPTIMIZER_STATE).read_text()))
+        values = json.loads((folder / OPTIMIZER_STATE).read_text())
+        optimizer, scaler = _join(load_file(folder / OPTIMIZER), values), values.get("scaler", {})
     epoch = int(metrics.pop("epoch"))
-    return Snapshot(weights=load_file(folder / WEIGHTS), metrics=metrics, epoch=epoch, optimizer=optimizer)
+    return Snapshot(
+        weights=load_file(folder / WEIGHTS),
+        raw=load_file(folder / RAW) if (folder / RAW).exists() else {},
+        metrics=metrics,
+        epoch=epoch,
+        optimizer=optimizer,
+        scaler=scaler,
+    )
 
 
 def load_model(folder: Path) -> LoadedModel:
@@ -84,12 +123,24 @@ def load_model(folder: Path) -> LoadedModel:
     document = json.loads((folder / RUN).read_text())
     task = task_from_json(document["task"])
     method = load_method(document["run"]["trainable"])
-    model = method.build(method.params(document["params"]), task=task)
+    params = method.params(document["params"])
+    model = method.build(params, task=task)
     try:
         model.load_state_dict(dict(snapshot.weights))
     except RuntimeError as error:
         raise ModelError(f"{folder.name}: weights do not fit the recipe {method.name!r}: {error}") from None
-    return LoadedModel(model=model.eval(), task=task, run=document["run"])
+    return LoadedModel(
+        model=model.eval(),
+        task=task,
+        run=document["run"],
+        inference=method.inference(params, task=task),
+        finder=finder_of(folder),
+    )
+
+
+def finder_of(folder: Path) -> Path | None:
+    """The checkpoint of the finder that a checkpoint's manifest lists, or None."""
+    return folder / FINDER if f"{FINDER}/{MANIFEST}" in _listed(folder / MANIFEST) else None
 
 
 def latest(folder: Path) -> Path | None:
@@ -109,14 +160,15 @@ def epoch_folder(folder: Path, *, epoch: int) -> Path:
 
 
 def write_manifest(folder: Path) -> str:
-    """Flush every file of a folder, write its manifest last and return the folder's digest."""
+    """Flush every file of a folder and of a finder below it, write the manifest last and return the folder's digest."""
     files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name == MANIFEST or not path.is_file():
+    for path in sorted((*folder.iterdir(), *(folder / FINDER).glob("*"))):
+        name = path.relative_to(folder).as_posix()
+        if name == MANIFEST or not path.is_file():
             continue
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
+        files[name] = {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
     _write_json(folder / MANIFEST, {"format": 1, "files": files})
     return storage.sha256(folder / MANIFEST)
 
@@ -128,7 +180,7 @@ def verify(folder: Path) -> str:
         raise ModelError(f"{folder}: no {MANIFEST} found; expected a checkpoint or ensemble folder")
     for name, (size, digest) in _listed(manifest).items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if not _lies_within(name) or not path.is_file():
             raise ModelError(
                 f"{folder.name}: file {name!r} is missing; expected it from the manifest; copy the folder again"
             )
@@ -137,6 +189,12 @@ def verify(folder: Path) -> str:
                 f"{folder.name}: file {name!r} is damaged (its sha256 differs from the manifest); use another checkpoint"
             )
     return storage.sha256(manifest)
+
+
+def _lies_within(name: str) -> bool:
+    """Whether a manifest's file is one of its folder or of its finder's, and nowhere else."""
+    own = PurePosixPath(name.removeprefix(f"{FINDER}/"))
+    return own.name == str(own) and own.name == name.removeprefix(f"{FINDER}/")
 
 
 def _listed(manifest: Path) -> dict[str, tuple[int, str]]:
@@ -169,6 +227,10 @@ def _join(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str,
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     return {"state": state, "param_groups": values["param_groups"]}
+
+
+def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from segsweep.data.geometry import Size
 from segsweep.learning.intensity import Level
+from segsweep.learning.precision import Precision
 from segsweep.learning.sampling import Sampling
 from segsweep.learning.stages import Optimizer
 from segsweep.learning.task import Head
@@ -22,6 +23,13 @@ class TrainingParams:
     `sampling` how joined datasets share the patches: as they have cases, by the square root of that, or batch by batch in turns.
     `mirror` names the axes along which patches are flipped. `initial` is a model whose weights the training starts from: models:/NAME/3,
     a checkpoint folder or the folder of a finished run.
+
+    `precision` "auto" computes in bfloat16 on a GPU and in float32 on a CPU. `accumulate` batches make one step of the weights, as one
+    batch so many times as large (which batch Dice sees in parts). `recompute` keeps only what goes into each stage of the network and
+    computes the rest twice, for large patches; `compile` lets torch.compile fuse the network, which pays off on a GPU.
+    `ema` is the decay of a moving average of the weights, which is then validated and kept instead of them; 0 for none.
+    Every `scan_validation_every` epochs whole scans are validated too (0: only after the last). `select` says which epoch becomes the
+    model: the last or that of the best smoothed patch Dice.
     """
 
     epochs: int = 1000
@@ -41,14 +49,27 @@ class TrainingParams:
     mirror: Literal["zyx", "zy", "x", "none"] = "zyx"
     validation_iterations: int = 50
     initial: str = ""
+    precision: Precision = "auto"
+    accumulate: int = 1
+    recompute: bool = False
+    compile: bool = False
+    ema: float = 0.0
+    scan_validation_every: int = 0
+    select: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "iterations"):
+        for name in ("epochs", "iterations", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected at least 1")
         for name in ("learning_rate", "weight_decay"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected a number from 0")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema={self.ema} cannot be used: expected a decay from 0 to below 1, such as 0.999")
+        if self.scan_validation_every < 0:
+            raise ValueError(
+                f"scan_validation_every={self.scan_validation_every} cannot be used: expected epochs, or 0 for only the end"
+            )
         if not 0.0 <= self.foreground <= 1.0:
             raise ValueError(f"foreground={self.foreground} cannot be used: expected a share from 0 to 1")
         if self.patch_size is not None and min(self.patch_size) < 8:
