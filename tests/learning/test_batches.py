@@ -188,3 +188,14 @@ def test_as_many_unlabelled_patches_follow():
     assert batch.annotated.tolist() == [[True, True]] * 2 + [[False, False]] * 2
     assert batch.source.tolist() == [0, 0, 1, 1]
     assert not batch.atoms[2:].any()
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8, 8), (8, 32, 32)])
+def test_all_of_a_patch_is_made_on_the_device_asked_for(patch_size):
+    # The device "meta" computes shapes alone, and refuses voxels that lie elsewhere.
+    task, device = replace(TASK, patch_size=patch_size), torch.device("meta")
+    params = replace(PARAMS, augmentation="flare22")
+    for step in range(30):
+        batch = draw([case(shape=(20, 40, 40))], task=task, params=params, turn=Turn(step=step), device=device)
+        assert batch.image.device == batch.atoms.device == device
+        assert batch.image.shape == (2, 1, *patch_size)

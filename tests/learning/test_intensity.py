@@ -206,3 +206,11 @@ def test_a_constant_patch_survives_every_step():
 def test_only_long_thin_patches_are_flat():
     assert not is_flat((16, 48, 48))
     assert is_flat((15, 48, 48))
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS["nnunet"] if step.name != "noise"], ids=lambda step: step.name)
+def test_steps_stay_on_the_device_of_the_patch(step):
+    # The device "meta" computes shapes alone, and refuses values that lie elsewhere; it has no generator for noise.
+    image = patch().to("meta")
+    for seed in range(5):
+        step.change(image, np.random.default_rng(seed))

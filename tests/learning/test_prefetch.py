@@ -3,6 +3,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from segsweep.errors import InputError
 from segsweep.learning.prefetch import prefetch
@@ -47,3 +48,13 @@ def test_an_error_is_raised_in_its_turn():
     with pytest.raises(InputError, match="case_7"):
         next(items)
     assert alive() == []
+
+
+def test_torch_keeps_to_one_core_in_a_worker_and_to_its_number_here():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert list(prefetch(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 
@@ -16,8 +18,13 @@ def prefetch(
 
     An exception is raised here, in its item's turn. Closing the generator ends the threads after what they are making.
     """
+    # Torch within a worker keeps to that worker's core: on busy cores its threads wait for each other many times longer than they work.
+    # The number that a thread has not asked for yet is changed too, so ask here first: the caller keeps its threads.
+    torch.get_num_threads()
     pending: deque[Future[Item]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
+    with ThreadPoolExecutor(
+        workers, thread_name_prefix="prefetch", initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         try:
             for key in keys:
                 pending.append(pool.submit(make, key))
