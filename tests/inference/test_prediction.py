@@ -319,6 +319,28 @@ def test_structures_left_out_hide_none_of_the_others():
     assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("none",)), 2 * inside)
 
 
+def test_a_softmax_head_is_asked_for_the_datasets_of_the_wanted_structures():
+    class Ranked(nn.Module):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            x = x_BCZYX[:, 0]
+            return [torch.stack([torch.zeros_like(x), x, 3 * x, 2 * x, x - 50, -x], dim=1)]
+
+    # Atom 3 is a tumour within the liver of dataset a, atoms 4 and 5 are of dataset b.
+    labels = LabelSet(structures=("a/liver", "a/spleen", "a/tumour", "b/liver", "b/air"))
+    joint = LabelTable(labels=labels, atoms=((), (0,), (1,), (0, 2), (3,), (4,)))
+    predictor = Predictor(members=(Member(model=Ranked(), task=task(joint, head="softmax")),))
+    image = noise((8, 8, 8))[None]
+    image[(image == 0) | (image == 50)] = 1
+    positive, geometry = image[0] > 0, grid((8, 8, 8))
+    whole = np.where(positive, 2, 5)
+    assert np.array_equal(predictor.segment(image, geometry=geometry), whole)
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("a/liver",)), 2 * positive)
+    own_b = np.where(image[0] > 50, 4, np.where(positive, 0, 5))
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("b/liver",)), own_b)
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("a/liver", "b/air")), whole)
+    assert np.array_equal(predictor.segment(image, geometry=geometry, structures=("none",)), whole)
+
+
 def test_a_case_of_a_joint_store_gets_structures_of_its_own_dataset(tmp_path: Path, tiny_store: Callable[..., Path]):
     class Every(nn.Module):
         def forward(self, x_BCZYX: Tensor) -> list[Tensor]:

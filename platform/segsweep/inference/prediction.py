@@ -17,11 +17,16 @@ from segsweep.data.planning import AIR_HU
 from segsweep.data.resampling import resample_image, resample_scores
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
+from segsweep.inference.cascade import part_of
 from segsweep.inference.export import Output, combine, label_on_grid
+from segsweep.inference.postprocess import clean
 from segsweep.inference.scans import Segmentable
 from segsweep.inference.sliding import flip_sets, predict_logits
 from segsweep.inference.writers import write_label_map
-from segsweep.learning.checkpoint import load_model
+from segsweep.learning.checkpoint import FINDER, load_model
+from segsweep.learning.crop import box, in_voxels, whole
+from segsweep.learning.inference import Inference
+from segsweep.learning.patches import Region
 from segsweep.learning.task import Task, normalise
 
 LABELS = "labels.json"
@@ -29,16 +34,32 @@ LABELS = "labels.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A model in evaluation mode with the task it was built for; `weight` counts in an ensemble's mean (any positive unit)."""
+    """A model in evaluation mode with the task it was built for; `weight` counts in an ensemble's mean (any positive unit).
+
+    Where `inference` has a margin, it looks only around what the `finder` segments (everywhere without one).
+    """
 
     model: nn.Module
     task: Task
     weight: float = 1.0
+    inference: Inference = Inference()
+    finder: "Member | None" = None
+
+    def region(self, image: NDArray, *, geometry: Geometry) -> Region:
+        """Where in a canonical image (c, z, y, x) in HU the model looks: all of it when its finder finds nothing."""
+        margin_mm = self.inference.margin_mm
+        if self.finder is None or margin_mm is None:
+            return whole(geometry.shape)
+        found = Predictor(members=(self.finder,)).segment(image, geometry=geometry)
+        return box(found > 0, margin=in_voxels((margin_mm,) * 3, spacing=geometry.spacing))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """One member, or several whose probabilities are averaged on the first one's grid, in the first one's atoms."""
+    """One member, or several whose probabilities are averaged on the first one's grid, in the first one's atoms.
+
+    All look at the smallest region that holds each member's own; beyond it lies background. The first member's clean-up counts.
+    """
 
     members: tuple[Member, ...]
 
@@ -63,10 +84,27 @@ class Predictor:
 
         `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none"). Where `structures`
         names some that the model knows, a sigmoid head's others are left out, so that they hide none of these: structures that were
-        never annotated together share no atom.
+        never annotated together share no atom. Of a softmax head, atoms of other datasets than theirs are left out.
         """
         if len(image) != len(self.table_task.channels):
             raise InputError(f"the image has {len(image)} channels; the model expects {self.table_task.channels}")
+        regions = [member.region(image, geometry=geometry) for member in self.members]
+        z, y, x = (
+            slice(min(part.start for part in parts), max(part.stop for part in parts))
+            for parts in zip(*regions, strict=True)
+        )
+        region = part_of(geometry, region=(z, y, x))
+        found = self._segment(image[:, z, y, x], geometry=region, mirror=mirror, structures=structures)
+        rules = self.members[0].inference.clean_up
+        found = clean(found, rules=rules, table=self.table_task.table, spacing=geometry.spacing)
+        if found.shape == geometry.shape:
+            return found
+        label = np.zeros(geometry.shape, dtype=found.dtype)
+        label[z, y, x] = found
+        return label
+
+    def _segment(self, image: NDArray, *, geometry: Geometry, mirror: str, structures: Collection[str]) -> NDArray:
+        """Atom values on all of `geometry`."""
         common = geometry.resampled(self.table_task.spacing)
         air = np.maximum(image, AIR_HU)
         outputs = [
@@ -81,10 +119,14 @@ class Predictor:
         grids = {"geometry_from": common, "geometry_to": geometry}
         table = self.table_task.table
         chosen = [name for name in structures if name in table.labels.structures]
-        if not chosen or scores.membership is None:
+        if not chosen:
             return label_on_grid(scores.values, **grids, membership=scores.membership)
-        kept = table.within(chosen)
-        return kept[label_on_grid(scores.values, **grids, membership=scores.membership[kept])]
+        if scores.membership is not None:
+            kept = table.within(chosen)
+            return kept[label_on_grid(scores.values, **grids, membership=scores.membership[kept])]
+        kept = table.within(_of_their_datasets(chosen, table=table))
+        values = scores.values if len(kept) == len(table.atoms) else scores.values[kept]
+        return kept[label_on_grid(values, **grids)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +141,14 @@ def load_member(folder: Path, *, weight: float = 1.0) -> Member:
     """The model of a checkpoint folder, on the GPU where there is one. Raises ModelError when it is absent or damaged."""
     loaded = load_model(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Member(model=loaded.model.to(device), task=loaded.task, weight=weight)
+    if loaded.inference.margin_mm is not None and loaded.finder is None:
+        raise ModelError(
+            f"{folder}: holds no {FINDER!r}, which shows this model where to look; register the run's model again"
+        )
+    finder = None if loaded.finder is None else load_member(loaded.finder)
+    return Member(
+        model=loaded.model.to(device), task=loaded.task, weight=weight, inference=loaded.inference, finder=finder
+    )
 
 
 def predict(
@@ -157,10 +206,17 @@ def _logits(
         torch.from_numpy(normal),
         patch_size=task.patch_size,
         outputs=task.outputs,
+        overlap=member.inference.overlap,
         mirror=mirror,
         mirrored_outputs=task.mirrored_outputs,
     )
     return resample_scores(logits.numpy(), source=grid, target=common)
+
+
+def _of_their_datasets(structures: Collection[str], *, table: LabelTable) -> list[str]:
+    """All structures that a joint table (`dataset/structure`) knows of the given ones' datasets; all of a single dataset's table."""
+    datasets = {name.rpartition("/")[0] for name in structures}
+    return [name for name in table.labels.structures if name.rpartition("/")[0] in datasets]
 
 
 def _labels(table: LabelTable) -> dict[str, list[int]]:
