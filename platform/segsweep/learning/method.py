@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segsweep import recipes
+from segsweep.learning.inference import Inference
 from segsweep.learning.losses import Loss, build_loss
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
@@ -54,6 +55,10 @@ class Method:
         """`adapt(weights, model)`: weights that this method trained, as another network takes them (usually as they are)."""
         return self._part("adapt", _fitting)(weights, model)
 
+    def inference(self, params: TrainingParams, *, task: Task) -> Inference:
+        """`inference(params, task)`: how whole scans are segmented (usually all of a scan, patches overlapping by half)."""
+        return self._part("inference", _plainly)(params, task)
+
     def _part(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(self.recipe, name, default)
 
@@ -78,6 +83,10 @@ def _named_loss(params: TrainingParams, task: Task) -> Loss:
 
 def _whole(case: TrainingCase, _params: TrainingParams, _task: Task) -> TrainingCase:
     return case
+
+
+def _plainly(_params: TrainingParams, _task: Task) -> Inference:
+    return Inference()
 
 
 def _fitting(weights: Mapping[str, Tensor], _model: nn.Module) -> Mapping[str, Tensor]:

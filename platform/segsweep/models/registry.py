@@ -119,6 +119,7 @@ def _upload(folder: Path, *, client: MlflowClient, model_id: str, run_id: str) -
         staged = Path(scratch) / DATA.name
         staged.mkdir()
         for name in (MANIFEST, *_read_json(folder / MANIFEST)["files"]):
+            (staged / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, staged / name)
         verify(staged)
         mlflow.pyfunc.save_model(

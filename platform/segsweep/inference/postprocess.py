@@ -1,0 +1,83 @@
+"""Connected components of a label map: the largest of a structure stays, and what lies too far from the body's centre goes.
+
+The rules of FLARE22's accelerated nnU-Net (Huang et al., 2022, section 2.4) and, as `axes="z"`, those of its released code.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from segsweep.data.geometry import Spacing
+from segsweep.data.structures import LabelTable
+from segsweep.learning.crop import box
+from segsweep.learning.inference import CleanUp
+
+# Voxels that share a corner are connected.
+NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """The components of a structure, numbered from 1 in `numbers` (z, y, x); `sizes` (n) in voxels, `centroids` (n, 3) in mm."""
+
+    numbers: NDArray[np.int32]
+    sizes: NDArray[np.int64]
+    centroids: NDArray[np.float64]
+
+
+def clean(label: NDArray, *, rules: CleanUp, table: LabelTable, spacing: Spacing) -> NDArray:
+    """Atom values (z, y, x) without the components that the rules refuse; distances go first, the largest is of what then stays.
+
+    A voxel of a refused component keeps its other structures, where the table has an atom of these alone.
+    """
+    if not rules.largest and not rules.anchors:
+        return label
+    result = label.copy()
+    part = result[box(label > 0, margin=(0, 0, 0))]
+    centre = _centre(part, rules=rules, table=table, spacing=spacing)
+    for name in table.labels.structures:
+        if name not in rules.largest and centre is None:
+            continue
+        found = components(table.mask(part, structure=name), spacing=spacing)
+        kept = np.ones(len(found.sizes), dtype=bool)
+        if centre is not None:
+            axes = slice(0, 1) if rules.axes == "z" else slice(None)
+            kept = np.linalg.norm((found.centroids - centre)[:, axes], axis=1) <= rules.farthest_mm
+        if name in rules.largest:
+            kept &= np.arange(len(kept)) == np.argmax(np.where(kept, found.sizes, 0)) if len(kept) else kept
+        refused = np.concatenate([[False], ~kept])[found.numbers]
+        part[refused] = _without(name, table=table)[part[refused]]
+    return result
+
+
+def components(mask: NDArray[np.bool_], *, spacing: Spacing) -> Components:
+    """The 26-connected components of a mask (z, y, x); centroids from the centre of voxel (0, 0, 0)."""
+    numbers = np.empty(mask.shape, dtype=np.int32)
+    count = int(ndimage.label(mask, structure=NEIGHBOURS_26, output=numbers))  # pyright: ignore[reportArgumentType]
+    voxels = np.nonzero(numbers)
+    index = numbers[voxels] - 1
+    sizes = np.bincount(index, minlength=count)
+    sums = [np.bincount(index, weights=at, minlength=count) for at in voxels]
+    return Components(numbers=numbers, sizes=sizes, centroids=np.stack(sums, axis=1) / sizes[:, None] * spacing)
+
+
+def _centre(label: NDArray, *, rules: CleanUp, table: LabelTable, spacing: Spacing) -> NDArray[np.float64] | None:
+    if not rules.anchors or not set(rules.anchors) <= set(table.labels.structures):
+        return None
+    centroids = []
+    for name in rules.anchors:
+        found = components(table.mask(label, structure=name), spacing=spacing)
+        if not len(found.sizes):
+            return None
+        centroids.append(found.centroids[np.argmax(found.sizes)])
+    return np.mean(centroids, axis=0)
+
+
+def _without(name: str, *, table: LabelTable) -> NDArray:
+    """For each atom value, that of the same atom without a structure; the value itself where there is no such atom."""
+    structure = table.labels.structures.index(name)
+    values = {atom: value for value, atom in enumerate(table.atoms)}
+    rest = [tuple(other for other in atom if other != structure) for atom in table.atoms]
+    return np.asarray([values.get(atom, value) for value, atom in enumerate(rest)], dtype=table.dtype)
