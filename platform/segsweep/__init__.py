@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segsweep.inference.scans import find_scans
     from segsweep.models.ensemble import build as ensemble
     from segsweep.models.ensemble import load_predictor
+    from segsweep.models.importing import import_nnunet
     from segsweep.models.tracking import Tracker
     from segsweep.run import Run
     from segsweep.sweeps.cluster import connect
@@ -37,6 +38,7 @@ __all__ = [
     "ensemble",
     "evaluate",
     "find_scans",
+    "import_nnunet",
     "load_predictor",
     "open_store",
     "predict",
@@ -58,6 +60,7 @@ _ORIGINS = {
     "ensemble": ("models.ensemble", "build"),
     "evaluate": ("evaluation.evaluation", "evaluate"),
     "find_scans": ("inference.scans", "find_scans"),
+    "import_nnunet": ("models.importing", "import_nnunet"),
     "load_predictor": ("models.ensemble", "load_predictor"),
     "open_store": ("data.joint", "open_stores"),
     "predict": ("inference.prediction", "predict"),

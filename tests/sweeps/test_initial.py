@@ -3,17 +3,21 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
+import optuna
 import pytest
 import torch
 
 from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
+from segsweep.learning.transfer import PINNED
 from segsweep.models.registry import register
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
+from segsweep.sweeps import tuning
 from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.initial import demand_fitting, pin
 from segsweep.sweeps.single import train
@@ -72,6 +76,24 @@ def test_what_is_no_trained_model_is_refused(initial: Path, run: Run, workspace:
     wider = {**pin({"initial": str(initial)}, workspace=workspace), "features": 5, "most_features": 7}
     with pytest.raises(ModelError, match="none of the"):
         demand_fitting(prepare(dataclasses.replace(run, params={**run.params, **wider})))
+
+
+def test_a_space_may_choose_where_its_trials_start(initial: Path, run: Run, workspace: Workspace) -> None:
+    space = SimpleNamespace(
+        space=lambda trial, _plan: {"initial": trial.suggest_categorical("initial", ["", str(initial)])}
+    )
+
+    def suggested(address: str, **params: Any) -> dict[str, Any]:
+        base = dataclasses.replace(run, params={**run.params, **params})
+        return tuning._suggest(
+            optuna.trial.FixedTrial({"initial": address}), recipe=cast(ModuleType, space), base=base, fixed={},
+            plan=prepare(run).store.plan, memory=1 << 40, workspace=workspace,
+        )  # fmt: skip
+
+    assert suggested("")["initial"] == ""
+    assert PINNED.fullmatch(suggested(str(initial))["initial"])
+    with pytest.raises(ModelError, match="none of the"):
+        suggested(str(initial), features=5, most_features=7)
 
 
 @pytest.mark.usefixtures("cluster")
