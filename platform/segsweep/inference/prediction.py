@@ -42,7 +42,7 @@ class Member:
     model: nn.Module
     task: Task
     weight: float = 1.0
-    inference: Inference = Inference()
+    inference: Inference = field(default_factory=Inference)
     finder: "Member | None" = None
 
     def region(self, image: NDArray, *, geometry: Geometry) -> Region:
@@ -51,7 +51,7 @@ class Member:
         if self.finder is None or margin_mm is None:
             return whole(geometry.shape)
         found = Predictor(members=(self.finder,)).segment(image, geometry=geometry)
-        return box(found > 0, margin=in_voxels((margin_mm,) * 3, spacing=geometry.spacing))
+        return box(found > 0, margin=in_voxels((margin_mm, margin_mm, margin_mm), spacing=geometry.spacing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ class Predictor:
             slice(min(part.start for part in parts), max(part.stop for part in parts))
             for parts in zip(*regions, strict=True)
         )
-        region = part_of(geometry, region=(z, y, x))
-        found = self._segment(image[:, z, y, x], geometry=region, mirror=mirror, structures=structures)
+        seen = part_of(geometry, region=(z, y, x))
+        found = self._segment(image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures)
         rules = self.members[0].inference.clean_up
         found = clean(found, rules=rules, table=self.table_task.table, spacing=geometry.spacing)
         if found.shape == geometry.shape:

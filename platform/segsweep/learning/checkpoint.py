@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -92,9 +92,7 @@ def save(folder: Path, *, snapshot: Snapshot, run: Mapping[str, Any], finder: Pa
 
 def save_plain(source: Path, *, to: Path) -> str:
     """Write another checkpoint's model, without what only its training needs, and return the copy's digest. Raises ModelError."""
-    snapshot = load(source)
-    plain = Snapshot(weights=snapshot.weights, metrics=snapshot.metrics, epoch=snapshot.epoch)
-    return save(to, snapshot=plain, run=json.loads((source / RUN).read_text()))
+    return save(to, snapshot=load(source).final(), run=json.loads((source / RUN).read_text()))
 
 
 def load(folder: Path) -> Snapshot:
@@ -193,8 +191,8 @@ def verify(folder: Path) -> str:
 
 def _lies_within(name: str) -> bool:
     """Whether a manifest's file is one of its folder or of its finder's, and nowhere else."""
-    own = PurePosixPath(name.removeprefix(f"{FINDER}/"))
-    return own.name == str(own) and own.name == name.removeprefix(f"{FINDER}/")
+    own = name.removeprefix(f"{FINDER}/")
+    return Path(own).name == own
 
 
 def _listed(manifest: Path) -> dict[str, tuple[int, str]]:
