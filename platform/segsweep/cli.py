@@ -176,6 +176,7 @@ def train(
       segsweep train unet stores/openkbp preset=small
       segsweep train unet stores/openkbp fold=all epochs=500 workers=4
       segsweep train unet stores/kits19,stores/msd_liver
+      segsweep train resenc_unet stores/openkbp preset=L initial=models:/heads/1
     """
     from segsweep.sweeps.cluster import connect, share
     from segsweep.sweeps.single import train as run

@@ -10,7 +10,8 @@ import pytest
 import ray
 from ray.train import UserCallback
 
-from segsweep.errors import RecipeError, ResourceError, StoreError
+from segsweep.data.fingerprint import patch_and_batch
+from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
 from segsweep.sweeps import training
@@ -59,6 +60,16 @@ def test_plan_presets_and_params_in_that_order(run: Run) -> None:
     mine = prepared(run, preset="small", batch_size=5, epochs=3, patch_size=[16, 32, 48])
     assert (mine.params.batch_size, mine.params.features, mine.params.epochs) == (5, 16, 3)
     assert mine.task.patch_size == (16, 32, 48)
+
+
+def test_a_preset_may_plan_patch_and_batch_for_its_network(run: Run) -> None:
+    found = prepared(dataclasses.replace(run, trainable="resenc_unet"), preset="M")
+    expected = patch_and_batch(found.store, planner="resenc_m")
+    assert (found.params.patch_size, found.params.batch_size) == expected
+    assert expected != (found.store.plan.patch_size, found.store.plan.batch_size)
+    assert prepared(run, planner="resenc_m", batch_size=3).params.batch_size == 3
+    with pytest.raises(InputError, match="no 'resenc' among planners"):
+        prepared(run, planner="resenc")
 
 
 def test_cases_without_labels_alone_train_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
