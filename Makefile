@@ -13,7 +13,7 @@ demo: $(READY)
 	$(VENV)/bin/segsweep demo demo
 
 test: $(DEV_READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV_READY)
 	$(VENV)/bin/ruff check .

@@ -60,8 +60,8 @@ def test_names_with_an_underscore_are_private(write_recipe: WriteRecipe) -> None
 
 
 def test_an_unknown_name_brings_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"no 'unte' among trainables/ .*did you mean 'unet'\?"):
-        recipes.load("trainables", name="unte")
+    with pytest.raises(RecipeError, match=r"no 'unett' among trainables/ .*did you mean 'unet'\?"):
+        recipes.load("trainables", name="unett")
 
 
 @pytest.mark.parametrize(
