@@ -25,6 +25,26 @@ def test_a_snapshot_comes_back(saved: Path) -> None:
     assert torch.equal(snapshot.weights["a"], torch.arange(6.0).reshape(2, 3))
 
 
+def test_what_only_a_training_needs_comes_back_and_is_left_out_of_the_final_model(tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(2)], lr=0.1).state_dict()
+    snapshot = Snapshot(
+        weights={"a": torch.ones(2)},
+        raw={"a": torch.full((2,), 0.1)},
+        metrics={"loss": 0.5},
+        epoch=3,
+        optimizer=optimizer,
+        scaler={"scale": 1024.5, "_growth_tracker": 7},
+    )
+    checkpoint.save(tmp_path / "c", snapshot=snapshot, run={})
+    loaded = checkpoint.load(tmp_path / "c")
+    assert loaded.scaler == snapshot.scaler
+    assert torch.equal(loaded.raw["a"], snapshot.raw["a"])
+    checkpoint.save(tmp_path / "c", snapshot=loaded.final(), run={})
+    final = checkpoint.load(tmp_path / "c")
+    assert (final.epoch, final.metrics, torch.equal(final.weights["a"], torch.ones(2))) == (3, {"loss": 0.5}, True)
+    assert not final.raw and not final.optimizer and not final.scaler
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_optimizer_state_comes_back_exactly(tmp_path: Path, kind: str) -> None:
     def trained(steps: int, *, resume: checkpoint.Snapshot | None = None) -> tuple[nn.Module, torch.optim.Optimizer]:

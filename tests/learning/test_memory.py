@@ -68,6 +68,28 @@ def test_it_is_about_what_autograd_keeps() -> None:
     assert 0.5 * estimate < sum(kept.values()) < 1.5 * estimate
 
 
+class Stages(nn.Module):
+    """Two stages of two convolutions and one that is in no stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(1, width, 3, padding=1), nn.Conv3d(width, 1, 3, padding=1)) for width in (4, 6)
+        )
+        self.head = nn.Conv3d(1, 2, 1)
+
+    def forward(self, x_BCZYX: torch.Tensor) -> list[torch.Tensor]:
+        return [self.head(self.stages[1](self.stages[0](x_BCZYX)))]
+
+
+def test_recomputed_stages_keep_what_they_give_and_the_largest_inside() -> None:
+    model, voxels = Stages(), 8 * 16 * 16
+    weights = WEIGHT_COPIES * sum(parameter.numel() for parameter in model.parameters())
+    for recompute, channels in ((False, (4 + 1) + (6 + 1) + 2), (True, 1 + 1 + (6 + 1) + 2)):
+        found = training_bytes(model, patch_size=(8, 16, 16), channels=1, batch_size=1, recompute=recompute)
+        assert found == 4 * (PASSES * channels * voxels + weights)
+
+
 def test_nothing_is_allocated_and_the_model_stays_as_it_was() -> None:
     """A patch of 2048 voxels an axis would need terabytes."""
     model = TwoConvolutions().eval()
