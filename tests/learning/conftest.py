@@ -50,10 +50,11 @@ class BallGrid:
 class Small(nn.Module):
     """Two stages of one convolution each and one head; `deep` switches the second stage on."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, outputs: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv3d(inputs, 4, 3, padding=1), nn.LeakyReLU()) for inputs in (1, 4)
+            nn.Sequential(nn.Conv3d(inputs, 4, 3, padding=1), nn.LeakyReLU(), nn.Dropout3d(dropout))
+            for inputs in (1, 4)
         )
         self.head = nn.Conv3d(4, outputs, 1)
         self.deep = nn.Buffer(torch.tensor(True))
@@ -69,7 +70,9 @@ def case(seed: int, *, annotated: bool = True) -> TrainingCase:
     return TrainingCase(case_id=str(seed), grid=dataclasses.replace(grid, foreground=where), annotated=(annotated,))
 
 
-def make_setting(*, stages: tuple[Stage, ...] | None = None, unlabelled: int = 0, **params: Any) -> Setting:
+def make_setting(
+    *, stages: tuple[Stage, ...] | None = None, unlabelled: int = 0, dropout: float = 0.0, **params: Any
+) -> Setting:
     """Three epochs of three steps, unless `params` say otherwise; with so many unlabelled cases beside the two annotated ones."""
     values = {
         "epochs": 3, "iterations": 3, "batch_size": 2, "patch_size": (16, 16, 16), "learning_rate": 0.05,
@@ -82,7 +85,7 @@ def make_setting(*, stages: tuple[Stage, ...] | None = None, unlabelled: int = 0
     )  # fmt: skip
     torch.manual_seed(0)
     return Setting(
-        model=Small(task.outputs), task=task, params=given, stages=stages or default_stages(given),
+        model=Small(task.outputs, dropout=dropout), task=task, params=given, stages=stages or default_stages(given),
         loss=build_loss(given.loss, task=task, batch_dice=given.batch_dice),
         training=(case(0), case(1)), validation=(case(2),),
         unlabelled=tuple(case(3 + number, annotated=False) for number in range(unlabelled)), seed=7,

@@ -40,7 +40,7 @@ def test_it_learns(ball_setting: Make) -> None:
     [
         {},
         {"optimizer": "adamw"},
-        {"optimizer": "adam", "accumulate": 2, "recompute": True},
+        {"optimizer": "adam", "accumulate": 2, "recompute": True, "dropout": 0.3},
         {"ema": 0.9},
         {"precision": "bfloat16"},
         {"precision": "float16", "ema": 0.5, "optimizer": "adamw"},

@@ -1,6 +1,7 @@
 """The training loop as a generator: it yields after every epoch, and whoever drives it decides what to save and when to stop.
 
-Sampling is a pure function of (seed, rank, epoch, step), so a training that resumes from a snapshot repeats nothing and skips nothing.
+Sampling and dropout are pure functions of (seed, rank, epoch, step), so a training that resumes from a snapshot repeats nothing and
+skips nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -113,6 +114,8 @@ def _start_stage(setting: Setting, *, stage: Stage) -> torch.optim.Optimizer:
 def _train_epoch(setting: Setting, *, stage: Stage, learner: Learner, epoch: int, begin: int) -> float:
     """Train `epoch` of a stage that began with epoch `begin`, and return the mean loss."""
     setting.model.train()
+    # Dropout draws from torch's own generator: it, too, follows from the epoch alone.
+    torch.manual_seed(int(Turn(seed=setting.seed, epoch=epoch, rank=rank()).generator().integers(1 << 63)))
     iterations = setting.params.iterations
     total = torch.zeros((), device=setting.device)
     batches = feed(
