@@ -1,7 +1,6 @@
 """Spatial augmentation: rotation, scaling and flips, composed into one resample that reads only the voxels it needs.
 
 Angles and factors act in voxel space, as in nnU-Net (v2, data augmentation). Outside the scan the normalised image and the label are 0.
-The resample is that of torch's `grid_sample` (align_corners=False), done where its cheaper relatives give the same.
 """
 
 import math
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from segsweep.data.geometry import Size
 from segsweep.data.structures import LabelTable
+from segsweep.learning.buffers import empty
 from segsweep.learning.intensity import Level, is_flat
 from segsweep.learning.patches import Region
 from segsweep.learning.supervision import shrink
@@ -171,10 +171,13 @@ def _linear_in_slices(image: Tensor, *, matrix: NDArray, first: NDArray, size: S
 def _nearest(atoms: Tensor, *, matrix: NDArray, first: NDArray, size: Size) -> Tensor:
     """The patch whose voxel p shows the atom nearest to first + matrix p; 0 beyond the atoms."""
     margin = F.pad(atoms, (1,) * 6)
-    index = torch.zeros((), dtype=torch.int32, device=atoms.device)
-    for axis, length in enumerate(atoms.shape):
-        at = _lattice(matrix[axis : axis + 1], first=first[axis : axis + 1] + 1, size=size, device=atoms.device)
-        index = index * margin.shape[axis] + at.round_().clamp_(0, length + 1).int()
+    z, y, x = (
+        _lattice(matrix[[axis]], first=first[[axis]] + 1, size=size, device=atoms.device).round_().clamp_(0, length + 1)
+        for axis, length in enumerate(atoms.shape)
+    )
+    # A float32 is exact up to 16 million rows.
+    rows = z.mul_(margin.shape[1]).add_(y).int()
+    index = rows.mul_(margin.shape[2]).add_(x.int())
     return margin.flatten().index_select(0, index.flatten()).view(size)
 
 
@@ -184,9 +187,10 @@ def _lattice(rows: NDArray, *, first: NDArray, size: Size, device: torch.device)
     by_z, by_y, by_x = torch.from_numpy(np.array(rows.T)).float().to(device)
     start = torch.from_numpy(np.array(first)).float().to(device)
     plane = start + y[:, None, None] * by_y + x[:, None] * by_x
-    # One operation on long rows: 30 times faster than `affine_grid`.
+    # One operation on long rows: on a CPU 20 times faster than `affine_grid`.
     step = by_z.expand_as(plane).reshape(-1)
-    return torch.addcmul(plane.reshape(-1), z[:, None], step).view(*size, len(rows))
+    result = empty((len(z), len(step)), dtype=torch.float32, device=device)
+    return torch.addcmul(plane.reshape(-1), z[:, None], step, out=result).view(*size, len(rows))
 
 
 def _flippable(mirror: str, *, task: Task) -> str:

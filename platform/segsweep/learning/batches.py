@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segsweep.errors import InputError
 from segsweep.learning.augment import Cut, Source, cut, draw_warp, swap_sides
+from segsweep.learning.buffers import empty, stacked
 from segsweep.learning.intensity import alter
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import Placement, Region, TrainingCase, forced_flags, place
@@ -68,8 +69,8 @@ def draw(
         )
     ]
     return Batch(
-        image=torch.stack([sample.patch.image for sample in samples]),
-        atoms=torch.stack([sample.patch.atoms for sample in samples]).long(),
+        image=stacked([sample.patch.image for sample in samples], dtype=torch.float32),
+        atoms=stacked([sample.patch.atoms for sample in samples], dtype=torch.int64),
         annotated=torch.tensor([sample.annotated for sample in samples], dtype=torch.bool),
         source=torch.tensor([sample.source for sample in samples]),
     )
@@ -143,7 +144,7 @@ def _atoms(label: NDArray, *, device: torch.device) -> Tensor:
 
 def _normalised(image: Tensor, *, rules: Sequence[Normalisation]) -> Tensor:
     """`task.normalise` for rules that do not need the whole scan, on the image's own device."""
-    result = image.to(torch.float32, copy=True)
+    result = empty(image.shape, dtype=torch.float32, device=image.device).copy_(image)
     for channel, rule in zip(result, rules, strict=True):
         channel.clamp_(rule.low, rule.high).sub_(rule.mean).div_(max(rule.deviation, 1e-8))
     return result

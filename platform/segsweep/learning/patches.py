@@ -49,7 +49,8 @@ class TrainingCase:
 
     def known_voxel(self, *, ignored: int, generator: np.random.Generator) -> NDArray[np.int64] | None:
         """A voxel (z, y, x) drawn from all whose value is not `ignored`, background among them; None when there is none."""
-        known = np.delete(self._histograms, ignored, axis=1).sum(axis=1)
+        histograms = self._histograms
+        known = histograms[:, np.arange(histograms.shape[1]) != ignored].sum(axis=1)
         if not known.any():
             return None
         z = int(generator.choice(len(known), p=known / known.sum()))
