@@ -30,6 +30,14 @@ def test_fine_tuning_warms_up_heads_then_all_and_decays() -> None:
     assert rates[1999] == pytest.approx(1e-2 * (1 / 1940) ** 0.9)
 
 
+def test_a_later_stage_goes_on_with_a_longer_decay() -> None:
+    whole = Stage(name="train", epochs=150, learning_rate=1e-3)
+    first = Stage(name="train", epochs=140, learning_rate=1e-3, horizon=150)
+    last = Stage(name="end", epochs=10, learning_rate=first.rate(140))
+    rates = [stage.rate(epoch) for stage in (first, last) for epoch in range(stage.epochs)]
+    assert rates == pytest.approx([whole.rate(epoch) for epoch in range(150)])
+
+
 def test_steps_halve_after_every_period() -> None:
     stage = Stage(name="train", epochs=500, learning_rate=0.01, schedule="step", period=200)
     assert [stage.rate(epoch) for epoch in (0, 199, 200, 399, 400)] == [0.01, 0.01, 0.005, 0.005, 0.0025]

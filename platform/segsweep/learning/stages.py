@@ -15,8 +15,9 @@ POLY_EXPONENT = 0.9
 class Stage:
     """`parameters` are name prefixes of what is trained (empty = everything).
 
-    `schedule` "poly" decays from `learning_rate` towards 0 over the stage, "rise" climbs to it linearly, "constant" stays, and
-    "step" multiplies by `factor` after every `period` epochs. `optimizer` None is the run's own; every stage begins with a new one.
+    `schedule` "poly" decays from `learning_rate` towards 0 over the stage (over `horizon` epochs where that is given, so that a later
+    stage may go on with the decay), "rise" climbs to it linearly, "constant" stays, and "step" multiplies by `factor` after every
+    `period` epochs. `optimizer` None is the run's own; every stage begins with a new one.
     Gradients are clipped to the norm `largest_gradient`. With `unlabelled`, as many patches of unlabelled cases follow the
     labelled ones in every batch. `switches` are flags of the model (buffers by name) that hold from this stage on.
     """
@@ -27,6 +28,7 @@ class Stage:
     schedule: Schedule = "poly"
     factor: float = 0.5
     period: int = 1
+    horizon: int | None = None
     parameters: tuple[str, ...] = ()
     optimizer: Optimizer | None = None
     largest_gradient: float = 12.0
@@ -37,7 +39,7 @@ class Stage:
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch of this stage, counted from 0."""
         if self.schedule == "poly":
-            return self.learning_rate * (1 - epoch / self.epochs) ** POLY_EXPONENT
+            return self.learning_rate * (1 - epoch / (self.horizon or self.epochs)) ** POLY_EXPONENT
         if self.schedule == "rise":
             return self.learning_rate * (epoch + 1) / self.epochs
         if self.schedule == "step":
