@@ -9,6 +9,7 @@ from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.learning.patches import Region
 from segsweep.learning.task import Task, task_from_json
+from segsweep.learning.transfer import unpinned
 
 
 def part_of(geometry: Geometry, *, region: Region) -> Geometry:
@@ -21,16 +22,20 @@ def part_of(geometry: Geometry, *, region: Region) -> Geometry:
     )
 
 
-def finder_in(folder: Path, *, task: Task) -> Path:
-    """The checkpoint that finds for a model trained from the one in `folder`: that one's own finder, or itself.
+def keep_finder(initial: str, *, task: Task, folder: Path) -> None:
+    """Copy the model that finds for one trained from `initial` (as `pinned` wrote it) to `folder`, unless it is there.
 
-    Raises ModelError when it takes other channels than the task.
+    That is the initial model's own finder or, without one, the initial model. Raises ModelError when it is absent or changed since,
+    or takes other channels than the task.
     """
-    finder = checkpoint.finder_of(folder) or folder
-    channels = task_from_json(json.loads((finder / checkpoint.RUN).read_text())["task"]).channels
+    if (folder / checkpoint.MANIFEST).is_file():
+        return
+    given = unpinned(initial)
+    source = checkpoint.finder_of(given) or given
+    channels = task_from_json(json.loads((source / checkpoint.RUN).read_text())["task"]).channels
     if channels != task.channels:
         raise ModelError(
-            f"{finder}: takes the channels {channels}, the data has {task.channels}; "
-            "start from a model of the same channels, which has to find the organs in them"
+            f"{source}: takes the channels {channels}, the data has {task.channels}; "
+            "expected an initial model of the same channels, which has to find the organs in them"
         )
-    return finder
+    checkpoint.save_plain(source, to=folder)

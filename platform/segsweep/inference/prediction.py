@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
 from segsweep.inference.cascade import part_of
 from segsweep.inference.export import Output, combine, label_on_grid
+from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, task_of
 from segsweep.inference.postprocess import clean
 from segsweep.inference.scans import Segmentable
 from segsweep.inference.sliding import flip_sets, predict_logits
@@ -77,6 +78,10 @@ class Predictor:
         """The task whose atom table the labels are in: the first member's."""
         return self.members[0].task
 
+    def only(self, dataset: str) -> "Predictor":
+        """The predictor of one of the datasets that its members join, in that dataset's own names and values. Raises InputError."""
+        return Predictor(members=tuple(_only(member, dataset=dataset) for member in self.members))
+
     def segment(
         self, image: NDArray, *, geometry: Geometry, mirror: str = "none", structures: Collection[str] = ()
     ) -> NDArray:
@@ -126,7 +131,7 @@ class Predictor:
             return kept[label_on_grid(scores.values, **grids, membership=scores.membership[kept])]
         kept = table.within(_of_their_datasets(chosen, table=table))
         values = scores.values if len(kept) == len(table.atoms) else scores.values[kept]
-        return kept[label_on_grid(values, **grids)]
+        return kept[label_on_grid(values, **grids, membership=None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +162,17 @@ def predict(
     predictor: Predictor,
     out: Path,
     mirror: str = "none",
+    dataset: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
     """Segment every scan. Afterwards `out` holds `CASE.nii.gz` for each and `labels.json` (structure name -> its values).
 
+    Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
+    joint store needs none, since it belongs to one.
     A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced.
     Raises InputError when `out` holds label maps of another meaning. `progress` is told (scans done, all scans).
     """
+    predictor = predictor.only(dataset) if dataset else predictor
     table = predictor.table_task.table
     flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
     _demand_same_labels(out, table=table)
@@ -186,10 +195,20 @@ def predict(
 
 
 def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str = "none") -> None:
-    """Write the scan's label map to `path`, on the scan's own grid and in its own axis order."""
+    """Write the scan's label map to `path`, on the scan's own grid and in its own axis order.
+
+    Raises InputError when it is not known which of the datasets that the predictor joins is asked for.
+    """
     loaded = scan.load()
+    if not loaded.structures:
+        demand_dataset(predictor.table_task)
     label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror, structures=loaded.structures)
     write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=path)
+
+
+def _only(member: Member, *, dataset: str) -> Member:
+    task = task_of(member.task, dataset=dataset)
+    return replace(member, model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)), task=task)
 
 
 def _logits(

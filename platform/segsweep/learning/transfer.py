@@ -56,6 +56,15 @@ def transfer_from(model: nn.Module, *, initial: str) -> Report:
     The recipe that trained the checkpoint first fits its weights to the model (`adapt`, where it has one). Raises ModelError when the
     checkpoint is absent or changed since, or when nothing fits.
     """
+    folder = unpinned(initial)
+    weights = checkpoint.load(folder).weights
+    method = load_method(json.loads((folder / checkpoint.RUN).read_text())["run"]["trainable"])
+    fitted = method.adapt(weights, model=model)
+    return transfer(model, weights=weights, fitted=fitted)
+
+
+def unpinned(initial: str) -> Path:
+    """The checkpoint folder that `pinned` wrote. Raises ModelError when it is absent or changed since."""
     address = PINNED.fullmatch(initial)
     if address is None:
         raise ModelError(
@@ -64,10 +73,7 @@ def transfer_from(model: nn.Module, *, initial: str) -> Report:
     folder = Path(address["folder"])
     if checkpoint.verify(folder) != address["digest"]:
         raise ModelError(f"{folder}: the checkpoint changed since the run began; restore it, or start another run")
-    weights = checkpoint.load(folder).weights
-    method = load_method(json.loads((folder / checkpoint.RUN).read_text())["run"]["trainable"])
-    fitted = method.adapt(weights, model=model)
-    return transfer(model, weights=weights, fitted=fitted)
+    return folder
 
 
 def transfer(model: nn.Module, *, weights: Mapping[str, Tensor], fitted: Mapping[str, Tensor] | None = None) -> Report:
