@@ -264,8 +264,14 @@ def test_head(changed, head):
 def test_a_store_is_planned_anew_for_another_network(tiny_store, planner):
     label = np.zeros((40, 60, 60), np.uint8)
     label[10:20, 10:20, 10:20] = 1
-    store = open_store(tiny_store("a", labels=LabelSet(structures=("Liver",)), cases={"one": label, "two": label}))
-    expected = make_plan(read_fingerprints(store), channels=store.channels, labels=store.table.labels, planner=planner)
+    folder = tiny_store("a", labels=LabelSet(structures=("Liver",)), cases={"one": label, "two": label})
+    store = open_store(folder)
+
+    def planned(name):
+        return make_plan(read_fingerprints(store), channels=store.channels, labels=store.table.labels, planner=name)
+
+    (folder / "plan.json").write_text(json.dumps(planned("plain").to_json()))
+    expected = planned(planner)
     assert patch_and_batch(store, planner=planner) == (expected.patch_size, expected.batch_size)
     with pytest.raises(InputError, match="resenc_xxl"):
         patch_and_batch(store, planner="resenc_xxl")
