@@ -39,7 +39,7 @@ VERBS = {
     "train": (("TRAINABLE", "STORE", "KEY=VALUE"), ()),
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
     "ensemble": (("STORE", "KEY=VALUE"), ()),
-    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror")),
+    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset")),
     "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),

@@ -279,6 +279,7 @@ def predict(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the label maps.")],
     split: Annotated[str, typer.Option(help="Of a store: train, validation or test.")] = "validation",
     mirror: Annotated[str, typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.")] = "none",
+    dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
 ) -> None:
     """Segment scans with a model or an ensemble.
 
@@ -299,7 +300,7 @@ def predict(
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
         report = shown.pieces("scans")
-        done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
+        done = run(cases, predictor=predictor, out=out, mirror=mirror, dataset=dataset, progress=report)
     say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())
