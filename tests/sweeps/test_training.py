@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.train import UserCallback
 
 from segsweep.data.fingerprint import patch_and_batch
@@ -114,12 +115,31 @@ def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_scans_are_validated_between_and_the_best_epoch_becomes_the_model(run: Run, tmp_path: Path) -> None:
+    params = {**run.params, "epochs": 3, "ema": 0.5, "scan_validation_every": 2, "select": "best"}
+    written, folder = Written(tmp_path / "reports.jsonl"), tmp_path / "run"
+    chosen = dataclasses.replace(run, workers=1, params=params)
+    result = fit(chosen, folder=folder, resources=Resources(cpus=1), callbacks=[written])
+    epochs = [ranks[0] for ranks in written.read()]
+    assert ["dice_scan" in epoch for epoch in epochs] == [False, True, False, False]
+    structures = {name for name in epochs[1] if name.startswith("dice_scan/")}
+    assert structures == {name.replace("dice/", "dice_scan/") for name in result if name.startswith("dice/")}
+    smoothed = [epoch["patch_dice_smoothed"] for epoch in epochs[:3]]
+    best = smoothed.index(max(smoothed))
+    model = checkpoint.load(folder / "model")
+    assert (model.epoch, model.metrics["patch_dice_smoothed"]) == (best + 1, smoothed[best])
+    (kept,) = (folder / "checkpoints" / "best").iterdir()
+    assert kept.name == f"epoch-{best:05d}"
+    assert torch.equal(next(iter(model.weights.values())), next(iter(checkpoint.load(kept).weights.values())))
+
+
+@pytest.mark.usefixtures("cluster")
 def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = Written(tmp_path / "first.jsonl")
     result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first])
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "model", "validation.json", "result.json"}
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-00001"]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best", "epoch-00001"}
     assert (result["status"], result["epoch"], result["epochs"]) == ("finished", 2, 2)
     assert json.loads((folder / "result.json").read_text()) == result
     assert checkpoint.verify(folder / "model") == result["digest"]
@@ -150,4 +170,5 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     final = fit(more, folder=longer, resources=Resources(cpus=1), callbacks=[second])
     assert [[entry["epoch"] for entry in ranks] for ranks in second.read()] == [[3], [3]]
     assert (final["status"], final["epoch"]) == ("finished", 3)
-    assert [path.name for path in (longer / "checkpoints").iterdir()] == ["epoch-00002"]
+    assert {path.name for path in (longer / "checkpoints").iterdir()} == {"best", "epoch-00002"}
+    assert len(list((longer / "checkpoints" / "best").iterdir())) == 1

@@ -154,7 +154,7 @@ def failure(folder: Path) -> str:
 
 def measurements(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a result, without Ray's own entries and without per-structure values (those are a table)."""
-    keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice")
+    keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", "dice")
     return {key: float(result[key]) for key in keys if key in result}
 
 

@@ -1,6 +1,6 @@
 """One Run as a Ray Train job: workers train together, save after every epoch, stop when told, validate whole scans at the end.
 
-A run's folder holds checkpoints/epoch-NNNNN (the last one), model/ (weights without optimizer), validation.json and, last of all,
+A run's folder holds checkpoints/ (the last and the best one), model/ (weights without optimizer), validation.json and, last of all,
 result.json. A folder with a result is never trained again; one without goes on from its last checkpoint.
 """
 
@@ -29,8 +29,9 @@ from segsweep.data.joint import open_stores
 from segsweep.data.manifest import write_json
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, StoreError
+from segsweep.inference.cascade import keep_finder
 from segsweep.learning import checkpoint
-from segsweep.learning.loop import Epoch, Setting, train
+from segsweep.learning.loop import Setting, train
 from segsweep.learning.memory import describe, training_bytes
 from segsweep.learning.method import Method, load_method
 from segsweep.learning.params import TrainingParams
@@ -39,6 +40,7 @@ from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
+from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.validation import summarise, validate
 
 RESULT, STOP, VALIDATION, TRANSFER = "result.json", "stop", "validation.json", "transfer.json"
@@ -60,13 +62,17 @@ class Prepared:
 
 
 def prepare(run: Run) -> Prepared:
-    """Fill what the run leaves to its preset and, after that, to the plan. A preset's patch is no larger than the median scan needs.
+    """Fill what the run leaves to its preset, after that to the recipe's own patch and batch, if it has them, and last to the plan.
+
+    A preset's patch is no larger than the median scan needs.
 
     Raises RecipeError, StoreError or ResourceError in one sentence.
     """
     store = open_stores(run.store)
     method = load_method(run.trainable)
     given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
+    own = method.params({})
+    given.update({name: value for name in ("patch_size", "batch_size") if (value := getattr(own, name)) is not None})
     preset = method.preset(run.params.get("preset"))
     planner = {**preset, **run.params}.get("planner")
     if planner:
@@ -106,6 +112,7 @@ def needed_memory(prepared: Prepared) -> int:
             patch_size=task.patch_size,
             channels=len(task.channels),
             batch_size=(params.batch_size or 1) * (2 if mixed else 1),
+            recompute=params.recompute,
         )
     except RuntimeError:
         raise RecipeError(
@@ -142,27 +149,35 @@ def train_run(config: Mapping[str, Any]) -> None:
         0 if resume is None else resume.epoch + 1,
         dict(resume.metrics) if resume else {},
     )
+    held_out = prepared.store.validation(run.fold)
+    inference = prepared.method.inference(prepared.params, task=prepared.task)
+    finder = None if inference.margin_mm is None else folder / checkpoint.FINDER
+    if finder and _rank() == 0:
+        keep_finder(prepared.params.initial, task=prepared.task, folder=finder)
+    score = partial(validate, task=prepared.task, store=prepared.store, inference=inference, finder=finder)
+    every = prepared.params.scan_validation_every
     for epoch in train(setting, resume=resume):
         if _rank() == 0:
-            _save(epoch, checkpoints=checkpoints, document=document)
+            keep(epoch, checkpoints=checkpoints, document=document)
         epochs, metrics = epoch.number + 1, epoch.metrics
-        ray.train.report({**metrics, "epoch": epochs, "epochs": epoch.total, "status": "training"})
+        due = every and epochs % every == 0 and epochs < epoch.total
+        seen = summarise(score(epoch.model, case_ids=held_out), prefix="dice_scan") if due else {}
+        ray.train.report({**metrics, **seen, "epoch": epochs, "epochs": epoch.total, "status": "training"})
         if epochs < epoch.total and _told_to_stop(folder):
             status = "stopped_early"
             break
-    scores = {}
-    if status == "finished":
-        held_out = prepared.store.validation(run.fold)
-        scores = validate(setting.model, task=prepared.task, store=prepared.store, case_ids=held_out)
+    if dist.is_initialized():
+        dist.barrier()  # rank 0 has written the checkpoint that all read now
+    final = chosen(checkpoints, select=prepared.params.select)
+    setting.model.load_state_dict(dict(final.weights))
+    scores = score(setting.model, case_ids=held_out) if status == "finished" else {}
     total = sum(stage.epochs for stage in setting.stages)
     result = {**metrics, **summarise(scores), "epoch": epochs, "epochs": total, "status": status}
     if _rank() == 0:
-        final = dataclasses.replace(
-            checkpoint.load(checkpoint.epoch_folder(checkpoints, epoch=epochs - 1)), optimizer={}
-        )
         summary = {name: value for name, value in result.items() if isinstance(value, int | float)}
+        summary |= {**final.metrics, "epoch": final.epoch + 1}
         result["digest"] = checkpoint.save(
-            folder / "model", snapshot=dataclasses.replace(final, metrics=summary), run=document
+            folder / "model", snapshot=dataclasses.replace(final.final(), metrics=summary), run=document, finder=finder
         )
         write_json(folder / VALIDATION, scores)
         write_json(folder / RESULT, result)
@@ -273,18 +288,9 @@ def _setting(prepared: Prepared) -> Setting:
     )
 
 
-def _save(epoch: Epoch, *, checkpoints: Path, document: Mapping[str, Any]) -> None:
-    """Write this epoch's checkpoint, then remove the one before it."""
-    folder = checkpoint.epoch_folder(checkpoints, epoch=epoch.number)
-    checkpoint.save(folder, snapshot=epoch.snapshot(), run=document)
-    for older in checkpoints.glob("epoch-*"):
-        if older.name < folder.name:
-            shutil.rmtree(older)
-
-
 def _tidy(folder: Path) -> None:
     """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
-    for leftover in (folder / "ray", *(folder / "checkpoints").glob(".*.partial-*")):
+    for leftover in (folder / "ray", *(folder / "checkpoints").rglob(".*.partial-*")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

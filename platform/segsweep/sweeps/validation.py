@@ -1,6 +1,7 @@
 """Dice of a trained network on whole held-out scans, which the workers of a run share among them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,24 @@ import torch.distributed as dist
 from torch import nn
 
 from segsweep.data.store import Store
-from segsweep.inference.prediction import Member, Predictor
+from segsweep.inference.prediction import Member, Predictor, load_member
+from segsweep.learning.inference import Inference
 from segsweep.learning.task import Task
 
 # Case -> structure -> Dice.
 Scores = dict[str, dict[str, float]]
 
 
-def validate(model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str]) -> Scores:
-    """`scan_dice` of every case, on every worker; each worker segments its share of the cases."""
-    predictor = Predictor(members=(Member(model=model.eval(), task=task, weight=1.0),))
+def validate(
+    model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None
+) -> Scores:
+    """`scan_dice` of every case, on every worker; each worker segments its share of the cases.
+
+    `finder` is the checkpoint of the model that shows this one where to look, if it has one.
+    """
+    found_by = None if finder is None else load_member(finder)
+    member = Member(model=model.eval(), task=task, inference=inference, finder=found_by)
+    predictor = Predictor(members=(member,))
     if not dist.is_initialized():
         return {case_id: scan_dice(predictor, store=store, case_id=case_id) for case_id in case_ids}
     world = dist.get_world_size()
@@ -37,14 +46,14 @@ def scan_dice(predictor: Predictor, *, store: Store, case_id: str) -> dict[str, 
     return {name: _dice(mask(found, structure=name), truth=mask(truth, structure=name)) for name in annotated}
 
 
-def summarise(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`dice/STRUCTURE` (mean over cases) and `dice` (mean over structures) from case -> structure -> Dice."""
+def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice") -> dict[str, float]:
+    """`dice/STRUCTURE` (mean over cases) and `dice` (mean over structures) from case -> structure -> Dice; `prefix` may be another."""
     structures = sorted({name for values in scores.values() for name in values})
     means = {
         name: float(np.mean([values[name] for values in scores.values() if name in values])) for name in structures
     }
     return (
-        {"dice": float(np.mean(list(means.values()))), **{f"dice/{name}": mean for name, mean in means.items()}}
+        {prefix: float(np.mean(list(means.values()))), **{f"{prefix}/{name}": mean for name, mean in means.items()}}
         if means
         else {}
     )
