@@ -3,9 +3,9 @@
 
 `preset=pretraining` trains on stores that are joined: a sigmoid output for every structure of every dataset (the livers of two datasets
 are two outputs), a loss that is summed over what is annotated, and fewer patches of a case the more its dataset has. `initial=` that
-model then fine-tunes on one store by softmax, as the authors did for SegRap2023: `preset=segrap`. At first only the heads, which start
-new, are trained, then with a rising rate the whole network, then comes nnU-Net's schedule; `epochs` counts all three.
-Without `initial` there is nothing to warm up, and the schedule is nnU-Net's alone: the paper's runs without pre-training.
+model then fine-tunes on one store by softmax, as the authors did for SegRap2023. At first only the heads, which start new, are trained,
+then with a rising rate the whole network, then comes nnU-Net's schedule; `epochs` counts all three. Without `initial` nothing is there
+to be warmed up, and the schedule is nnU-Net's alone: the paper's runs without pre-training.
 
 Both trainings need equal patches and spacings, else their networks differ in strides. The poster's best run is the default:
 residual encoder, batches of 4, a third of the patches at foreground by chance (`oversampling=deterministic` is its "default").
@@ -88,12 +88,9 @@ class Params(ResidualParams):
             object.__setattr__(self, "loss", "multitalent")
 
 
-# Patch and batch stand here too: the store's plan would suggest others.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "segrap": {"patch_size": [32, 320, 256], "batch_size": 4},
     "pretraining": {
         "part": "pretraining",
-        "patch_size": [32, 320, 256],
         "batch_size": 2,
         "epochs": 1000,
         "oversampling": "deterministic",
