@@ -6,10 +6,13 @@ From segrap2023.grand-challenge.org, on request; licence: see the source. `raw` 
 `Task002/segrap_0000.nii.gz`, in a folder of its own. Masks are preferred, and one that is not there counts as not annotated. Ids to
 0119 are the training set, to 0139 the validation set, the others the test set.
 
-Both channels are CT, and are normalised as CT; nnU-Net's official baseline z-scores them.
+Both channels are CT, and are normalised as CT; nnU-Net's official baseline z-scores them. `segrap2023_oar` and `segrap2023_gtv` are the
+challenge's two tasks, with one of the channels each.
 """
 
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile, Labels, MaskFile, Split
@@ -43,6 +46,26 @@ def cases(raw: Path) -> list[CaseSource]:
             raise InputError(f"{name} is there twice below {raw}; expected it once; take one away")
     sets = {(path.parent.name.lower(), stem(path)): path for path in scans(raw, "**/[Tt]ask00[12]/segrap_*.nii.gz")}
     return [_source(folder.name, files=folders[folder], sets=sets) for folder in sorted(folders, key=lambda f: f.name)]
+
+
+def task_cases(raw: Path, *, structures: Collection[str], channel: str) -> list[CaseSource]:
+    """The same cases with some of the structures and one channel alone; files of the others are not read."""
+    index = CHANNELS.index(channel)
+    return [
+        replace(
+            case,
+            images=case.images[index : index + 1],
+            labels=tuple(file for file in case.labels if _structures(file) <= set(structures)),
+            annotated=tuple(name for name in case.annotated if name in structures),
+        )
+        for case in cases(raw)
+    ]
+
+
+def _structures(file: Labels) -> set[str]:
+    if isinstance(file, MaskFile):
+        return {file.structure}
+    return {name for names in file.values.values() for name in names} if isinstance(file, LabelFile) else set()
 
 
 def _source(case_id: str, *, files: dict[str, Path], sets: dict[tuple[str, str], Path]) -> CaseSource:
