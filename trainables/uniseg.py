@@ -1,8 +1,8 @@
 """UniSeg: one network for many datasets, told by a learned prompt which one it segments (Ye et al., MICCAI 2023), and its fine-tuning.
 
 `preset=upstream` trains it on stores that are joined; `initial=` that model then fine-tunes the encoder and decoder on one store, without
-prompt, as the authors did for SegRap2023: `preset=segrap` for 1500 and for 2000 epochs, both in one ensemble. The paper prints the
-settings of SegRap; the rest is as in the released code. Written from the descriptions; Apache-2.0.
+prompt, as the authors did for SegRap2023: `preset=segrap` on all cases, once for 1500 epochs and once for 2000, and both in one ensemble.
+SegRap's settings are printed, the rest is as in the released code. Written from the descriptions; Apache-2.0.
 
 Joined stores have equal channels and are trained at one spacing: the eleven datasets of the paper (CT, MR, four MR sequences, CT and PET)
 take one upstream training for each number of channels, where the authors had one for all.
@@ -46,8 +46,9 @@ UPSTREAM_ONLY = ("prompt", "fuse.", "decoder.seg_layers.")
 class Params(TrainingParams):
     """`part` "upstream" trains encoder, decoder and prompt on joined stores, one of them a batch; "downstream" fine-tunes on one store.
 
-    `features` at the first level double at each level up to `most_features`. Upstream only: `spacing` (mm z, y, x) instead of the
-    paper's 3, 1.5, 1.5, and `window` false to normalise CT as the store's plan says instead of clipping it to [-325, 325] HU.
+    `epochs` 2000 is the longer of the two trainings for SegRap. `features` at the first level double at each level up to
+    `most_features`. Upstream only: `spacing` (mm z, y, x) instead of the paper's 3, 1.5, 1.5, and `window` false to normalise CT as the
+    store's plan says instead of clipping it to [-325, 325] HU.
     """
 
     part: Literal["downstream", "upstream"] = "downstream"

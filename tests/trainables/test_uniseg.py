@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from segsweep.learning.losses import build_loss
 from segsweep.learning.memory import training_bytes
 from segsweep.learning.method import load_method
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.sampling import source_order
 from segsweep.learning.task import Head, Task, normalise
 from segsweep.learning.transfer import pinned, transfer_from
 from segsweep.run import Run
@@ -229,6 +231,13 @@ def test_upstream_has_its_own_spacing_and_window() -> None:
     assert found.ravel().tolist() == pytest.approx([0, 0, 0.5, 1, 334 / 650, 1])
     plain = asked(part="upstream", window=False, spacing=(1, 1, 1))
     assert plain == dataclasses.replace(store, spacing=(1.0, 1.0, 1.0))
+
+
+def test_each_upstream_dataset_has_fifty_batches_of_every_epoch() -> None:
+    params = recipes.build_params(UNISEG, values={"preset": "upstream"})
+    assert params.sampling == "quota"
+    order = source_order(tuple(range(len(CLASSES))), iterations=params.iterations, seed=0, epoch=3)
+    assert set(Counter(order).values()) == {50}
 
 
 def test_parameters_that_cannot_be_are_refused() -> None:
