@@ -120,6 +120,19 @@ def test_half_precision_steps_about_as_far(ball_setting: Make, precision: str) -
     torch.testing.assert_close(found["loss"], expected["loss"], rtol=0.05, atol=0.05)
 
 
+def test_a_step_that_overflows_changes_no_weights_and_scales_less(ball_setting: Make) -> None:
+    setting = ball_setting(**ONE_STEP, precision="float16")
+    optimizer = step.make_optimizer(
+        "adamw", parameters=list(setting.model.parameters()), learning_rate=0.5, weight_decay=3e-5
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    learner = step.make_learner(setting, optimizer=optimizer, scaler=scaler, average=None)
+    before = {name: value.clone() for name, value in setting.model.state_dict().items()}
+    learner.step(whole_batches(setting, parts=1), setting=setting, largest_gradient=12.0, progress=0.0, number=0)
+    assert all(torch.equal(value, before[name]) for name, value in setting.model.state_dict().items())
+    assert scaler.get_scale() == 2.0**59
+
+
 def test_a_compiled_model_steps_alike_and_keeps_its_names(ball_setting: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, compiler = [], torch.compile
 
