@@ -74,6 +74,16 @@ def test_one_path_a_channel(put, scan: Path, voxels: np.ndarray, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("mlflow_here")
+def test_a_row_may_name_the_dataset_that_is_asked_for(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
+    model = mlflow.pyfunc.load_model(put("flavour-joint", threshold=0.5, structures=("a/liver", "b/liver")))
+    rows = [{"image": str(scan), "output": str(tmp_path / name), "dataset": name} for name in ("a", "b")]
+    own, other = (read_labels(Path(path)).voxels for path in model.predict(rows))
+    np.testing.assert_array_equal(own, voxels > 0.5)
+    assert not other.any()
+    assert (tmp_path / "a" / "labels.json").read_text().split() == ["{", '"liver":', "[", "1", "]", "}"]
+
+
+@pytest.mark.usefixtures("mlflow_here")
 def test_rows_that_cannot_be_used_are_named(put, tmp_path: Path) -> None:
     model = mlflow.pyfunc.load_model(put("flavour-rows"))
     with pytest.raises(InputError, match=r"row 1 lacks 'output' \(it has: image\)"):

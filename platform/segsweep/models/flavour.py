@@ -25,17 +25,19 @@ class Segmenter:
 
         `model_input` is a table (pandas) or a list of dictionaries with "image" (path of a scan, or a list of paths, one a
         channel) and "output": the label map's path, such as OUT/liver.nii.gz, or a folder, which then holds CASE.nii.gz and
-        labels.json. MLflow's interface asks for `params`; there are none. Raises InputError that names the row or file.
+        labels.json. Of a model that joins several datasets, "dataset" names the one whose structures are segmented. MLflow's
+        interface asks for `params`; there are none. Raises InputError that names the row or file.
         """
         return [str(self._segment(row)) for row in _rows(model_input)]
 
     def _segment(self, row: Mapping[str, Any]) -> Path:
         output = Path(row["output"])
         scan = _case(row["image"])
+        predictor = self.predictor.only(row["dataset"]) if "dataset" in row else self.predictor
         if is_scan(output):
-            segment_scan(scan, predictor=self.predictor, path=output)
+            segment_scan(scan, predictor=predictor, path=output)
             return output
-        failures = predict([scan], predictor=self.predictor, out=output).failures
+        failures = predict([scan], predictor=predictor, out=output).failures
         if failures:
             raise InputError(failures[scan.case_id])
         return output / f"{scan.case_id}.nii.gz"
