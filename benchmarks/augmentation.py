@@ -2,7 +2,8 @@
 
     PEERS/bin/python benchmarks/augmentation.py            (PEERS: see benchmarks/requirements.txt; about 8 minutes)
 
-Both sides draw from the same CT-like scans with nnU-Net's default augmentation, batches of two, the second patch forced to hold
+Both sides draw from the same CT-like scans with nnU-Net's default augmentation (given the same numbers their transforms give the
+same voxels, which is checked first), batches of two, the second patch forced to hold
 foreground, targets for every level of the network. nnU-Net reads its own blosc2 files and runs in this process, then in two worker
 processes; ours reads a store and runs in this thread, then in two threads of this process. torch has one thread everywhere.
 Rounds visit all sides in turn, so that other load hits all alike. Factors are those of all rounds together, because a patch costs
@@ -25,6 +26,16 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (  # typ
     NonDetMultiThreadedAugmenter,
 )
 from batchgenerators.utilities.file_and_folder_operations import write_pickle  # type: ignore[import-not-found]
+from batchgeneratorsv2.transforms.intensity.brightness import (  # type: ignore[import-not-found]
+    MultiplicativeBrightnessTransform,
+)
+from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform  # type: ignore[import-not-found]
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform  # type: ignore[import-not-found]
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform  # type: ignore[import-not-found]
+from batchgeneratorsv2.transforms.spatial.low_resolution import (  # type: ignore[import-not-found]
+    SimulateLowResolutionTransform,
+)
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform  # type: ignore[import-not-found]
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # type: ignore[import-not-found]
     DefaultPreprocessor,
 )
@@ -37,6 +48,8 @@ from patch_reads import NUM_LABELS, RULES, Case, make_case, open_ours, write_nnu
 from segsweep.data.geometry import Size
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.data.topology import topology
+from segsweep.learning import intensity
+from segsweep.learning.augment import Cut, Source, Warp, cut
 from segsweep.learning.batches import Batch, draw
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
@@ -78,6 +91,53 @@ class Side:
         self.clock.append((time.perf_counter() - clock) / number)
         self.processor.append((time.process_time() - processor) / number)
         self.stop()
+
+
+class Fixed(np.random.Generator):
+    """Draws what lets a transform happen, with one value for all of its parameters."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.value = value
+
+    def random(self) -> float:  # type: ignore[override]
+        return 0.0
+
+    def uniform(self, *_: float) -> float:  # type: ignore[override]
+        return self.value
+
+
+def check() -> None:
+    """Every transform but noise must make of a volume what nnU-Net's makes of it."""
+
+    def always(value: float) -> Callable[..., float]:
+        return lambda *_, **__: value
+
+    bend = {"synchronize_channels": False, "p_per_channel": 1, "p_retain_stats": 1}
+    pairs = (
+        (intensity.blur, 0.7, GaussianBlurTransform(always(0.7), p_per_channel=1)),
+        (intensity.brightness, 0.8, MultiplicativeBrightnessTransform(always(0.8), False)),
+        (intensity.contrast, 0.8, ContrastTransform(always(0.8), True, False)),
+        (intensity.low_resolution, 0.6, SimulateLowResolutionTransform(always(0.6), False, True, None)),
+        (intensity.gamma, 0.7, GammaTransform(always(0.7), p_invert_image=0, **bend)),
+        (intensity.inverted_gamma, 1.4, GammaTransform(always(1.4), p_invert_image=1, **bend)),
+    )
+    scan = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 40, 40, 40), dtype=np.float32))
+    atoms = (scan[0] > 0).to(torch.uint8)
+    for change, value, peer in pairs:
+        mine = scan.clone()
+        change(mine, Fixed(value))
+        torch.testing.assert_close(mine, peer(image=scan.clone())["image"], atol=1e-5, rtol=0)
+    turn = SpatialTransform(
+        (16, 16, 16), 0, False, p_rotation=1, rotation=lambda *_, dim, **__: (0.3, -0.2, 0.4)[dim],
+        p_scaling=1, scaling=always(1.2), p_synchronize_scaling_across_axes=1, mode_seg="nearest",
+    )(image=scan.clone(), segmentation=atoms[None].to(torch.int16))  # fmt: skip
+    # nnU-Net turns the other way about y.
+    warp = Warp(angles=(0.3, 0.2, 0.4), scale=(1.2, 1.2, 1.2))
+    source = Source(shape=(40, 40, 40), read=lambda at: Cut(image=scan[(slice(None), *at)], atoms=atoms[at]))
+    patch = cut(source, corner=(12, 12, 12), patch_size=(16, 16, 16), warp=warp)
+    torch.testing.assert_close(patch.image, turn["image"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(patch.atoms.short(), turn["segmentation"][0])
 
 
 def num_levels(patch_size: Size) -> int:
@@ -186,6 +246,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    check()
     cases = [make_case(seed) for seed in range(options.cases)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -130,6 +130,11 @@ def test_a_quarter_turn_of_the_patch_turns_its_content_back(axis, plane):
     torch.testing.assert_close(result.image, plain.image.rot90(-1, [at - 3 for at in plane]), atol=1e-4, rtol=0)
 
 
+def test_the_patch_is_turned_about_z_before_y():
+    warp = Warp(angles=(math.pi / 2, math.pi / 2, 0.0))
+    np.testing.assert_allclose(warp.matrix @ (0, 1, 0), (-1, 0, 0), atol=1e-12)
+
+
 def test_flips_are_applied_after_the_turn():
     warp = Warp(angles=(0.3, -0.2, 0.4), scale=(1.2, 1.2, 1.2))
     result = cut(volume(), corner=(3, 4, 5), patch_size=(16, 16, 16), warp=warp)

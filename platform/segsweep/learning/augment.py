@@ -58,14 +58,14 @@ class Warp:
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """3 x 3 (z, y, x): offset from the patch's centre before flips, in voxels, to offset in the scan."""
+        """3 x 3 (z, y, x): offset from the patch's centre before flips, in voxels, to offset in the scan; about z first, x last."""
         matrix = np.eye(3)
         for axis, angle in enumerate(self.angles):
             first, second = (other for other in range(3) if other != axis)
             turn = np.eye(3)
             turn[[first, second], [first, second]] = math.cos(angle)
             turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
-            matrix = matrix @ turn
+            matrix = turn @ matrix
         return matrix * np.asarray(self.scale)
 
 
