@@ -1,6 +1,7 @@
 """FLARE22's coarse-to-fine: the paper's numbers, its two parts by the loop alone, and both as runs with what they segment."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from segsweep.errors import RecipeError
 from segsweep.inference.prediction import predict
 from segsweep.inference.scans import find_scans
 from segsweep.learning import checkpoint
+from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.consistency import consistency
 from segsweep.learning.crop import Cropped
 from segsweep.learning.inference import CleanUp, Inference
@@ -30,6 +32,7 @@ from segsweep.learning.transfer import transfer
 from segsweep.models.ensemble import load_predictor
 from segsweep.run import Run
 from segsweep.sweeps import single
+from segsweep.sweeps.training import prepare
 from segsweep.trainables import coarse_to_fine
 from segsweep.workspace import Workspace
 
@@ -195,6 +198,19 @@ def test_both_parts_learn_by_the_loop_alone(
     assert epochs[-1].metrics["patch_dice"] > 0.5
 
 
+def write_untrained(run: Run, *, folder: Path) -> Path:
+    """The checkpoint of a run's network before any training."""
+    prepared = prepare(run)
+    weights = prepared.method.build(prepared.params, task=prepared.task).state_dict()
+    document = {
+        "run": run.to_json(),
+        "task": prepared.task.to_json(),
+        "params": recipes.params_json(prepared.params),
+    }
+    checkpoint.save(folder, snapshot=Snapshot(weights=weights, metrics={}, epoch=0), run=document)
+    return folder
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_fine_run_segments_scans_by_itself(phantom_store: Path, tmp_path: Path) -> None:
     workspace = Workspace(root=tmp_path / "workspace")
@@ -202,19 +218,18 @@ def test_a_fine_run_segments_scans_by_itself(phantom_store: Path, tmp_path: Path
         **SMALL, "head": "softmax", "epochs": 1, "iterations": 1, "validation_iterations": 1, "plain_epochs": 0,
         "patch_size": [16, 32, 32], "spacing": [8.0, 8.0, 8.0],
     }  # fmt: skip
-    runs = []
-    for part, values in (("coarse", {}), ("fine", {"initial": "models:/phantom-coarse_to_fine/1", "margin_mm": 10.0})):
-        run = Run(trainable="coarse_to_fine", store=str(phantom_store), params={**tiny, "part": part, **values})
-        runs.append(single.train(run, workspace=workspace))
-        assert "dice" in runs[-1].result
-    coarse, finer = runs
-    assert finer.registered.uri.endswith("/2")
-    kept = checkpoint.finder_of(finer.folder / "model")
+    run = Run(trainable="coarse_to_fine", store=str(phantom_store), params=tiny)
+    coarse = write_untrained(run, folder=tmp_path / "coarse")
+    values = {**tiny, "part": "fine", "initial": str(coarse), "margin_mm": 10.0}
+    trained = single.train(dataclasses.replace(run, params=values), workspace=workspace)
+    assert "dice" in trained.result, "held-out scans are segmented by both"
+    kept = checkpoint.finder_of(trained.folder / "model")
     assert kept is not None
-    assert (kept / checkpoint.WEIGHTS).read_bytes() == (coarse.folder / "model" / checkpoint.WEIGHTS).read_bytes()
-    predictor = load_predictor(finer.registered.uri, workspace=workspace)
+    assert (kept / checkpoint.WEIGHTS).read_bytes() == (coarse / checkpoint.WEIGHTS).read_bytes()
+    shutil.rmtree(coarse)
+    predictor = load_predictor(trained.registered.uri, workspace=workspace)
     assert predictor.members[0].finder is not None and predictor.members[0].inference.margin_mm == 10.0
-    scans = find_scans(phantom_store, channels=predictor.table_task.channels, split="test")[:1]
+    scans = find_scans(phantom_store, channels=predictor.table_task.channels, split="validation")[:1]
     done = predict(scans, predictor=predictor, out=tmp_path / "out")
     assert done.written == (scans[0].case_id,) and not done.failures
     found = read_labels(tmp_path / "out" / f"{scans[0].case_id}.nii.gz")
