@@ -6,8 +6,8 @@ included; focal with gamma 2; one model from scratch; the mean over the eight fl
 patch, weights of the heads, alpha or beta. Here: those of nnU-Net (whose plan for SegRap, 28 x 256 x 256 and two patches a batch,
 has the poster's seven feature maps), all four heads counting, each half as much as the finer one, and alpha = beta = 0.5, since the poster
 calls the loss Dice. Each scan is normalised by its own mean and deviation, as by the challenge's nnU-Net baseline, whose channels are
-not named CT. The eight flips are `segsweep predict --mirror zyx`, which averages logits. The poster's legend speaks of another block than its
-text; this is the text's. Any number of channels is taken.
+not named CT. The eight flips are `segsweep predict --mirror zyx`, which averages logits. The poster's legend speaks of another block than
+its text; this is the text's. Any number of channels is taken.
 Weights carry nnU-Net's names. Written from the poster; Apache-2.0.
 """
 # pyright: reportMissingImports=false
