@@ -13,6 +13,7 @@ from segsweep.data.geometry import Spacing
 from segsweep.data.structures import LabelTable
 from segsweep.learning.crop import box
 from segsweep.learning.inference import CleanUp
+from segsweep.learning.patches import Region
 
 # Voxels that share a corner are connected.
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
@@ -20,9 +21,13 @@ NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """The components of a structure, numbered from 1 in `numbers` (z, y, x); `sizes` (n) in voxels, `centroids` (n, 3) in mm."""
+    """The components of a mask, numbered from 1 in `numbers` (z, y, x), which lies at `region` of it.
+
+    `sizes` (n) are in voxels, `centroids` (n, 3) in mm from the centre of the mask's voxel (0, 0, 0).
+    """
 
     numbers: NDArray[np.int32]
+    region: Region
     sizes: NDArray[np.int64]
     centroids: NDArray[np.float64]
 
@@ -48,19 +53,26 @@ def clean(label: NDArray, *, rules: CleanUp, table: LabelTable, spacing: Spacing
         if name in rules.largest:
             kept &= np.arange(len(kept)) == np.argmax(np.where(kept, found.sizes, 0)) if len(kept) else kept
         refused = np.concatenate([[False], ~kept])[found.numbers]
-        part[refused] = _without(name, table=table)[part[refused]]
+        seen = part[found.region]
+        seen[refused] = _without(name, table=table)[seen[refused]]
     return result
 
 
 def components(mask: NDArray[np.bool_], *, spacing: Spacing) -> Components:
-    """The 26-connected components of a mask (z, y, x); centroids from the centre of voxel (0, 0, 0)."""
-    numbers = np.empty(mask.shape, dtype=np.int32)
-    count = int(ndimage.label(mask, structure=NEIGHBOURS_26, output=numbers))  # pyright: ignore[reportArgumentType]
-    voxels = np.nonzero(numbers)
-    index = numbers[voxels] - 1
-    sizes = np.bincount(index, minlength=count)
-    sums = [np.bincount(index, weights=at, minlength=count) for at in voxels]
-    return Components(numbers=numbers, sizes=sizes, centroids=np.stack(sums, axis=1) / sizes[:, None] * spacing)
+    """The 26-connected components of a mask (z, y, x)."""
+    region = box(mask, margin=(0, 0, 0))
+    inside = mask[region]
+    numbers = np.empty(inside.shape, dtype=np.int32)
+    count = int(ndimage.label(inside, structure=NEIGHBOURS_26, output=numbers))  # pyright: ignore[reportArgumentType]
+    sizes = np.zeros(count, dtype=np.int64)
+    centroids = np.zeros((count, 3))
+    # Plane by plane: the indices of all voxels of a large organ would take several times the scan's memory.
+    for axis in range(3):
+        for index, plane in enumerate(np.moveaxis(numbers, axis, 0), start=region[axis].start):
+            found = np.bincount(plane.ravel(), minlength=count + 1)[1:]
+            centroids[:, axis] += index * found
+            sizes += found * (axis == 0)
+    return Components(numbers=numbers, region=region, sizes=sizes, centroids=centroids / sizes[:, None] * spacing)
 
 
 def _centre(label: NDArray, *, rules: CleanUp, table: LabelTable, spacing: Spacing) -> NDArray[np.float64] | None:
