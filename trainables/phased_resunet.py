@@ -1,5 +1,4 @@
-"""Phased ResUNet: a residual U-Net that is trained without its skip connections first, then with them (Zhu, "Method for MICCAI FLARE24
-Challenge", task 1).
+"""A residual U-Net that is trained without its skip connections first, then with them (Zhu, FLARE24 challenge, task 1).
 
 Paper: intensities clipped to [-200, 200] HU, slices halved from 512 to 256 pixels an edge, only slices within 20 of an annotated one, Dice
 loss, skip connections removed and then reintroduced. It gives no network, patch, optimizer, rate, epochs or lengths of the phases, nor what

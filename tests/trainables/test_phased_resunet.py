@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv3d, conv_transpose3d, prelu
 
 from segsweep import recipes
 from segsweep.data.planning import Normalisation
@@ -47,6 +48,51 @@ def test_it_has_as_many_parameters_as_the_original() -> None:
         model = RECIPE.build(params(), dataclasses.replace(TASK, patch_size=params().patch_size))
     assert count(model) == 9_498_744
     assert sum(weight.numel() for weight in skip_weights(model)) == 290_304
+
+
+def reference(weights: dict[str, Tensor], x_BCZYX: Tensor) -> Tensor:
+    """Full-resolution logits of the original network, written step by step."""
+
+    def chain(name: str, x_BCZYX: Tensor, *dilations: int) -> Tensor:
+        for number, dilation in enumerate(dilations):
+            first, second = (f"{name}.{2 * number + part}" for part in (0, 1))
+            convolved = conv3d(
+                x_BCZYX, weights[f"{first}.weight"], weights[f"{first}.bias"], padding=dilation, dilation=dilation
+            )
+            x_BCZYX = prelu(convolved, weights[f"{second}.weight"])
+        return x_BCZYX
+
+    def halve(name: str, x_BCZYX: Tensor) -> Tensor:
+        halved = conv3d(x_BCZYX, weights[f"{name}.0.weight"], weights[f"{name}.0.bias"], stride=2)
+        return prelu(halved, weights[f"{name}.1.weight"])
+
+    def double(name: str, x_BCZYX: Tensor) -> Tensor:
+        doubled = conv_transpose3d(x_BCZYX, weights[f"{name}.0.weight"], weights[f"{name}.0.bias"], stride=2)
+        return prelu(doubled, weights[f"{name}.1.weight"])
+
+    first = chain("encoder.stages.0", x_BCZYX, 1, 1) + x_BCZYX
+    below = halve("encoder.downs.0", first)
+    second = chain("encoder.stages.1", below, 1, 1, 1) + below
+    below = halve("encoder.downs.1", second)
+    third = chain("encoder.stages.2", below, 1, 2, 4) + below
+    below = halve("encoder.downs.2", third)
+    fourth = chain("encoder.stages.3", below, 3, 4, 5) + below
+    above = chain("decoder.bottleneck", fourth, 1, 1, 1) + chain("decoder.around", fourth, 1)
+    above = double("decoder.ups.0", above)
+    above = chain("decoder.stages.0", torch.cat((above, third), dim=1), 1, 1, 1) + above
+    above = double("decoder.ups.1", above)
+    above = chain("decoder.stages.1", torch.cat((above, second), dim=1), 1, 1, 1) + above
+    above = double("decoder.ups.2", above)
+    above = chain("decoder.stages.2", torch.cat((above, first), dim=1), 1, 1) + above
+    return conv3d(above, weights["decoder.heads.3.weight"], weights["decoder.heads.3.bias"])
+
+
+def test_it_computes_what_the_original_does() -> None:
+    torch.manual_seed(0)
+    model = RECIPE.build(params(features=2), TASK).eval()
+    image = torch.randn(1, 1, 16, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image)[0], reference(model.state_dict(), image))
 
 
 @pytest.mark.parametrize("skips", [False, True])
