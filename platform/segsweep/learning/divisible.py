@@ -6,14 +6,17 @@ from segsweep.learning.task import Task
 
 
 def demand_divisible(task: Task, *, by: Size, network: str) -> None:
-    """Raise RecipeError unless the task's patch is a multiple of `by` voxels along (z, y, x) and, along an axis at least, not the first
-    one: a single voxel at the deepest level has no variance to normalise by. The sentence names a patch that will do."""
+    """Raise RecipeError, with a patch that will do, unless the task's patch is a multiple of `by` voxels along (z, y, x).
+
+    It must be twice as many along one axis: a single voxel at the deepest level has no variance to normalise by.
+    """
     counts = [-(-size // step) for size, step in zip(task.patch_size, by, strict=True)]
+    expected = f"multiples of {by} voxels (z, y, x)"
     if max(counts) == 1:
-        counts[-1] = 2
+        counts[-1], expected = 2, f"more than {by} voxels (z, y, x), of which its deepest level keeps one"
     z, y, x = (count * step for count, step in zip(counts, by, strict=True))
     if task.patch_size != (z, y, x):
         raise RecipeError(
-            f"patch_size={task.patch_size} does not suit {network}: expected multiples of {by} voxels (z, y, x), twice as many "
-            f"along one axis at least; choose patch_size={z},{y},{x}, for example"
+            f"patch_size={task.patch_size} does not suit {network}: expected {expected}; "
+            f"choose patch_size={z},{y},{x}, for example"
         )
