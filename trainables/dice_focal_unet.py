@@ -1,13 +1,13 @@
-"""A plain 3D U-Net with heads at its four finest resolutions, trained by Dice plus focal loss (Yang et al., HUST; SegRap2023's poster of
-"Accurate and Efficient Segmentation for Gross Tumor Volume in Head and Neck CT").
+"""A plain 3D U-Net with four heads, trained by Dice plus focal loss (Yang et al., SegRap2023's poster of HUST).
 
-Paper: the plain and the contrast-enhanced CT are the two channels; seven levels; Dice written with weights alpha and beta, background
-included; focal with gamma 2; one model from scratch; the mean over the eight flips of a patch at prediction. It gives no optimizer, epochs,
-patch, weights of the heads, alpha or beta. Here: those of nnU-Net (whose plan for SegRap, 28 x 256 x 256 and two patches a batch,
-has the poster's seven feature maps), all four heads counting, each half as much as the finer one, and alpha = beta = 0.5, since the poster
-calls the loss Dice. Each scan is normalised by its own mean and deviation, as by the challenge's nnU-Net baseline, whose channels are
-not named CT. The eight flips are `segsweep predict --mirror zyx`, which averages logits. The poster's legend speaks of another block than
-its text; this is the text's. Any number of channels is taken.
+Poster ("Accurate and Efficient Segmentation for Gross Tumor Volume in Head and Neck CT"): the plain and the contrast-enhanced CT as two
+channels; seven levels; Dice written with weights alpha and beta, background included; focal with gamma 2; one model from scratch; the mean
+over a patch's eight flips at prediction. It gives no optimizer, epochs, patch, weights of the heads, alpha or beta.
+
+Here: nnU-Net's training (whose plan for SegRap, two patches of 28 x 256 x 256, has the poster's seven feature maps), all four heads counting,
+each half as much as the finer one, and alpha = beta = 0.5, since the poster calls the loss Dice. Each scan is normalised by its own mean and
+deviation, as by the challenge's nnU-Net baseline, whose channels are not named CT. The eight flips are `segsweep predict --mirror zyx`,
+which averages logits. The poster's legend names another block than its text; this is the text's. Any number of channels is taken.
 Weights carry nnU-Net's names. Written from the poster; Apache-2.0.
 """
 # pyright: reportMissingImports=false
