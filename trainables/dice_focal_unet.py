@@ -4,10 +4,10 @@ Poster ("Accurate and Efficient Segmentation for Gross Tumor Volume in Head and 
 channels; seven levels; Dice written with weights alpha and beta, background included; focal with gamma 2; one model from scratch; the mean
 over a patch's eight flips at prediction. It gives no optimizer, epochs, patch, weights of the heads, alpha or beta.
 
-Here: nnU-Net's training (whose plan for SegRap, two patches of 28 x 256 x 256, has the poster's seven feature maps), all four heads counting,
-each half as much as the finer one, and alpha = beta = 0.5, since the poster calls the loss Dice. Each scan is normalised by its own mean and
-deviation, as by the challenge's nnU-Net baseline, whose channels are not named CT. The eight flips are `segsweep predict --mirror zyx`,
-which averages logits. The poster's legend names another block than its text; this is the text's. Any number of channels is taken.
+Here: nnU-Net's training (whose plan for SegRap, two patches of 28 x 256 x 256, has the poster's seven feature maps), all four heads count,
+each half as much as the finer one, and alpha = beta = 0.5, since the poster calls the loss Dice. Each scan is normalised by its own mean
+and deviation, as by the challenge's nnU-Net baseline, whose channels are not named CT. The eight flips are `segsweep predict --mirror
+zyx`, which averages logits. The poster's legend names another block than its text; this is the text's. Any number of channels is taken.
 Weights carry nnU-Net's names. Written from the poster; Apache-2.0.
 """
 # pyright: reportMissingImports=false
