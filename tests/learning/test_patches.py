@@ -163,6 +163,7 @@ def test_z_score_rules_equal_the_normalisation_of_the_whole_scan():
 def test_a_window_cuts_a_z_score_before_its_mean_is_taken():
     windowed = (Normalisation(scheme="z-score", low=30, high=50),)
     scan = case(organs())
+    assert isinstance(scan.grid, ArrayGrid)
     scan.grid.image[0, :4] = 3000
     rules = scan.rules(windowed)
     image = scan.grid.read_image((slice(0, 20), slice(0, 20), slice(0, 20)))
