@@ -1,7 +1,8 @@
 """MedNeXt: a U-Net of ConvNeXt blocks with large kernels and deep supervision (Roy et al., MICCAI 2023).
 
 The network is MONAI's MedNeXt (Apache-2.0; extra `monai`), and its weights keep MONAI's names. `size` S, B, M or L are the paper's four;
-patches are multiples of 16 voxels, which the paper takes at 1 mm along every axis. AdamW's rate is the paper's; all else is nnU-Net's.
+L, its best, needs twice the memory of B. Patches are multiples of 16 voxels. Patch, batch and AdamW's rate are the paper's, which resamples
+to 1 mm; all else is nnU-Net's.
 """
 # pyright: reportMissingImports=false
 
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from segsweep.data.geometry import Size
 from segsweep.learning.divisible import demand_divisible
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.stages import Optimizer
@@ -27,9 +29,11 @@ DIVISOR = (16, 16, 16)
 class Params(TrainingParams):
     """`size` gives blocks and their expansion; `features` at the first level double at each; `kernel` is 3 or 5 in the paper."""
 
+    patch_size: Size | None = (128, 128, 128)
+    batch_size: int | None = 2
     optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3
-    size: Literal["S", "B", "M", "L"] = "L"
+    size: Literal["S", "B", "M", "L"] = "B"
     features: int = 32
     kernel: int = 3
 

@@ -1,7 +1,8 @@
 """SegResNet with deep supervision, as in MONAI's Auto3DSeg (Myronenko, BrainLes 2018, without its autoencoder branch).
 
 The network is MONAI's SegResNetDS (Apache-2.0; extra `monai`), and its weights keep MONAI's names. Along thick slices it convolves and
-halves only in-plane until voxels are about cubes. Widths, blocks, instance norm and AdamW's rate are Auto3DSeg's; all else is nnU-Net's.
+halves only in-plane until voxels are about cubes. Widths, blocks, instance norm and AdamW's rate are Auto3DSeg's, patch and batch our own
+(a plan's patch need not suit the network); all else is nnU-Net's.
 """
 # pyright: reportMissingImports=false
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from segsweep.data.geometry import Size
 from segsweep.learning.divisible import demand_divisible
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.stages import Optimizer
@@ -23,6 +25,8 @@ class Params(TrainingParams):
     """`features` at the first level double at each; `blocks` are the residual blocks of each level on the way down (one each on the
     way up). The `heads` finest levels have a segmentation head."""
 
+    patch_size: Size | None = (128, 128, 128)
+    batch_size: int | None = 2
     optimizer: Optimizer = "adamw"
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5

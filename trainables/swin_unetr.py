@@ -1,7 +1,7 @@
 """Swin UNETR: a shifted-window transformer as encoder of a convolutional decoder (Hatamizadeh et al., BrainLes 2021).
 
 The network is MONAI's SwinUNETR (Apache-2.0; extra `monai`), and its weights keep MONAI's names. It has one head, so there is no deep
-supervision, and patches are multiples of 32 voxels. AdamW's rate is that of MONAI's own scripts for it; all else is nnU-Net's.
+supervision, and patches are multiples of 32 voxels. Patch and AdamW's rate are those of MONAI's own scripts for it; all else is nnU-Net's.
 """
 # pyright: reportMissingImports=false
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from segsweep.data.geometry import Size
 from segsweep.learning.divisible import demand_divisible
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.stages import Optimizer
@@ -30,6 +31,8 @@ class Params(TrainingParams):
     `window` is the edge of the cubes within which tokens see each other.
     """
 
+    patch_size: Size | None = (96, 96, 96)
+    batch_size: int | None = 2
     optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
