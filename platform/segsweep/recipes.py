@@ -24,7 +24,7 @@ Kind = Literal["trainables", "search_spaces", "datasets"]
 # What a recipe of each kind must define (CONTRIBUTING.md says what each is); "A or b" is either of the two.
 EXPORTS: Mapping[Kind, tuple[str, ...]] = {
     "trainables": ("Params", "build"),
-    "search_spaces": ("TRAINABLE", "space"),
+    "search_spaces": ("TRAINABLE or ROWS", "space or ROWS"),
     "datasets": ("LABELS or labels", "CHANNELS or channels", "cases"),
 }
 
