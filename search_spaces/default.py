@@ -1,4 +1,7 @@
-"""The plain sweep: patch size, foreground oversampling, epochs and loss of nnU-Net's U-Net, around the store's plan."""
+"""The plain sweep around the store's plan: network, patch size, foreground oversampling, epochs and loss.
+
+What does not fit is refused before it is trained: every patch is one that the network can halve, and needs no more memory than there is.
+"""
 
 from typing import Any
 
@@ -10,16 +13,23 @@ from segsweep.data.topology import divisible, topology
 
 TRAINABLE = "unet"
 
+TRAINABLES = ("unet", "resenc_unet")
 OVERSAMPLING = ("deterministic", "probabilistic")
-EPOCHS = (250, 500, 1000)
+EPOCHS = (500, 1000, 2000)
 LOSSES = ("dice_ce", "dice_focal")
 # By how much each axis (z, y, x) of the plan's patch is scaled.
-SCALES = {"plan": (1.0, 1.0, 1.0), "smaller": (0.75, 0.75, 0.75), "flatter": (0.5, 1.0, 1.0)}
+SCALES = {
+    "plan": (1.0, 1.0, 1.0),
+    "smaller": (0.75, 0.75, 0.75),
+    "larger": (1.25, 1.25, 1.25),
+    "flatter": (0.5, 1.0, 1.0),
+}
 
 
 def space(trial: optuna.Trial, plan: Plan) -> dict[str, Any]:
-    """Parameter overrides of one trial."""
+    """Trainable and parameter overrides of one trial."""
     return {
+        "trainable": trial.suggest_categorical("trainable", TRAINABLES),
         "patch_size": patch_size(plan, trial.suggest_categorical("patch_size", tuple(SCALES))),
         "oversampling": trial.suggest_categorical("oversampling", OVERSAMPLING),
         "foreground": trial.suggest_float("foreground", 0.2, 0.8),
@@ -29,14 +39,20 @@ def space(trial: optuna.Trial, plan: Plan) -> dict[str, Any]:
 
 
 def first(plan: Plan) -> list[dict[str, Any]]:  # noqa: ARG001
-    """Trial 0 is the plan's own run."""
-    return [
-        {"patch_size": "plan", "oversampling": "deterministic", "foreground": 0.33, "epochs": 1000, "loss": "dice_ce"}
-    ]
+    """Trial 0 is the plan's own run, trial 1 the same with a residual encoder."""
+    own = {
+        "trainable": "unet",
+        "patch_size": "plan",
+        "oversampling": "deterministic",
+        "foreground": 0.33,
+        "epochs": 1000,
+        "loss": "dice_ce",
+    }
+    return [own, {**own, "trainable": "resenc_unet"}]
 
 
 def patch_size(plan: Plan, scale: str) -> Size:
-    """The plan's patch as it is, one that is smaller along every axis, or one with fewer slices, as the network can halve it."""
+    """The plan's patch as it is, one that is smaller or larger along every axis, or one with fewer slices, as the network can halve it."""
     if scale == "plan":
         return plan.patch_size
     z, y, x = (max(8, round(size * factor)) for size, factor in zip(plan.patch_size, SCALES[scale], strict=True))

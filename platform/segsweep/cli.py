@@ -214,6 +214,9 @@ def tune(
       grace       epochs before a bad trial may be stopped; 0 = never   (0)
       register    how many of the best become registered models         (3)
       name        of the sweep                              (SPACE-DATASET)
+    Keys of a published comparison, whose rows are the trials:
+      scale       share of its epochs and of its patches' voxels        (1)
+      pretrained  model that its pre-trained rows start from         (none)
     Every other key is a parameter that all trials share.
 
     Give the same command again to resume, with more trials to extend.
@@ -221,13 +224,14 @@ def tune(
     Examples:
       segsweep tune default stores/openkbp preset=small
       segsweep tune default stores/openkbp trials=40 grace=20 workers=2
+      segsweep tune gtv_loss stores/segrap scale=0.01
     """
     from segsweep.sweeps.following import describe
-    from segsweep.sweeps.tuning import base_run
+    from segsweep.sweeps.tuning import first_run
     from segsweep.sweeps.tuning import tune as run
 
     options, params = _sweep_options(recipes.parse_pairs(values or []))
-    _demand_possible(base_run(space, store=str(store), options=options, params=params))
+    _demand_possible(first_run(space, store=str(store), options=options, params=params))
     workspace = current_workspace()
     with bars() as shown:
         swept = run(space, store=str(store), workspace=workspace, options=options, params=params, report=shown.trial)
@@ -238,6 +242,8 @@ def tune(
     console.print(table)
     for version in swept.registered:
         say(f"registered {version.uri}")
+    if swept.page:
+        say(f"comparison: {swept.page}")
     if swept.interrupted:
         raise typer.Exit(130)
     say(f"next: segsweep ensemble {store}   or   segsweep ui")
@@ -464,12 +470,15 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     from segsweep.sweeps.tuning import SweepOptions
 
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
-    numbers = _parsed({key: value for key, value in own.items() if key != "name"})
+    texts = {key: own.pop(key) for key in ("name", "pretrained") if key in own}
+    numbers = _parsed(own)
     for key, value in numbers.items():
-        if type(value) is not int and (key, value) != ("fold", "all"):
+        if key == "scale" and type(value) not in (int, float):
+            raise RecipeError(f"scale={value!r} cannot be used: expected a share above 0, at most 1")
+        if key != "scale" and type(value) is not int and (key, value) != ("fold", "all"):
             raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
     try:
-        options = SweepOptions(name=own.get("name", ""), **numbers)
+        options = SweepOptions(**texts, **numbers)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     return options, _parsed(given)

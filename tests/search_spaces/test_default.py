@@ -1,6 +1,7 @@
 """The plain sweep stays around the plan: trial 0 is the plan's own run, and every patch is one that the network takes."""
 
 import dataclasses
+from types import ModuleType
 
 import optuna
 import pytest
@@ -11,7 +12,8 @@ from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning.task import Task
 
-SPACE, UNET = recipes.load("search_spaces", name="default"), recipes.load("trainables", name="unet")
+SPACE = recipes.load("search_spaces", name="default")
+UNET, RESENC = (recipes.load("trainables", name=name) for name in SPACE.TRAINABLES)
 
 
 def plan_of(patch_size: tuple[int, int, int], *, spacing: tuple[float, float, float]) -> Plan:
@@ -26,18 +28,20 @@ def plan_of(patch_size: tuple[int, int, int], *, spacing: tuple[float, float, fl
     )
 
 
-def test_trial_0_is_the_plans_own_run() -> None:
+def test_the_first_trials_are_the_plans_own_run_of_each_network() -> None:
     plan = plan_of((20, 320, 256), spacing=(5.0, 1.0, 1.0))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    (first,) = SPACE.first(plan)
-    study.enqueue_trial(first)
-    trial = study.ask()
-    chosen = recipes.build_params(UNET, values=SPACE.space(trial, plan))
-    assert trial.params == first
-    assert chosen == UNET.Params(patch_size=plan.patch_size)
+    for values in SPACE.first(plan):
+        study.enqueue_trial(values)
+    for recipe, name in ((UNET, "unet"), (RESENC, "resenc_unet")):
+        trial = study.ask()
+        chosen = SPACE.space(trial, plan)
+        assert chosen.pop("trainable") == name
+        assert recipes.build_params(recipe, values=chosen) == recipe.Params(patch_size=plan.patch_size)
 
 
-@pytest.mark.parametrize("preset", [{}, {"preset": "small"}])
+@pytest.mark.parametrize("recipe", (UNET, RESENC), ids=SPACE.TRAINABLES)
+@pytest.mark.parametrize("preset", [{}, {"preset": "small"}], ids=("", "small"))
 @pytest.mark.parametrize("scale", SPACE.SCALES)
 @pytest.mark.parametrize(
     ("patch_size", "spacing"),
@@ -52,12 +56,16 @@ def test_trial_0_is_the_plans_own_run() -> None:
     ],
 )
 def test_the_network_takes_every_patch(
-    patch_size: tuple[int, int, int], spacing: tuple[float, float, float], scale: str, preset: dict[str, str]
+    patch_size: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    scale: str,
+    preset: dict[str, str],
+    recipe: ModuleType,
 ) -> None:
     plan = plan_of(patch_size, spacing=spacing)
     size = SPACE.patch_size(plan, scale)
     assert size == patch_size or scale != "plan"
-    params = dataclasses.replace(recipes.build_params(UNET, values={**preset, "features": 2}), patch_size=size)
+    params = dataclasses.replace(recipes.build_params(recipe, values={**preset, "features": 2}), patch_size=size)
     table = LabelTable(labels=LabelSet(structures=("organ",)), atoms=((), (0,)))
     task = Task(
         channels=("CT",),
@@ -68,5 +76,5 @@ def test_the_network_takes_every_patch(
         normalisation=plan.normalisation,
     )
     with torch.device("meta"):
-        model = UNET.build(params, task).eval()
+        model = recipe.build(params, task).eval()
         assert model(torch.empty(1, 1, *size))[0].shape[2:] == size

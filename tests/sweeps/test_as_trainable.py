@@ -1,5 +1,6 @@
 """`as_trainable` fits into a user's own `tune.run`: their grid, their folders; a bad value fails its own trial only."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def test_users_own_grid_of_losses(
     run = Run(trainable="unet", store=phantom_store.name, params=tiny)
     analysis = ray.tune.run(
         as_trainable(run),
-        config={"loss": ray.tune.grid_search(["dice_focal", "nonsense"])},
+        config={"loss": ray.tune.grid_search(["dice_focal", "nonsense"]), "trainable": "resenc_unet"},
         metric="dice",
         mode="max",
         storage_path=str(tmp_path),
@@ -29,7 +30,9 @@ def test_users_own_grid_of_losses(
     assert (good.status, bad.status) == ("TERMINATED", "ERROR")
     assert 0.0 <= good.last_result["dice"] <= 1.0
     assert good.last_result["status"] == "finished"
-    assert analysis.best_config == {"loss": "dice_focal"}
-    assert (Path(good.local_path or "") / "run" / "model" / "weights.safetensors").is_file()
+    assert analysis.best_config == {"loss": "dice_focal", "trainable": "resenc_unet"}
+    model = Path(good.local_path or "") / "run" / "model"
+    assert (model / "weights.safetensors").is_file()
+    assert json.loads((model / "run.json").read_text())["run"]["trainable"] == "resenc_unet", "a trial chooses its own"
     assert "loss='nonsense' cannot be used" in Path(bad.error_file or "").read_text()
     assert not (Path(bad.local_path or "") / "run").exists()

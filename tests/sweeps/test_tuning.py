@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 
 import segsweep.search_spaces
 from segsweep.errors import RecipeError, ResourceError, StoreError
-from segsweep.models.catalogue import Registered, models, resolve
-from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, Tracker, connect
+from segsweep.models.catalogue import models
+from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, connect
 from segsweep.run import Run
 from segsweep.sweeps import tuning
 from segsweep.sweeps.training import prepare
@@ -225,24 +225,3 @@ def test_no_more_trials_at_once_than_are_left_or_fit_into_memory(
     assert [tuning._most_at_once(prepared, left=left) for left in (0, 1, 3, 20)] == [1, 1, 3, 5]
     monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers: needed // (2 * workers))
     assert tuning._most_at_once(prepared, left=20) == 1, "one trial is tried whatever it needs"
-
-
-def test_candidate_moves_only_to_a_better_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    workspace = Workspace(root=tmp_path)
-    tracker = Tracker(workspace, experiment="toy")
-    tracker.client.create_registered_model("toy")
-
-    def promoted(dice: str, *, data: str) -> int:
-        digest = f"{len(models(workspace)):064x}"
-        tags = {"segsweep.dice": dice, "segsweep.data": data, "segsweep.digest": digest}
-        version = tracker.client.create_model_version("toy", source=tmp_path.as_uri(), tags=tags)
-        made = Registered(name="toy", version=int(version.version), digest=digest)
-        tuning._promote(made, data=data, workspace=workspace)
-        return resolve("models:/toy@candidate", workspace=workspace).version
-
-    assert promoted("0.5000", data="a") == 1
-    assert promoted("0.4000", data="a") == 1
-    assert promoted("0.6000", data="a") == 3
-    assert promoted("0.6000", data="a") == 4, "of equal ones the newest"
-    assert promoted("0.1000", data="b") == 5, "Dice on other data says nothing"

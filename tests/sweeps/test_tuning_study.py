@@ -36,13 +36,14 @@ class Sweep:
     def study(self, **settings: Any) -> optuna.Study:
         return open_study(self.storage, name="toy", settings={**SETTINGS, **settings}, seed=3)
 
-    def search(self, *, trials: int, suggest: Any = None) -> StudySearch:
+    def search(self, *, trials: int, suggest: Any = None, queued: bool = False) -> StudySearch:
         return StudySearch(
             self.study(),
             suggest_config=suggest or propose,
             sweep=self.folder,
             trials=trials,
             report=lambda name, _done, _total, words: self.said.append((name, words)),
+            queued=queued,
         )
 
     def end(self, number: int, **result: Any) -> None:
@@ -122,7 +123,27 @@ def test_finished_sweep_is_extended_by_asking_for_more(sweep: Sweep) -> None:
         search.on_trial_complete(f"tune-{number}")
     assert sweep.search(trials=2).remaining == 0
     assert sweep.search(trials=5).remaining == 3
-    assert [trial.number for trial in ended_trials(sweep.study())] == [1, 0]
+    ended = ended_trials(sweep.study(), sweep=sweep.folder)
+    assert [(trial.name, trial.dice, trial.state) for trial in ended] == [
+        ("trial-0001", 0.6, "finished"),
+        ("trial-0000", 0.5, "finished"),
+    ]
+
+
+def test_queued_trials_are_all_there_are_also_when_one_is_refused(sweep: Sweep) -> None:
+    def refusing(trial: optuna.Trial) -> dict[str, Any]:
+        if trial.suggest_categorical("row", ["a", "b", "c"]) == "b":
+            raise RecipeError("b cannot be trained")
+        return dict(trial.params)
+
+    for row in ("a", "b", "c"):
+        sweep.study().enqueue_trial({"row": row})
+    search = sweep.search(trials=3, suggest=refusing, queued=True)
+    assert [config["row"] for config in given(search, times=2)] == ["a", "c"]
+    assert search.suggest("one too many") == Searcher.FINISHED
+    assert search.remaining == 0
+    assert sweep.said == [("trial-0001", "failed: b cannot be trained")]
+    assert len(sweep.states()) == 3
 
 
 def test_other_settings_are_refused_by_what_differs(sweep: Sweep) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import optuna
 import pytest
 import torch
 
 from segsweep import recipes
-from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning import checkpoint
 from segsweep.learning.params import TrainingParams
@@ -22,21 +21,12 @@ from segsweep.learning.task import Head, Task
 from segsweep.run import Run
 
 TRAINABLES = recipes.names("trainables")
-SPACES = recipes.names("search_spaces")
 # Makes any network small, for parameters that a recipe happens to have.
 SMALL = {"features": 4, "most_features": 16, "feature_size": 12}
 # Recipes that need an optional package; without it their networks are not tested.
 EXTRAS = {"segresnet": "monai", "swin_unetr": "monai", "mednext": "monai"}
 PATCH = (32, 32, 64)
 LABELS = LabelSet(structures=("Eye_L", "Eye_R", "Tumour"), pairs=(("Eye_L", "Eye_R"),))
-PLAN = Plan(
-    spacing=(3.0, 1.0, 1.0),
-    patch_size=(48, 160, 128),
-    batch_size=2,
-    median_shape=(100, 400, 400),
-    normalisation=(Normalisation(scheme="ct", low=-500.0, high=500.0),),
-    head="softmax",
-)
 
 
 def task_of(head: Head, *, patch_size: tuple[int, int, int] = PATCH) -> Task:
@@ -157,44 +147,6 @@ def test_a_trainable_imports_no_tracking_and_no_cluster(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("name", SPACES)
-def test_a_space_yields_parameters_that_its_trainable_accepts(name: str) -> None:
-    """Its first trials and 20 draws, on a plan; with the parameters that all its trials share."""
-    recipe = recipes.load("search_spaces", name=name)
-    trainable = recipes.load("trainables", name=recipe.TRAINABLE)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    first = getattr(recipe, "first", lambda _: [])(PLAN)
-    for values in first:
-        study.enqueue_trial(values)
-    drawn = set()
-    for number in range(20):
-        trial = study.ask()
-        overrides = recipe.space(trial, PLAN)
-        json.dumps(overrides)
-        values = {"patch_size": PLAN.patch_size, **getattr(recipe, "PARAMS", {}), **overrides}
-        params = recipes.build_params(trainable, values=values)
-        assert all(getattr(params, key) is not None for key in overrides)
-        if number < len(first):
-            assert {key: trial.params[key] for key in first[number]} == first[number], "an enqueued value was ignored"
-        drawn.add(json.dumps(overrides, sort_keys=True))
-    assert len(drawn) > 5, "a sweep that draws the same again and again"
-
-
-@pytest.mark.parametrize("name", SPACES)
-def test_networks_of_a_space_can_be_built(name: str) -> None:
-    recipe = recipes.load("search_spaces", name=name)
-    demand_extra(recipe.TRAINABLE)
-    trainable = recipes.load("trainables", name=recipe.TRAINABLE)
-    for seed in range(5):
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-        shared = {"patch_size": PLAN.patch_size, **getattr(recipe, "PARAMS", {})}
-        params = small_params(trainable, **{**shared, **recipe.space(study.ask(), PLAN)})
-        model = trainable.build(params, task_of(params.head, patch_size=params.patch_size)).to("meta").eval()
-        with torch.no_grad():
-            logits = model(torch.empty(1, 2, *params.patch_size, device="meta"))
-        assert logits[0].shape[2:] == params.patch_size
 
 
 def test_the_unet_is_nnunets_plain_one_name_by_name() -> None:

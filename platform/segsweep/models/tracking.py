@@ -146,6 +146,11 @@ class Tracker:
             self.client.set_tag(run_id, TABLES_TAG, json.dumps([*listed, entry]))
 
     @answered()
+    def file(self, run_id: str, text: str, *, path: str) -> None:
+        """Store a text as the artifact `path`; replaces an older one."""
+        self.client.log_text(run_id, text, path)
+
+    @answered()
     def finish(self, run_id: str, *, status: Status = "FINISHED") -> None:
         """End a run."""
         self.client.set_terminated(run_id, status=status)

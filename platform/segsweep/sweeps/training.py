@@ -219,7 +219,7 @@ def read_result(folder: Path) -> Mapping[str, Any]:
 
 
 def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[dict[str, Any]], None]:
-    """A function trainable for `ray.tune.run` or `ray.tune.Tuner`: its config overrides the run's params.
+    """A function trainable for `ray.tune.run` or `ray.tune.Tuner`: its config overrides the run's params, and its `trainable`.
 
     Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. The trial
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
@@ -230,12 +230,11 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
     run = dataclasses.replace(run, store=prepared.store.uri)
 
     def trial(config: dict[str, Any]) -> None:
-        overrides = {key: value for key, value in config.items() if key not in ("folder",)}
         folder = Path(config.get("folder") or Path(ray.tune.get_context().get_trial_dir() or ".") / "run")
         if (folder / RESULT).is_file():
             ray.tune.report(dict(read_result(folder)))
             return
-        chosen = dataclasses.replace(run, params={**run.params, **overrides})
+        chosen = changed(run, config={key: value for key, value in config.items() if key != "folder"})
         prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
         derive(prepared.store, spacing=prepared.task.spacing)
         fit(chosen, folder=folder, resources=resources or plain_resources(), callbacks=[TuneReportCallback()])
@@ -243,6 +242,12 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     return ray.tune.with_resources(trial, TRIAL_RESOURCES)  # type: ignore[return-value]
+
+
+def changed(run: Run, *, config: Mapping[str, Any]) -> Run:
+    """The run of a trial: with the config's `trainable`, if it names one, and its parameters over the run's own."""
+    params = {**run.params, **config}
+    return dataclasses.replace(run, trainable=params.pop("trainable", run.trainable), params=params)
 
 
 def request_stop(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,46 +15,42 @@ from segsweep import recipes
 from segsweep.data.joint import open_stores
 from segsweep.data.planning import Plan
 from segsweep.data.store import Store
-from segsweep.errors import ModelError, RecipeError, SegsweepError, StoreError
-from segsweep.models.catalogue import Registered, set_alias, versions
-from segsweep.models.registry import register
-from segsweep.models.tracking import DATA_TAG, DICE_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, Status, Tracker
+from segsweep.errors import RecipeError, SegsweepError, StoreError
+from segsweep.models.catalogue import Registered
+from segsweep.models.tracking import KIND_TAG, SWEEP_TAG, Status, Tracker
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
+from segsweep.sweeps.comparison import Comparison, comparison_of, config_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
-from segsweep.sweeps.initial import demand_fitting, pin
+from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.stopping import CooperativeASHA
-from segsweep.sweeps.training import (
-    RESULT,
-    Prepared,
-    as_trainable,
-    demand_memory,
-    needed_memory,
-    prepare,
-    read_result,
-)  # fmt: skip
+from segsweep.sweeps.training import Prepared, as_trainable, changed, demand_memory, needed_memory, prepare
+from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
+from segsweep.sweeps.tuning_comparison import report as compare
+from segsweep.sweeps.tuning_models import register_best
 from segsweep.sweeps.tuning_study import (
-    CONFIG,
     FixedTrial,
     StudySearch,
+    SweptTrial,
     ended_trials,
     has_unfinished,
     open_study,
-    trial_folder,
     trials_left,
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
 
 # ASHA's upper rung: trials end by their own number of epochs.
 MOST_EPOCHS = 10**6
-# Alias of the best model of a name.
-CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `grace` is the epochs before a trial may be stopped
-    early (0 = never); `register` is how many of the best trials become versions of the registered model."""
+    early (0 = never); `register` is how many of the best trials become versions of the registered model.
+
+    A published comparison has one trial a row, whatever `trials` is. `scale` below 1 shrinks its epochs and patches, `pretrained` is the
+    model that its pre-trained rows start from.
+    """
 
     name: str = ""
     trials: int = 20
@@ -64,33 +60,29 @@ class SweepOptions:
     seed: int = 0
     grace: int = 0
     register: int = 3
+    scale: float = 1.0
+    pretrained: str = ""
 
     def __post_init__(self) -> None:
         for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("grace", 0), ("register", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweptTrial:
-    """One trial as a sweep ends: `dice` is None when it was stopped early or failed."""
-
-    name: str
-    state: str
-    dice: float | None
-    epochs: int
-    config: Mapping[str, Any]
-    folder: Path
+        if not 0.0 < self.scale <= 1.0:
+            raise ValueError(f"scale={self.scale} cannot be used: expected a share above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """A sweep's trials, best first, and the registered versions of the best (none when the user interrupted it)."""
+    """A sweep's trials, best first, and the registered versions of the best (none when the user interrupted it).
+
+    `page` is the report of a published comparison.
+    """
 
     name: str
     trials: tuple[SweptTrial, ...]
     registered: tuple[Registered, ...]
     interrupted: bool
+    page: Path | None = None
 
 
 def tune(
@@ -110,52 +102,96 @@ def tune(
     chosen, place = options or SweepOptions(), workspace or current_workspace()
     recipe = recipes.load("search_spaces", name=space)
     fixed = pin(params or {}, workspace=place)
+    chosen = dataclasses.replace(chosen, pretrained=pin({INITIAL: chosen.pretrained}, workspace=place)[INITIAL])
     base = base_run(space, store=store, options=chosen, params=fixed)
     base = dataclasses.replace(base, params=pin(base.params, workspace=place))
-    prepared = prepare(base)
+    prepared = prepare(changed(base, config={**first_config(space, store=store, options=chosen), **base.params}))
     opened = prepared.store
     connect()
-    share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
+    least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
     name = chosen.name or f"{space}-{opened.dataset}"
-    settings = {**_settings(space, base=base, store=opened), "fixed": fixed}
+    settings = {**_settings(space, base=base, store=opened, scale=chosen.scale), "fixed": fixed}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed)
-    _enqueue_first(study, recipe=recipe, plan=opened.plan)
-    concurrent = chosen.concurrent or _most_at_once(prepared, left=trials_left(study, trials=chosen.trials))
+    sweep = place.sweeps / name
+    rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep)
+    # Rows differ in the memory that they need, and without GPUs they would share it.
+    left = 1 if rows and not least.gpus else trials_left(study, trials=chosen.trials)
+    concurrent = chosen.concurrent or _most_at_once(prepared, left=left)
     resources = share(workers=chosen.workers, concurrent=concurrent)
     memory = memory_per_worker(workers=chosen.workers * concurrent)
-    suggest = partial(_suggest, recipe=recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place)
-    sweep = place.sweeps / name
-    search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=chosen.trials, report=report)
+    suggest = partial(
+        _suggest, recipe=rows or recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place
+    )
     tracker = Tracker(place, experiment=opened.dataset)
     parent = _parent_run(tracker, name=name, base=base, store=opened)
     follow = Follow(tracker, parent=parent, sweep=name, report=report)
     status: Status = "KILLED"
+    ended: tuple[SweptTrial, ...] = ()
     try:
-        if search.remaining:
-            trainable = as_trainable(base, resources=resources)
-            _run_trials(trainable, search=search, follow=follow, grace=chosen.grace, concurrent=concurrent, sweep=sweep)
-        trials = tuple(_swept(trial, sweep=sweep) for trial in ended_trials(study))
-        if search.remaining > 0 or has_unfinished(study):
-            return Swept(name=name, trials=trials, registered=(), interrupted=True)
+        for trials in _queue(recipe, rows=rows, study=study, plan=opened.plan, trials=chosen.trials):
+            search = StudySearch(
+                study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, queued=rows is not None
+            )
+            if search.remaining:
+                trainable = as_trainable(base, resources=resources)
+                _run_trials(
+                    trainable, search=search, follow=follow, grace=chosen.grace, concurrent=concurrent, sweep=sweep
+                )
+            ended = ended_trials(study, sweep=sweep)
+            if search.remaining > 0 or has_unfinished(study):
+                return Swept(name=name, trials=ended, registered=(), interrupted=True)
         status = "FAILED"
-        _demand_any(trials, name=name)
-        registered = _register_best(trials, count=chosen.register, base=base, follow=follow, store=opened)
+        _demand_any(ended, name=name)
+        registered = register_best(ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened)
+        page = None
+        if rows:
+            title = f"{space} on {opened.dataset}"
+            page = compare(rows, title=title, base=base, store=opened, shared=fixed, resources=resources)
+            for file in (PAGE, FIGURES):
+                tracker.file(parent, (sweep / file).read_text(), path=file)
         status = "FINISHED"
-        return Swept(name=name, trials=trials, registered=registered, interrupted=False)
+        return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page)
     finally:
         tracker.finish(parent, status=status)
+
+
+def first_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
+    """What a sweep is checked by before it starts: what its trials share, with the first row of a published comparison.
+
+    Raises RecipeError or StoreError like `base_run`, and when no row can be trained without a pre-trained model.
+    """
+    base = base_run(space, store=store, options=options, params=params)
+    return changed(base, config={**first_config(space, store=store, options=options), **base.params})
+
+
+def first_config(space: str, *, store: str, options: SweepOptions) -> dict[str, Any]:
+    """Trainable and parameters of the first row that can be trained; nothing for a space to search. Raises RecipeError."""
+    comparison = comparison_of(recipes.load("search_spaces", name=space))
+    if comparison is None:
+        if options.scale != 1.0 or options.pretrained:
+            raise RecipeError(f"{space} is no published comparison; expected scale=… and pretrained=… only with those")
+        return {}
+    waves = comparison.waves(pretrained=bool(options.pretrained))
+    if not waves:
+        raise RecipeError(f"every row of {space} starts from a pre-trained model; give pretrained=models:/NAME/1")
+    row = waves[0][0]
+    config = config_of(row, plan=open_stores(store).plan, scale=options.scale)
+    return {**config, **({INITIAL: options.pretrained} if row.pretrained else {})}
 
 
 def base_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
     """What all trials share. Raises RecipeError or StoreError when there is no such space or store, or nothing to compare trials by."""
     recipe, opened = recipes.load("search_spaces", name=space), open_stores(store)
+    comparison = comparison_of(recipe)
+    own = dict(params)
+    first = next(row.trainable for row in comparison.rows if not row.members) if comparison else recipe.TRAINABLE
     run = Run(
-        trainable=recipe.TRAINABLE,
+        trainable=own.pop("trainable", first),
         store=opened.uri,
         fold=options.fold,
         seed=options.seed,
         workers=options.workers,
-        params={**getattr(recipe, "PARAMS", {}), **params},
+        params={**getattr(recipe, "PARAMS", {}), **own},
     )
     if run.fold == "all":
         raise RecipeError("fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number")
@@ -177,17 +213,20 @@ def _most_at_once(prepared: Prepared, *, left: int) -> int:
 def _suggest(
     trial: Any,
     *,
-    recipe: ModuleType,
+    recipe: Any,
     base: Run,
     fixed: Mapping[str, Any],
     plan: Plan,
     memory: int,
     workspace: Workspace,
 ) -> dict[str, Any]:
-    """The parameters of a trial; what the user fixed goes before what the space draws. Raises SegsweepError when they cannot be trained."""
+    """Trainable and parameters of a trial; what the user fixed goes before what the space draws.
+
+    Raises SegsweepError when they cannot be trained.
+    """
     own = {key: value for key, value in fixed.items() if key != "preset"}
     config = pin({**recipe.space(FixedTrial(trial, fixed=own), plan), **own}, workspace=workspace)
-    prepared = prepare(dataclasses.replace(base, params={**base.params, **config}))
+    prepared = prepare(changed(base, config=config))
     demand_memory(prepared, available=memory)
     demand_fitting(prepared)
     return config
@@ -225,16 +264,27 @@ def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
         )
 
 
-def _settings(space: str, *, base: Run, store: Store) -> dict[str, Any]:
+def _settings(space: str, *, base: Run, store: Store, scale: float) -> dict[str, Any]:
     """What must stay the same for trials to be comparable."""
-    return {"space": space, "data": store.digest, **{k: v for k, v in base.to_json().items() if k != "store"}}
+    shared = {key: value for key, value in base.to_json().items() if key != "store"}
+    return {"space": space, "data": store.digest, "scale": scale, **shared}
 
 
-def _enqueue_first(study: Any, *, recipe: ModuleType, plan: Plan) -> None:
-    """Put the recipe's own first trials before all others, once."""
+def _rows(comparison: Comparison | None, *, options: SweepOptions, study: Any, sweep: Path) -> Rows | None:
+    if comparison is None:
+        return None
+    return Rows(comparison=comparison, scale=options.scale, pretrained=options.pretrained, study=study, sweep=sweep)
+
+
+def _queue(recipe: ModuleType, *, rows: Rows | None, study: Any, plan: Plan, trials: int) -> Iterator[int]:
+    """How many trials there shall be, each time that some were put before all others: the recipe's first ones, or a wave of rows."""
+    if rows:
+        yield from map(rows.enqueue, rows.waves())
+        return
     if not study.trials and hasattr(recipe, "first"):
         for params in recipe.first(plan):
             study.enqueue_trial(params)
+    yield trials
 
 
 def _parent_run(tracker: Tracker, *, name: str, base: Run, store: Store) -> str:
@@ -245,50 +295,3 @@ def _parent_run(tracker: Tracker, *, name: str, base: Run, store: Store) -> str:
         return found
     params = {**base.to_json(), "data": store.digest, "cases": len(store.cases)}
     return tracker.start(name, params=params, tags=tags)
-
-
-def _swept(trial: Any, *, sweep: Path) -> SweptTrial:
-    folder = trial_folder(sweep, number=trial.number)
-    result = read_result(folder) if (folder / RESULT).is_file() else {}
-    return SweptTrial(
-        name=folder.name,
-        state=str(result.get("status", "failed")),
-        dice=trial.value,
-        epochs=int(result.get("epoch", 0)),
-        config=trial.user_attrs.get(CONFIG, {}),
-        folder=folder,
-    )
-
-
-def _register_best(
-    trials: tuple[SweptTrial, ...], *, count: int, base: Run, follow: Follow, store: Store
-) -> tuple[Registered, ...]:
-    """Register the best finished trials; the very best gets the alias `candidate`, unless that one is better."""
-    registered = []
-    for trial in [trial for trial in trials if trial.dice is not None][:count]:
-        run_id = follow.run_of(trial.name)
-        if run_id is None:
-            raise ModelError(
-                f"{trial.name}: its MLflow run is gone; expected it under the sweep's; restore the tracking database"
-            )
-        tags = {
-            SWEEP_TAG: follow.sweep,
-            TRIAL_TAG: trial.name,
-            DICE_TAG: f"{trial.dice:.4f}",
-            DATA_TAG: store.digest,
-        }
-        name = f"{store.dataset}-{base.trainable}"
-        registered.append(register(trial.folder / "model", name=name, tracker=follow.tracker, run_id=run_id, tags=tags))
-    if registered:
-        _promote(registered[0], data=store.digest, workspace=follow.tracker.workspace)
-    return tuple(registered)
-
-
-def _promote(best: Registered, *, data: str, workspace: Workspace) -> None:
-    """Move the alias `candidate` to a version, unless the present one did better on the same data (its Dice on other data says nothing)."""
-    known = {version.version: version for version in versions(best.name, workspace=workspace)}
-    rivals = (
-        version for version in known.values() if CANDIDATE in version.aliases and version.tags.get(DATA_TAG) == data
-    )
-    if all((rival.dice or 0.0) <= (known[best.version].dice or 0.0) for rival in rivals):
-        set_alias(best.name, alias=CANDIDATE, version=best.version, workspace=workspace)

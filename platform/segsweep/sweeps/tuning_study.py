@@ -7,6 +7,7 @@ study alone, without any pickled searcher, says which trials to continue (CONTRI
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ CONFIG, SETTINGS = "segsweep.config", "segsweep.settings"
 OBJECTIVE = "dice"
 
 SuggestConfig = Callable[[optuna.Trial], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptTrial:
+    """One trial as a sweep ends: `dice` is None when it was stopped early or failed."""
+
+    name: str
+    state: str
+    dice: float | None
+    epochs: int
+    config: Mapping[str, Any]
+    folder: Path
 
 
 def open_study(storage: str, *, name: str, settings: Mapping[str, Any], seed: int) -> optuna.Study:
@@ -92,13 +105,22 @@ class FixedTrial:
 class StudySearch(Searcher):
     """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all.
 
-    `suggest_config` makes a trial's parameters and raises when they cannot be trained: such a trial fails here and another is drawn.
+    `suggest_config` makes a trial's parameters and raises when they cannot be trained: such a trial fails here and another is drawn,
+    or with `queued` the next one is taken that waits in the study, if any does.
     """
 
     def __init__(
-        self, study: optuna.Study, *, suggest_config: SuggestConfig, sweep: Path, trials: int, report: Report
+        self,
+        study: optuna.Study,
+        *,
+        suggest_config: SuggestConfig,
+        sweep: Path,
+        trials: int,
+        report: Report,
+        queued: bool = False,
     ) -> None:
         super().__init__()
+        self._queued = queued
         self._study, self._suggest_config, self._sweep, self._report = study, suggest_config, sweep, report
         self._unfinished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
         self._settle_ended()
@@ -160,6 +182,8 @@ class StudySearch(Searcher):
     def _ask(self) -> optuna.Trial | None:
         """A new trial whose parameters can be trained, or None when none was drawn."""
         for _ in range(MOST_REFUSED):
+            if self._queued and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                return None
             trial = self._study.ask()
             try:
                 trial.set_user_attr(CONFIG, self._suggest_config(trial))
@@ -207,7 +231,22 @@ def trials_left(study: optuna.Study, *, trials: int) -> int:
     return max(states.count(TrialState.RUNNING), trials - ended)
 
 
-def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
+def ended_trials(study: optuna.Study, *, sweep: Path) -> tuple[SweptTrial, ...]:
     """Trials that ended, best first, those without a final value last."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return sorted(ended, key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
+    ended.sort(key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
+    return tuple(swept(trial, sweep=sweep) for trial in ended)
+
+
+def swept(trial: FrozenTrial, *, sweep: Path) -> SweptTrial:
+    """A trial of the study with what its folder says."""
+    folder = trial_folder(sweep, number=trial.number)
+    result = read_result(folder) if (folder / RESULT).is_file() else {}
+    return SweptTrial(
+        name=folder.name,
+        state=str(result.get("status", "failed")),
+        dice=trial.value,
+        epochs=int(result.get("epoch", 0)),
+        config=trial.user_attrs.get(CONFIG, {}),
+        folder=folder,
+    )

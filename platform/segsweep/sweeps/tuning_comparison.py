@@ -1,0 +1,207 @@
+"""A published comparison as a sweep: its rows are the trials, then come ensembles of them, and the paper's figures beside ours."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from segsweep.data.joint import open_stores
+from segsweep.data.manifest import write_json
+from segsweep.data.planning import Plan
+from segsweep.data.store import Store
+from segsweep.errors import RecipeError
+from segsweep.evaluation.comparison import render
+from segsweep.inference.prediction import Predictor, load_member
+from segsweep.learning import checkpoint
+from segsweep.run import Run
+from segsweep.sweeps.cluster import Resources
+from segsweep.sweeps.comparison import Comparison, Row, config_of, published_params
+from segsweep.sweeps.following import failure
+from segsweep.sweeps.initial import INITIAL
+from segsweep.sweeps.training import read_result
+from segsweep.sweeps.tuning_study import CONFIG, SweptTrial, swept
+from segsweep.sweeps.validation import Scores, scan_dice, summarise
+
+ROW = "row"
+PAGE, FIGURES = "comparison.html", "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a comparison in a sweep: its search space, and afterwards its report.
+
+    `pretrained` is a pinned checkpoint, or nothing; `study` the sweep's, `sweep` its folder.
+    """
+
+    comparison: Comparison
+    scale: float
+    pretrained: str
+    study: Any
+    sweep: Path
+
+    def space(self, trial: Any, plan: Plan) -> dict[str, Any]:
+        """The row that a trial was made for. Raises RecipeError when the row that it starts from has no model."""
+        names = [row.name for row in self.comparison.rows if not row.members]
+        row = self.comparison.row(trial.suggest_categorical(ROW, names))
+        config = config_of(row, plan=plan, scale=self.scale)
+        if row.pretrained:
+            return {**config, INITIAL: self.pretrained}
+        if not row.initial:
+            return config
+        before = self.trial_of(row.initial)
+        if before is None or before.dice is None:
+            raise RecipeError(
+                f"{row.name!r} starts from the model of {row.initial!r}, which was not trained to its end"
+            )
+        return {**config, INITIAL: str(before.folder)}
+
+    def waves(self) -> tuple[tuple[Row, ...], ...]:
+        """The rows that can be trained, in groups that follow one another."""
+        return self.comparison.waves(pretrained=bool(self.pretrained))
+
+    def enqueue(self, rows: Sequence[Row]) -> int:
+        """Make a trial of every row that has none, or only failed ones; how many trials there are then that did not fail."""
+        for row in rows:
+            if all(trial.state.name == "FAIL" for trial in self._trials(row)):
+                self.study.enqueue_trial({ROW: row.name}, user_attrs={ROW: row.name})
+        return sum(trial.state.name != "FAIL" for trial in self.study.get_trials(deepcopy=False))
+
+    def trial_of(self, name: str) -> SweptTrial | None:
+        """The latest trial of a row, a failed one only where no other is; None where none ended."""
+        ended = [trial for trial in self._trials(self.comparison.row(name)) if trial.state.is_finished()]
+        ended.sort(key=lambda trial: (trial.state.name != "FAIL", trial.number))
+        return swept(ended[-1], sweep=self.sweep) if ended else None
+
+    def _trials(self, row: Row) -> list[Any]:
+        """The trials of a row; of one that starts from a pre-trained model, those that started from the given one."""
+        given = self.pretrained if row.pretrained else ""
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get(ROW) == row.name
+            and (not given or trial.user_attrs.get(CONFIG, {}).get(INITIAL, given) == given)
+        ]
+
+
+def report(rows: Rows, *, title: str, base: Run, store: Store, shared: Mapping[str, Any], resources: Resources) -> Path:
+    """Write comparison.json and comparison.html into the sweep's folder; returns the page. Ensembles that are not there yet are scored."""
+    comparison = rows.comparison
+    entries = [_entry(row, rows=rows, store=store, base=base, resources=resources) for row in comparison.rows]
+    scores = _every_score(rows)
+    document = {
+        "title": title,
+        "source": comparison.source,
+        "measured": comparison.measured,
+        "dataset": store.dataset,
+        "fold": base.fold,
+        "cases": sorted(scores),
+        "structures": sorted({name for values in scores.values() for name in values}),
+        "scale": rows.scale,
+        "notices": _notices(rows, entries=entries, store=store, shared=shared),
+        "rows": entries,
+    }
+    rows.sweep.mkdir(parents=True, exist_ok=True)
+    write_json(rows.sweep / FIGURES, document)
+    page = rows.sweep / PAGE
+    page.write_text(render(document))
+    return page
+
+
+def ensemble_scores(folders: Sequence[Path], store: str, case_ids: Sequence[str]) -> Scores:
+    """Scan Dice of the mean of several checkpoints: case -> structure -> Dice."""
+    predictor = Predictor(members=tuple(load_member(folder) for folder in folders))
+    opened = open_stores(store)
+    return {case_id: scan_dice(predictor, store=opened, case_id=case_id) for case_id in case_ids}
+
+
+def _entry(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resources) -> dict[str, Any]:
+    """What the report says of a row."""
+    ensemble = _ensemble(row, rows=rows, store=store, base=base, resources=resources) if row.members else {}
+    outcome = ensemble or _trained(row, rows=rows)
+    ours = outcome.pop("figures")
+    names = dict.fromkeys((*row.published, *(name for name in ours if name == "dice" or name in row.published)))
+    return {
+        "name": row.name,
+        **outcome,
+        "metrics": {name: _compared(row.published.get(name), ours=ours.get(name)) for name in names},
+    }
+
+
+def _trained(row: Row, *, rows: Rows) -> dict[str, Any]:
+    trial = rows.trial_of(row.name)
+    params = published_params(row)
+    entry: dict[str, Any] = {
+        "trainable": row.trainable,
+        "start": "a pre-trained model" if row.pretrained else row.initial,
+        "members": [],
+        "published_epochs": params.epochs,
+        "published_patch_size": params.patch_size,
+        "figures": {},
+    }
+    if trial is None:
+        return {**entry, "state": "left out", "reason": "needs a pre-trained model"}
+    entry |= {"trial": trial.name, "state": trial.state.replace("_", " "), "config": dict(trial.config)}
+    if trial.state == "failed":
+        return {**entry, "reason": failure(trial.folder)}
+    result = read_result(trial.folder)
+    task = json.loads((trial.folder / "model" / checkpoint.RUN).read_text())["task"]
+    return {**entry, "reason": "", "epochs": trial.epochs, "patch_size": task["patch_size"], "figures": result}
+
+
+def _ensemble(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resources) -> dict[str, Any]:
+    entry = {"trainable": "", "start": "", "members": list(row.members), "figures": {}}
+    trials = {name: rows.trial_of(name) for name in row.members}
+    lacking = [name for name, trial in trials.items() if trial is None or trial.dice is None]
+    if lacking:
+        return {**entry, "state": "left out", "reason": f"needs the model of {', '.join(lacking)}"}
+    folders = [trial.folder / "model" for trial in trials.values() if trial is not None]
+    digests = [checkpoint.verify(folder) for folder in folders]
+    kept = rows.sweep / f"ensemble-{rows.comparison.rows.index(row):04d}.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    if known.get("members") != digests:
+        # A worker's work: it has the GPU, where there is one.
+        score = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(ensemble_scores)
+        held_out = store.validation(base.fold)
+        known = {"members": digests, "scores": ray.get(score.remote(folders, store.uri, held_out))}
+        write_json(kept, known)
+    return {**entry, "state": "finished", "reason": "", "figures": summarise(known["scores"])}
+
+
+def _every_score(rows: Rows) -> Scores:
+    """Case -> structure -> Dice of a finished row: all rows are measured on the same."""
+    for row in rows.comparison.rows:
+        trial = None if row.members else rows.trial_of(row.name)
+        if trial is not None and trial.dice is not None:
+            return json.loads((trial.folder / "validation.json").read_text())
+    return {}
+
+
+def _compared(published: float | None, *, ours: float | None) -> dict[str, float | None]:
+    difference = None if published is None or ours is None else ours - published
+    return {"published": published, "ours": ours, "difference": difference}
+
+
+def _notices(rows: Rows, *, entries: Sequence[Mapping[str, Any]], store: Store, shared: Mapping[str, Any]) -> list[str]:
+    """What keeps ours from being the paper's, in sentences."""
+    papers = " or ".join(rows.comparison.datasets)
+    left_out = [entry["name"] for entry in entries if entry["state"] == "left out" and not entry["members"]]
+    notices = []
+    if rows.scale != 1.0:
+        notices.append(
+            f"Scaled: every row was trained for about {rows.scale:g} of the paper's epochs, on patches of about {rows.scale:g} of "
+            "its voxels. The figures show that the comparison runs, not how the methods compare."
+        )
+    if store.dataset not in rows.comparison.datasets:
+        notices.append(f"Other data: ours is trained and measured on {store.dataset}, the paper's on {papers}.")
+    if shared:
+        values = ", ".join(f"{key}={value}" for key, value in shared.items())
+        notices.append(f"Not as published: every row was given {values}.")
+    if left_out and not rows.pretrained:
+        notices.append(
+            f"Left out, since they need a pre-trained model: {'; '.join(left_out)}. Give pretrained=models:/NAME/1 with the same "
+            "command to train them."
+        )
+    return notices
