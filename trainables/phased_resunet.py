@@ -150,7 +150,7 @@ def loss(params: Params, task: Task) -> Loss:
         share = SHARE * SHARE_FACTOR ** int(progress * SHARE_FALLS)
         total = named(levels[:1], atoms, annotated, progress=progress)
         for level in levels[1:]:
-            enlarged = interpolate(level, size=atoms.shape[1:], mode="trilinear", align_corners=False)
+            enlarged = interpolate(level.float(), size=atoms.shape[1:], mode="trilinear", align_corners=False)
             total = total + share * named([enlarged], atoms, annotated, progress=progress)
         return total
 
