@@ -21,6 +21,7 @@ from segsweep.learning.stages import Stage
 from segsweep.learning.task import Normalisation, Task
 
 LABELS = LabelTable(labels=LabelSet(structures=("bright",)), atoms=((), (0,)))
+CPU = torch.device("cpu")
 RULE = Normalisation(scheme="ct", low=-100, high=200, mean=20, deviation=50)
 
 
@@ -71,7 +72,12 @@ def case(seed: int, *, annotated: bool = True) -> TrainingCase:
 
 
 def make_setting(
-    *, stages: tuple[Stage, ...] | None = None, unlabelled: int = 0, dropout: float = 0.0, **params: Any
+    *,
+    stages: tuple[Stage, ...] | None = None,
+    unlabelled: int = 0,
+    dropout: float = 0.0,
+    device: torch.device = CPU,
+    **params: Any,
 ) -> Setting:
     """Three epochs of three steps, unless `params` say otherwise; with so many unlabelled cases beside the two annotated ones."""
     values = {
@@ -85,7 +91,8 @@ def make_setting(
     )  # fmt: skip
     torch.manual_seed(0)
     return Setting(
-        model=Small(task.outputs, dropout=dropout), task=task, params=given, stages=stages or default_stages(given),
+        model=Small(task.outputs, dropout=dropout).to(device), device=device, task=task, params=given,
+        stages=stages or default_stages(given),
         loss=build_loss(given.loss, task=task, batch_dice=given.batch_dice),
         training=(case(0), case(1)), validation=(case(2),),
         unlabelled=tuple(case(3 + number, annotated=False) for number in range(unlabelled)), seed=7,

@@ -1,6 +1,5 @@
 """The loop learns, and a training that stops after any epoch and goes on gives the weights of one that did not, bit by bit."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,10 +80,9 @@ def test_the_average_is_validated_and_kept(ball_setting: Make) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NCCL needs a GPU")
 def test_metrics_of_several_gpus_are_pooled(ball_setting: Make) -> None:
     device = torch.device("cuda")
-    plain = ball_setting()
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
-        epochs = list(train(dataclasses.replace(plain, model=plain.model.to(device), device=device)))
+        epochs = list(train(ball_setting(device=device)))
     finally:
         dist.destroy_process_group()
     assert all(0.0 <= epoch.metrics["patch_dice"] <= 1.0 for epoch in epochs)
