@@ -93,8 +93,8 @@ SMALL: Mapping[str, Any] = {
     "features": 16,
     "most_features": 128,
     "levels": 4,
-    "patch_size": [48, 64, 64],
-    "epochs": 40,
+    "patch_size": [48, 48, 48],
+    "epochs": 20,
     "iterations": 50,
     "validation_iterations": 8,
     "optimizer": "adamw",
@@ -105,8 +105,8 @@ SMALL: Mapping[str, Any] = {
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fine": FINE,
-    "small": {**SMALL, "spacing": [6.0, 5.0, 5.0]},
-    "small_fine": {**SMALL, "spacing": [3.0, 2.5, 2.5], "part": "fine", "epochs": 20, "learning_rate": 1e-3},
+    "small": {**SMALL, "spacing": [6.0, 6.0, 6.0]},
+    "small_fine": {**SMALL, "spacing": [3.0, 3.0, 3.0], "part": "fine", "learning_rate": 1e-3},
 }
 
 
