@@ -111,7 +111,8 @@ def measure(
     gc.collect()
     if options.device == "cuda":
         torch.cuda.empty_cache()
-    torch.compiler.reset()
+    if compiled:
+        torch.compiler.reset()
     return row
 
 
