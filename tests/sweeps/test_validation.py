@@ -1,5 +1,6 @@
 """Scores of whole scans: what counts in each of them, and how they are averaged."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,11 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from segsweep import recipes
+from segsweep.data.planning import Normalisation
+from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError
 from segsweep.inference.prediction import Member, Predictor
+from segsweep.learning import checkpoint
+from segsweep.learning.checkpoint import Snapshot
+from segsweep.learning.inference import CleanUp, Inference
+from segsweep.learning.method import load_method
+from segsweep.learning.task import Task
 from segsweep.run import Run
 from segsweep.sweeps.training import prepare
-from segsweep.sweeps.validation import scan_dice, summarise
+from segsweep.sweeps.validation import scan_dice, summarise, validate
 
 
 def test_scores_are_averaged_over_cases_then_over_structures() -> None:
@@ -44,3 +54,28 @@ def test_whole_scans_are_scored_in_their_datasets_structures_without_ignored_vox
     predictor = Predictor(members=(Member(model=Everywhere(2), task=chosen.task, weight=1.0),))
     assert scan_dice(predictor, store=chosen.store, case_id="a.c") == {"a/liver": 1.0}
     assert scan_dice(predictor, store=chosen.store, case_id="b.c") == {"b/liver": pytest.approx(2 / 3)}
+
+
+def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Path], tmp_path: Path) -> None:
+    label = np.zeros((16, 32, 32), dtype=np.uint8)
+    label[:8] = 1
+    store = open_store(tiny_store("a", labels=LabelSet(structures=("liver",)), cases={"c": label}))
+    rule = Normalisation(scheme="ct", low=-100, high=200)
+    task = Task(
+        channels=("CT",), table=store.table, head="softmax", patch_size=(16, 32, 32), spacing=(2.0, 1.0, 1.0),
+        normalisation=(rule,),
+    )  # fmt: skip
+    given = {"task": task, "store": store, "case_ids": ("c",)}
+    anchored = CleanUp(anchors=("liver",), farthest_mm=-1.0)
+    for rules, dice in ((CleanUp(), 2 / 3), (anchored, 0.0)):
+        found = validate(Everywhere(2), inference=Inference(clean_up=rules), finder=None, **given)
+        assert found == {"c": {"liver": pytest.approx(dice)}}
+    # A finder that takes two channels cannot look at this scan: whoever asks it says so.
+    two, method = dataclasses.replace(task, channels=("CT", "PET"), normalisation=(rule, rule)), load_method("unet")
+    params = method.params({"features": 4})
+    weights = method.build(params, task=two).state_dict()
+    run = Run(trainable="unet", store=store.uri)
+    document = {"run": run.to_json(), "task": two.to_json(), "params": recipes.params_json(params)}
+    checkpoint.save(tmp_path / "finder", snapshot=Snapshot(weights=weights, metrics={}, epoch=0), run=document)
+    with pytest.raises(InputError, match=r"the model expects \('CT', 'PET'\)"):
+        validate(Everywhere(2), inference=Inference(margin_mm=1.0), finder=tmp_path / "finder", **given)
