@@ -198,6 +198,18 @@ def test_both_parts_learn_by_the_loop_alone(
     assert epochs[-1].metrics["patch_dice"] > 0.5
 
 
+@pytest.mark.usefixtures("cluster")
+def test_the_papers_patch_and_batch_come_before_the_plans(phantom_store: Path) -> None:
+    run = Run(trainable="coarse_to_fine", store=str(phantom_store), params={"head": "softmax"})
+    own = prepare(run)
+    assert (own.params.patch_size, own.params.batch_size) == ((96, 128, 160), 2)
+    assert own.task.patch_size != own.store.plan.patch_size
+    given = prepare(dataclasses.replace(run, params={"head": "softmax", "patch_size": [32, 48, 64], "batch_size": 3}))
+    assert (given.task.patch_size, given.params.batch_size) == ((32, 48, 64), 3)
+    with pytest.raises(RecipeError, match="head=sigmoid cannot be used with unlabelled scans"):
+        prepare(dataclasses.replace(run, params={}))
+
+
 def write_untrained(run: Run, *, folder: Path) -> Path:
     """The checkpoint of a run's network before any training."""
     prepared = prepare(run)
