@@ -4,6 +4,7 @@ Patch, batch and epochs, which the poster does not give, are the store's plan an
 channels, and the two tumour volumes as structures.
 """
 
+from segsweep.data.segrap_labels import TUMOURS
 from segsweep.sweeps.comparison import Row
 
 SOURCE = "Yang et al., SegRap2023 poster (task 2), table of training and validation"
@@ -12,6 +13,7 @@ MEASURED = (
     "ours is measured on the cases that the fold holds out, without flips"
 )
 DATASETS = ("segrap2023",)
+STRUCTURES = TUMOURS
 
 ROWS = (
     Row(

@@ -1,14 +1,16 @@
 """MultiTalent's table for SegRap2023's tumour volumes: architecture, epochs, patch, batch, oversampling and pre-training.
 
 Needs `pretrained=` a model of `segsweep train multitalent STORES preset=pretraining` for three of its eight rows. The authors gave the
-network the contrast-enhanced CT alone, so the store should have that one channel, and the two tumour volumes as structures.
+network the contrast-enhanced CT and the two tumour volumes alone, so the store should have that channel and those structures.
 """
 
+from segsweep.data.segrap_labels import TUMOURS
 from segsweep.sweeps.comparison import Row
 
 SOURCE = "Ulrich and Maier-Hein, SegRap2023 poster, table 2"
-MEASURED = "Dice over the two tumour volumes, mean over the held-out cases of one fold (`dice`) or of all five (`dice, 5 folds`)"
+MEASURED = "Dice over the two tumour volumes, mean over the cases that one fold holds out, or all five (dice, 5 folds)"
 DATASETS = ("segrap2023",)
+STRUCTURES = TUMOURS
 
 # "Default" oversampling forces one of two patches to hold foreground; "0.33%" is a slip for 33 %, read as that chance for every patch.
 UNET = {"epochs": 2000, "patch_size": (28, 256, 256), "batch_size": 2, "oversampling": "probabilistic"}

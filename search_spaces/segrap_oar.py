@@ -1,17 +1,19 @@
 """MultiTalent's table for SegRap2023's organs at risk: architecture, patch, batch, oversampling and pre-training.
 
 Needs `pretrained=` a model of `segsweep train multitalent STORES preset=pretraining` for four of its seven rows. The authors gave the
-network the CT without contrast alone, so the store should have that one channel.
+network the CT without contrast and the organs alone, so the store should have that channel and those structures.
 """
 
+from segsweep.data.segrap_labels import ORGANS
 from segsweep.sweeps.comparison import Row
 
 SOURCE = "Ulrich and Maier-Hein, SegRap2023 poster, table 1"
 MEASURED = (
-    "Dice over the 54 non-overlapping classes, mean over the held-out cases of one fold (`dice`) or of all five (`dice, 5 folds`); "
-    "ours is over the store's structures, which overlap"
+    "Dice over 54 classes that do not overlap, mean over the cases that one fold holds out, or all five (dice, 5 folds); "
+    "ours is over the 45 organs, which overlap"
 )
 DATASETS = ("segrap2023",)
+STRUCTURES = ORGANS
 
 # "Default" oversampling forces one of two patches to hold foreground; "33%" is read as that chance for every patch by itself.
 RESENC = {"epochs": 2000, "patch_size": (32, 320, 256), "batch_size": 2, "oversampling": "deterministic"}

@@ -3,6 +3,7 @@
 Needs `pretrained=` a model of `segsweep train uniseg STORES preset=upstream`.
 """
 
+from segsweep.data.segrap_labels import ORGANS
 from segsweep.sweeps.comparison import Row
 
 SOURCE = "Ye et al., SegRap2023 poster (task 1), table of several solutions"
@@ -11,6 +12,7 @@ MEASURED = (
     "ours is measured on the cases that the fold holds out"
 )
 DATASETS = ("segrap2023",)
+STRUCTURES = ORGANS
 
 SEGRAP = {"patch_size": (32, 192, 192), "batch_size": 2}
 

@@ -62,8 +62,8 @@ def test_figures_stand_beside_each_other_with_their_difference() -> None:
 def test_the_page_says_how_rows_were_run_and_on_what() -> None:
     page = render(DOCUMENT)
     runs = rows_of(page)[2:]
-    assert runs[0] == ["Dice &amp; &lt;CE&gt;", "finished", "unet", "", "10", "1000", "16 x 32 x 40", "", "trial-0000"]
-    assert runs[1][1:3] == ["left out: needs the model of B", "mean of A, B"]
+    assert runs[0] == ["Dice &amp; &lt;CE&gt;", "finished", "unet", "", "10 (1000)", "16x32x40 (-)", "trial-0000"]
+    assert runs[1][1:] == ["left out: needs the model of B", "mean of A, B", "", "", "", ""]
     assert '<p class="warn">Scaled: 0.01 &amp; less.<br>Other data.</p>' in page
     assert "2 cases that fold 2 holds out, 1 structures (GTVp)" in page and "c1, c2" in page
     assert '<p class="warn">' not in render({**DOCUMENT, "notices": []})

@@ -1,5 +1,6 @@
 """A paper's table as a sweep: every row is trained once, from where it starts; the page says what is lacking and what is other."""
 
+import dataclasses
 import json
 import textwrap
 from pathlib import Path
@@ -157,6 +158,26 @@ def test_the_report_sets_ours_beside_the_published_and_says_what_is_lacking(tmp_
     assert other == "Other data: ours is trained and measured on clinic, the paper's on segrap2023."
     assert shared == "Not as published: every row was given iterations=1."
     assert "need a pre-trained model: pre-trained" in lacking and "pretrained=models:/NAME/1" in lacking
+
+
+def test_a_mean_is_over_the_papers_structures(tmp_path: Path) -> None:
+    table = dataclasses.replace(TABLE, structures=("a", "absent"))
+    rows = dataclasses.replace(rows_in(tmp_path), comparison=table)
+    rows.enqueue([TABLE.row("plain")])
+    trial = ask(rows)
+    end(rows, trial, dice=0.5)
+    folder = trial_folder(tmp_path, number=trial.number)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "dice/a": 0.25}))
+    (folder / "validation.json").write_text(json.dumps({"c1": {"a": 0.25, "b": 0.5, "c": 0.75}}))
+    document = written(rows)
+    assert document["rows"][0]["metrics"]["dice"]["ours"] == 0.25
+    (notice,) = [text for text in document["notices"] if text.startswith("More structures")]
+    assert "ours learned 2 that the paper's table is not about; its mean is over the other 1" in notice
+    other = dataclasses.replace(rows, comparison=dataclasses.replace(TABLE, structures=("absent",)))
+    document = written(other)
+    assert document["rows"][0]["metrics"]["dice"]["ours"] == 0.5
+    assert not [text for text in document["notices"] if text.startswith("More structures")]
 
 
 def test_the_report_of_the_papers_own_run_has_no_notice_and_says_why_a_row_failed(tmp_path: Path) -> None:

@@ -51,22 +51,20 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
-    heads = ["row", "state", "trainable", "starts from", "epochs", "published", "patch (z, y, x)", "published", "trial"]
+    heads = ["row", "state", "trainable", "starts from", "epochs (published)", "patch (published)", "trial"]
     cells = (
         [
             _text(row["name"]),
             _text(f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]),
             _text(f"mean of {', '.join(row['members'])}" if row["members"] else row["trainable"]),
             _text(row["start"]),
-            _text(row.get("epochs", "")),
-            _text(row.get("published_epochs", "")),
-            _text(_size(row.get("patch_size"))),
-            _text(_size(row.get("published_patch_size"))),
+            _text("" if row["members"] else f"{row.get('epochs', '-')} ({row['published_epochs']})"),
+            _text("" if row["members"] else f"{_size(row.get('patch_size'))} ({_size(row['published_patch_size'])})"),
             _text(row.get("trial", "")),
         ]
         for row in rows
     )
-    note = "<p class='muted'>A published patch that is not given is the store's plan.</p>"
+    note = "<p class='muted'>Patches in voxels (z, y, x); where the paper gives none, the store's plan counts.</p>"
     return _table(heads, rows=cells, kind="text") + note
 
 
@@ -84,7 +82,7 @@ def _value(row: Mapping[str, Any], name: str, part: str) -> float | None:
 
 
 def _size(size: Sequence[int] | None) -> str:
-    return " x ".join(map(str, size)) if size else ""
+    return "x".join(map(str, size)) if size else "-"
 
 
 def _table(heads: Sequence[str], *, rows: Iterable[Sequence[str]], kind: str = "") -> str:

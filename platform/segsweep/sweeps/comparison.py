@@ -39,6 +39,8 @@ class Row:
 class Comparison:
     """Rows in the table's order. `source` names paper and table, `measured` what its figures are, `datasets` those it is about.
 
+    `structures` are those that the paper's mean is over, where such a dataset holds more; none means all.
+
     Raises RecipeError when a row needs one that is not there.
     """
 
@@ -46,6 +48,7 @@ class Comparison:
     source: str
     measured: str
     datasets: tuple[str, ...]
+    structures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         trained = {row.name: row for row in self.rows if not row.members}
@@ -84,7 +87,11 @@ def comparison_of(recipe: ModuleType) -> Comparison | None:
         return None
     try:
         return Comparison(
-            rows=tuple(recipe.ROWS), source=recipe.SOURCE, measured=recipe.MEASURED, datasets=tuple(recipe.DATASETS)
+            rows=tuple(recipe.ROWS),
+            source=recipe.SOURCE,
+            measured=recipe.MEASURED,
+            datasets=tuple(recipe.DATASETS),
+            structures=tuple(getattr(recipe, "STRUCTURES", ())),
         )
     except AttributeError as error:
         raise RecipeError(

@@ -100,7 +100,7 @@ def report(rows: Rows, *, title: str, base: Run, store: Store, shared: Mapping[s
         "cases": sorted(scores),
         "structures": sorted({name for values in scores.values() for name in values}),
         "scale": rows.scale,
-        "notices": _notices(rows, entries=entries, store=store, shared=shared),
+        "notices": _notices(rows, entries=entries, store=store, shared=shared, scores=scores),
         "rows": entries,
     }
     rows.sweep.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _entry(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resource
     """What the report says of a row."""
     ensemble = _ensemble(row, rows=rows, store=store, base=base, resources=resources) if row.members else {}
     outcome = ensemble or _trained(row, rows=rows)
-    ours = outcome.pop("figures")
+    ours = _over(rows.comparison.structures, figures=outcome.pop("figures"))
     names = dict.fromkeys((*row.published, *(name for name in ours if name == "dice" or name in row.published)))
     return {
         "name": row.name,
@@ -179,14 +179,24 @@ def _every_score(rows: Rows) -> Scores:
     return {}
 
 
+def _over(structures: Sequence[str], *, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with `dice` as the mean over these structures alone, where there are any of them."""
+    own = [figures[f"dice/{name}"] for name in structures if f"dice/{name}" in figures]
+    return {**figures, "dice": sum(own) / len(own)} if own else dict(figures)
+
+
 def _compared(published: float | None, *, ours: float | None) -> dict[str, float | None]:
     difference = None if published is None or ours is None else ours - published
     return {"published": published, "ours": ours, "difference": difference}
 
 
-def _notices(rows: Rows, *, entries: Sequence[Mapping[str, Any]], store: Store, shared: Mapping[str, Any]) -> list[str]:
+def _notices(
+    rows: Rows, *, entries: Sequence[Mapping[str, Any]], store: Store, shared: Mapping[str, Any], scores: Scores
+) -> list[str]:
     """What keeps ours from being the paper's, in sentences."""
     papers = " or ".join(rows.comparison.datasets)
+    known = {name for values in scores.values() for name in values}
+    more = known - set(rows.comparison.structures)
     left_out = [entry["name"] for entry in entries if entry["state"] == "left out" and not entry["members"]]
     notices = []
     if rows.scale != 1.0:
@@ -196,6 +206,11 @@ def _notices(rows: Rows, *, entries: Sequence[Mapping[str, Any]], store: Store, 
         )
     if store.dataset not in rows.comparison.datasets:
         notices.append(f"Other data: ours is trained and measured on {store.dataset}, the paper's on {papers}.")
+    if rows.comparison.structures and len(more) not in (0, len(known)):
+        notices.append(
+            f"More structures: ours learned {len(more)} that the paper's table is not about; its mean is over the other "
+            f"{len(known) - len(more)}."
+        )
     if shared:
         values = ", ".join(f"{key}={value}" for key, value in shared.items())
         notices.append(f"Not as published: every row was given {values}.")
