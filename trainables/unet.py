@@ -52,6 +52,9 @@ class Params(TrainingParams):
             )
         if any(size < 1 for triple in (*self.strides, *self.kernels) for size in triple):
             raise ValueError("strides and kernels cannot be used: expected at least 1 along every axis")
+        # With an even kernel feature maps outgrow the patch, unseen by any check of shapes.
+        if any(size % 2 == 0 for kernel in self.kernels for size in kernel):
+            raise ValueError(f"kernels={self.kernels} cannot be used: expected odd sizes along every axis")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -94,6 +94,7 @@ def test_explicit_strides_replace_those_of_the_patch() -> None:
         ({"strides": STRIDES}, "4 and 0 levels"),
         ({"strides": STRIDES[:1], "kernels": KERNELS[:1]}, "at least 2 levels"),
         ({"strides": ((1, 1, 1), (0, 2, 2)), "kernels": KERNELS[:2]}, "at least 1 along every axis"),
+        ({"strides": STRIDES[:2], "kernels": ((1, 2, 3), (3, 3, 3))}, "expected odd sizes"),
         ({"blocks": ()}, "at least 1 block"),
         ({"blocks": (1, 0)}, "at least 1 block"),
     ],
