@@ -132,3 +132,10 @@ def test_a_method_says_how_its_weights_fit(tmp_path: Path, monkeypatch: pytest.M
     assert report.adapted == (name,) and report.new == report.dropped == ()
     assert torch.equal(target.state_dict()[name], source.state_dict()[name])
     assert Report(**report.to_json()).to_json() == report.to_json()
+
+
+def test_a_tensor_of_no_module_is_named_itself() -> None:
+    target = network(seed=1)
+    target.register_parameter("prompt", nn.Parameter(torch.zeros(1, 2, 3)))
+    report = transfer(target, weights=network().state_dict())
+    assert str(report).endswith("new 1 (prompt)")

@@ -115,7 +115,8 @@ def _other_channels(value: Tensor, *, target: Tensor) -> bool:
 
 
 def _module(name: str) -> str:
-    return name.rpartition(".")[0]
+    """The module that a tensor belongs to; a tensor of the network's own stands for itself."""
+    return name.rpartition(".")[0] or name
 
 
 def _named(names: tuple[str, ...]) -> str:
