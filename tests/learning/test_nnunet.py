@@ -187,6 +187,11 @@ def test_regions_become_overlapping_structures(tmp_path: Path) -> None:
     assert found.task.table.atoms == ((), (0,), (0, 1), (0, 1, 2))
 
 
+def test_lists_of_one_value_are_plain_labels(tmp_path: Path) -> None:
+    found = imported(tmp_path, dataset={**DATASET, "labels": {"background": [0], "spleen": [2], "liver": [1]}})
+    assert (found.task.head, found.task.table.labels.structures) == ("softmax", ("liver", "spleen"))
+
+
 def test_plans_of_older_versions_and_inherited_configurations(tmp_path: Path) -> None:
     plan = plans()
     full = plan["configurations"]["3d_fullres"]
@@ -270,6 +275,7 @@ def kwargs(plan: dict[str, Any]) -> dict[str, Any]:
         (lambda plan: full(plan).update(previous_stage="3d_lowres"), "second network of a cascade"),
         (lambda plan: full(plan).update(normalization_schemes=["NoNormalization"] * 2), "normalised by NoNormalization"),
         (lambda plan: full(plan).update(use_mask_for_norm=[False, True]), "inside the nonzero mask"),
+        (lambda plan: full(plan).update(patch_size=[64, 64]), "patches of 2 axes; expected a 3D one"),
         (lambda plan: full(plan).update(spacing=[0.0, 1.0, 1.0]), "spacing is"),
         (lambda plan: plan.pop("transpose_forward"), "transpose_forward"),
         (lambda plan: plan.update(transpose_forward=[0, 0, 1]), "is not in list"),
@@ -290,6 +296,8 @@ def test_what_cannot_be_expressed_is_refused(tmp_path: Path, change: Any, words:
     [
         ({**DATASET, "labels": {"background": 0, "liver": 1}}, "size mismatch"),
         ({**DATASET, "labels": {"background": 0, "liver": 1, "spleen": 3}}, "without a gap"),
+        ({**DATASET, "labels": {"background": 0, "lung/left": 1, "lung/right": 2}}, "without '/'"),
+        ({**DATASET, "labels": {"background": 0, "liver": 1, "a\nb": 2}}, "expected printable characters"),
         ({**DATASET, "channel_names": {"0": "CT"}}, "expected 1, one a channel"),
         ({"labels": DATASET["labels"]}, "modality"),
     ],

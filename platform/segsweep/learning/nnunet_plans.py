@@ -27,6 +27,7 @@ PARTS: Mapping[str, Any] = {
     "nonlin_kwargs": {"inplace": True},
 }
 SIZES = ("n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder")
+AXES = ("z", "y", "x")
 SCHEMES = {"CTNormalization": "ct", "ZScoreNormalization": "z-score"}
 
 
@@ -43,6 +44,10 @@ def read_configuration(plan: Mapping[str, Any], *, name: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for link in reversed(chain[:-1]):
         merged |= every[link]
+    if len(merged["patch_size"]) != len(AXES):
+        raise ModelError(
+            f"configuration {name!r} has patches of {len(merged['patch_size'])} axes; expected a 3D one, such as 3d_fullres"
+        )
     if merged.get("previous_stage"):
         raise ModelError(
             f"configuration {name!r} is the second network of a cascade; expected one that sees the scan alone"
@@ -125,12 +130,13 @@ def read_task(
 def _labels(given: Mapping[str, int | list[int]]) -> tuple[LabelTable, Head]:
     """Labels in the order of the network's outputs: by value; regions in the order of the file."""
     regions = {
-        str(name): frozenset(map(int, value if isinstance(value, list) else [value]))
+        _named(name): frozenset(map(int, value if isinstance(value, list) else [value]))
         for name, value in given.items()
         if name != "ignore"
     }
     foreground = {name: values for name, values in regions.items() if values != {0}}
-    if any(isinstance(value, list) for value in given.values()):
+    # A list of one value is a plain label to nnU-Net.
+    if any(len(values) > 1 for values in regions.values()):
         each = sorted(frozenset().union(*foreground.values()))
         atoms = (tuple(index for index, values in enumerate(foreground.values()) if value in values) for value in each)
         return LabelTable(labels=LabelSet(structures=tuple(foreground)), atoms=join([tuple(atoms)])), "sigmoid"
@@ -139,6 +145,15 @@ def _labels(given: Mapping[str, int | list[int]]) -> tuple[LabelTable, Head]:
         raise ValueError(f"labels are {dict(given)}, expected whole numbers from 1 without a gap")
     atoms = ((), *((index,) for index in range(len(names))))
     return LabelTable(labels=LabelSet(structures=tuple(names)), atoms=atoms), "softmax"
+
+
+def _named(name: str) -> str:
+    if not name.strip() or not name.isprintable() or "/" in name:
+        raise ModelError(
+            f"labels name {name!r}; expected printable characters without '/', which parts a dataset from its structures: "
+            "rename it in a copy of dataset.json and give that one"
+        )
+    return name
 
 
 def _normalisation(plan: Mapping[str, Any], *, configuration: Mapping[str, Any]) -> tuple[Normalisation, ...]:
