@@ -15,10 +15,11 @@ Where the released code differs: heads rise to 5e-4 (`heads_rate`), whose gradie
 # pyright: reportMissingImports=false
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from segsweep.data.geometry import Size, Spacing
 from segsweep.data.planning import Normalisation
@@ -39,7 +40,8 @@ PLAIN_CONVOLUTIONS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Params(ResidualParams):
-    """`part` decides the head and, of `pretraining`, the loss. `network` "unet" is nnU-Net's plain one, without `blocks`.
+    """`part` decides the head and, of `pretraining`, the loss. `network` "unet" is nnU-Net's plain one, whatever `blocks` and
+    `convolutions` say.
 
     `spacing` (mm z, y, x) and `intensities` (HU: lowest, highest, mean, deviation) replace those of the store's plan: pre-training takes
     those of the store that is fine-tuned on. With `initial`, fine-tuning raises the rate of the heads to `heads_rate` in `heads_epochs`,
@@ -73,6 +75,11 @@ class Params(ResidualParams):
         for name in ("heads_epochs", "warmup_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected at least 1")
+        if not 0 <= self.heads_rate < math.inf or not self.heads_gradient > 0:
+            raise ValueError(
+                f"heads_rate={self.heads_rate}, heads_gradient={self.heads_gradient} cannot be used: "
+                "expected a rate from 0 and a norm above 0"
+            )
         if _warms_up(self) and self.epochs <= self.heads_epochs + self.warmup_epochs:
             raise ValueError(
                 f"epochs={self.epochs} cannot be used: expected more than the {self.heads_epochs + self.warmup_epochs} of "
@@ -124,6 +131,11 @@ def task(params: Params, task: Task) -> Task:
         given = Normalisation(scheme="ct", low=low, high=high, mean=mean, deviation=deviation)
         rules = tuple(given if rule.scheme == "ct" else rule for rule in rules)
     return dataclasses.replace(task, spacing=params.spacing or task.spacing, normalisation=rules)
+
+
+def adapt(weights: Mapping[str, Tensor], _model: nn.Module) -> Mapping[str, Tensor]:
+    """The weights without the heads, which meant other structures even where there are as many: they start new."""
+    return {name: value for name, value in weights.items() if not name.startswith(HEADS)}
 
 
 def stages(params: Params) -> tuple[Stage, ...]:

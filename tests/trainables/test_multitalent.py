@@ -149,6 +149,8 @@ def test_the_part_brings_its_head_and_loss() -> None:
     [
         ({"initial": "m", "epochs": 60}, "more than the 60"),
         ({"heads_epochs": 0}, "heads_epochs=0"),
+        ({"heads_rate": -1e-3}, r"heads_rate=-0\.001"),
+        ({"heads_gradient": 0.0}, r"heads_gradient=0\.0"),
         ({"part": "pretraining", "loss": "ce"}, "loss=ce"),
         ({"spacing": (0.0, 1.0, 1.0)}, "spacing="),
         ({"intensities": (10.0, 10.0, 0.0, 1.0)}, "intensities="),
@@ -220,6 +222,18 @@ def test_large_datasets_are_drawn_by_the_root_of_their_size(joint: Store) -> Non
     # 4 cases against 1: sqrt(4) to sqrt(1), not 4 to 1; the deviation of 300 draws is 0.027.
     assert float((batch.source == 0).float().mean()) == pytest.approx(2 / 3, abs=0.08)
     assert torch.equal(batch.annotated[:, 0], batch.source == 0)
+
+
+def test_heads_start_new_even_where_as_many_structures_were_learned(target: Store) -> None:
+    chosen = params(**TINY)
+    task = task_of(target, chosen=chosen)
+    torch.manual_seed(0)
+    first, second = METHOD.build(chosen, task=task), METHOD.build(chosen, task=task)
+    weights = first.state_dict()
+    report = transfer(second, weights=weights, fitted=METHOD.adapt(weights, model=second))
+    heads = {f"decoder.seg_layers.{level}.{part}" for level in (0, 1) for part in ("weight", "bias")}
+    assert set(report.new) == set(report.dropped) == heads
+    assert not torch.equal(second.state_dict()["decoder.seg_layers.1.weight"], weights["decoder.seg_layers.1.weight"])
 
 
 def test_pre_training_then_fine_tuning_of_heads_and_of_all(joint: Store, target: Store) -> None:
