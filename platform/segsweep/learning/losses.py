@@ -2,7 +2,8 @@
 
 A sigmoid output whose structure is not annotated in a sample gets exactly zero gradient from that sample, and every output does from
 an ignored voxel. For a softmax head, atoms that the sample's annotation cannot tell apart are merged (their probabilities added)
-before the loss. Under DDP every sum runs over all ranks, so that the gradient is that of one big batch.
+before the loss. Under DDP every sum runs over all ranks, so that the gradient is that of one big batch; only the hardest voxels of
+top-k are chosen by each rank among its own, as nnU-Net does.
 """
 
 from dataclasses import dataclass
