@@ -9,6 +9,7 @@ The defaults are the paper's; its released code (github.com/Solor-pikachu/Infer-
 200 epochs" is `schedule=step`. Both scale the finder's mean and deviation over the body alone, which here are those of the whole scan.
 Written from the description; Apache-2.0.
 """
+# pyright: reportMissingImports=false
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -33,9 +33,9 @@ from segsweep.models.ensemble import load_predictor
 from segsweep.run import Run
 from segsweep.sweeps import single
 from segsweep.sweeps.training import prepare
-from segsweep.trainables import coarse_to_fine
 from segsweep.workspace import Workspace
 
+coarse_to_fine = recipes.load("trainables", name="coarse_to_fine")
 ORGANS = recipes.load("datasets", name="flare22").LABELS
 PLANNED = Normalisation(scheme="ct", low=-150.0, high=290.0, mean=80.0, deviation=60.0)
 FLARE = Task(
@@ -49,11 +49,11 @@ FLARE = Task(
 SMALL = {"features": 4, "most_features": 8, "levels": 3}
 
 
-def params(**values: Any) -> coarse_to_fine.Params:
-    return recipes.build_params(recipes.load("trainables", name="coarse_to_fine"), values=values)
+def params(**values: Any) -> Any:
+    return recipes.build_params(coarse_to_fine, values=values)
 
 
-def fine(**values: Any) -> coarse_to_fine.Params:
+def fine(**values: Any) -> Any:
     return params(preset="fine", initial="models:/flare22-coarse_to_fine/1", **values)
 
 
