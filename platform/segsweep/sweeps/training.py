@@ -1,7 +1,8 @@
 """One Run as a Ray Train job: workers train together, save after every epoch, stop when told, validate whole scans at the end.
 
-A run's folder holds checkpoints/ (the last and the best one), model/ (weights without optimizer), validation.json and, last of all,
-result.json. A folder with a result is never trained again; one without goes on from its last checkpoint.
+A run's folder holds checkpoints/ (the last and the best one), model/ (weights without optimizer), finder/ (the model that shows a
+cascade's where to look), validation.json and, last of all, result.json. A folder with a result is never trained again; one without
+goes on from its last checkpoint.
 """
 
 import dataclasses
