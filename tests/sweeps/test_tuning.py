@@ -51,6 +51,7 @@ SPACE = '''
 ARGUMENTS = ("trials=3", "concurrent=1", "register=2", "name=toy")
 OPTIONS = SweepOptions(name="toy", trials=3, concurrent=1, register=2)
 PATIENCE = 240
+NETWORKS = ("unet", "resenc_unet")
 
 
 @pytest.fixture
@@ -212,6 +213,29 @@ def test_fold_that_holds_nothing_out_is_refused(phantom_store: Path, monkeypatch
     with pytest.raises(StoreError, match="store: fold 0 holds out no annotated case to compare trials by"):
         tuning.base_run("default", store=str(phantom_store), options=SweepOptions(), params={})
     assert tuning.base_run("default", store="store", options=SweepOptions(fold=1), params={}).fold == 1
+
+
+def test_a_trial_is_checked_with_the_trainable_that_it_chooses(
+    phantom_store: Path, workspace: Workspace, tiny: dict[str, Any]
+) -> None:
+    needed = tuning.needed_memory(prepare(Run(trainable="unet", store=str(phantom_store), params=tiny)))
+
+    def suggested(drawn: str, **fixed: Any) -> dict[str, Any]:
+        params = {**tiny, **fixed}
+        base = tuning.base_run("default", store=str(phantom_store), options=SweepOptions(), params=params)
+        assert (base.trainable, "trainable" in base.params) == (fixed.get("trainable", "unet"), False)
+        space = SimpleNamespace(
+            space=lambda trial, _plan: {"trainable": trial.suggest_categorical("trainable", NETWORKS)}
+        )
+        return tuning._suggest(
+            optuna.trial.FixedTrial({"trainable": drawn}), recipe=space, base=base, fixed=fixed,
+            plan=prepare(base).store.plan, memory=needed, workspace=workspace,
+        )  # fmt: skip
+
+    assert suggested("unet") == {"trainable": "unet"}
+    with pytest.raises(ResourceError, match="needs about"):
+        suggested("resenc_unet")
+    assert suggested("resenc_unet", trainable="unet") == {"trainable": "unet"}, "the user's own choice goes before"
 
 
 def test_no_more_trials_at_once_than_are_left_or_fit_into_memory(
