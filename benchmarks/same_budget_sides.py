@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,42 +77,49 @@ class Fitted:
 
 def prepare(work: Work) -> None:
     """A store for ours, a preprocessed dataset with the same fold 0 for theirs, and last of all the held-out scans."""
-    raw, base = Path(work.settings.raw), work.folder
-    for name in ("raw", "store", "nnUNet_raw", "nnUNet_preprocessed", "scans.partial"):
+    base, scans = work.folder, work.folder / "scans.partial"
+    for name in ("raw", "store", "nnUNet_raw", "nnUNet_preprocessed", scans.name):
         shutil.rmtree(base / name, ignore_errors=True)
-    content = json.loads((raw / "cases.json").read_text())
-    content["cases"] = [case for case in content["cases"] if case["id"] != LEFT_OUT]
-    (base / "raw").mkdir()
-    (base / "raw" / "cases.json").write_text(json.dumps(content))
-    for name in ("images", "labels"):
-        shutil.copytree(raw / name, base / "raw" / name)
     say("converting")
+    copy_raw(Path(work.settings.raw), to=base / "raw")
     ours(work, "convert", "openkbp", base / "raw", "--store", work.store, log="convert.log", allowed=(0, 1))
+    say("nnU-Net plans and preprocesses")
     store = open_store(work.store)
-    learned, validated = store.training(0), store.validation(0)
-    theirs = base / "nnUNet_raw" / DATASET
+    preprocess(work, learned=store.training(0), validated=store.validation(0))
+    for case in (*store.validation(0), *store.held_out("validation")):
+        copy(base / "raw" / "images" / f"{case}.nii.gz", scans / f"{case}_0000.nii.gz")
+    scans.rename(work.scans)
+
+
+def copy_raw(raw: Path, *, to: Path) -> None:
+    """The raw folder without the case that is left out."""
+    content = json.loads((raw / "cases.json").read_text())
+    cases = [case for case in content["cases"] if case["id"] != LEFT_OUT]
+    for name in ("images", "labels"):
+        shutil.copytree(raw / name, to / name)
+    (to / "cases.json").write_text(json.dumps({**content, "cases": cases}))
+
+
+def preprocess(work: Work, *, learned: Sequence[str], validated: Sequence[str]) -> None:
+    """nnU-Net's dataset, plan and grids; its fold 0 is the given one."""
+    raw, theirs = work.folder / "raw", work.folder / "nnUNet_raw" / DATASET
     for case in (*learned, *validated):
-        copy(base / "raw" / "images" / f"{case}.nii.gz", theirs / "imagesTr" / f"{case}_0000.nii.gz")
-        copy(base / "raw" / "labels" / f"{case}.nii.gz", theirs / "labelsTr" / f"{case}.nii.gz")
+        copy(raw / "images" / f"{case}.nii.gz", theirs / "imagesTr" / f"{case}_0000.nii.gz")
+        copy(raw / "labels" / f"{case}.nii.gz", theirs / "labelsTr" / f"{case}.nii.gz")
     described = {
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **content["labels"]},
+        "labels": {"background": 0, **labels_of(work)},
         "numTraining": len(learned) + len(validated),
         "file_ending": ".nii.gz",
     }
     (theirs / "dataset.json").write_text(json.dumps(described))
-    memory = work.settings.nnunet_memory
-    target = [] if memory is None else ["-gpu_memory_target", str(memory)]
-    processes = ["-np", str(NUM_CORES)]
-    say("nnU-Net plans and preprocesses")
+    memory, processes = work.settings.nnunet_memory, ("-np", NUM_CORES)
+    target = () if memory is None else ("-gpu_memory_target", memory)
     nnunet(work, "nnUNetv2_extract_fingerprint", "-d", "501", *processes, log="fingerprint.log")
     nnunet(work, "nnUNetv2_plan_experiment", "-d", "501", *target, log="plan.log")
     nnunet(work, "nnUNetv2_preprocess", "-d", "501", "-c", "3d_fullres", *processes, log="preprocess.log")
     folds = [{"train": list(learned), "val": list(validated)}]
-    (base / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(folds))
-    for case in (*validated, *store.held_out("validation")):
-        copy(base / "raw" / "images" / f"{case}.nii.gz", base / "scans.partial" / f"{case}_0000.nii.gz")
-    (base / "scans.partial").rename(work.scans)
+    (work.folder / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(folds))
 
 
 def train_ours(work: Work, *, folder: Path, epochs: int) -> Fitted:
@@ -144,7 +151,9 @@ def train_theirs(work: Work, *, folder: Path, epochs: int) -> Fitted:
     ends = json.loads((folder / "ends.json").read_text())["ends"]
     plans = json.loads((work.folder / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json").read_text())
     chosen = plans["configurations"]["3d_fullres"]
-    plan = Plan(iterations=iterations, batch_size=chosen["batch_size"], patch_size=tuple(chosen["patch_size"]))
+    # It turns the axes so that the coarsest one comes first.
+    patch_size = tuple(chosen["patch_size"][axis] for axis in plans["transpose_backward"])
+    plan = Plan(iterations=iterations, batch_size=chosen["batch_size"], patch_size=patch_size)
     return Fitted(ends=dict(enumerate(ends)), memory=memory, plan=plan)
 
 
@@ -162,8 +171,12 @@ def predict_theirs(work: Work) -> None:
     given = ["-i", work.scans, "-o", out, "-d", "501", "-c", "3d_fullres", "-f", "0", "-device", "cpu", "-npp", "1"]
     given += ["-nps", "1", *(["--disable_tta"] if work.settings.mirror == "none" else [])]
     nnunet(work, "nnUNetv2_predict", *given, log=f"{THEIRS}/predict.log", results=folder / "run")
-    labels = json.loads((work.folder / "raw" / "cases.json").read_text())["labels"]
-    (out / "labels.json").write_text(json.dumps(labels))
+    (out / "labels.json").write_text(json.dumps(labels_of(work)))
+
+
+def labels_of(work: Work) -> dict[str, int]:
+    """The values of the structures in the label maps."""
+    return json.loads((work.folder / "raw" / "cases.json").read_text())["labels"]
 
 
 def model_of(workspace: Path) -> Path:
@@ -230,7 +243,7 @@ def follow(
         while process.poll() is None:
             look()
             if time.monotonic() - weighed > WEIGH_EVERY:
-                peak, weighed = max(peak, memory(process.pid)), time.monotonic()
+                peak, weighed = max(peak, tree_memory(process.pid)), time.monotonic()
             time.sleep(LOOK_EVERY)
     look()
     if process.returncode not in allowed:
@@ -239,7 +252,7 @@ def follow(
     return peak
 
 
-def memory(root: int) -> int:
+def tree_memory(root: int) -> int:
     """Bytes that a process and all below it hold, shared pages once (PSS)."""
     tree, kilobytes = [root], 0
     for process in tree:

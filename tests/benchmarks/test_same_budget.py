@@ -1,6 +1,7 @@
 """The same-budget benchmark without its trainings: how the budget is divided, what is compared, and what it says when it cannot."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,25 @@ def test_a_work_folder_keeps_its_settings(
     raw = raw_folder(tmp_path / "raw")
     assert same_budget.main([str(raw), "--nnunet-python", str(python), "--work", str(work)]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_failed_command_is_named_with_its_last_words(same_budget: ModuleType, tmp_path: Path) -> None:
+    sides = sys.modules[same_budget.Work.__module__]
+    log = tmp_path / "step.log"
+    words = [sys.executable, "-c", "print('first'); raise SystemExit('gone wrong')"]
+    with pytest.raises(SegsweepError, match=r"step failed with exit code 1 \(gone wrong\)"):
+        sides.follow(words, environment=os.environ, log=log)
+    sides.follow(words, environment=os.environ, log=log, allowed=(1,))
+    assert "first" in log.read_text()
+
+
+def test_memory_counts_the_processes_below(same_budget: ModuleType) -> None:
+    sides = sys.modules[same_budget.Work.__module__]
+    held = "held = bytes(bytearray(range(256)) * 400_000); print(flush=True); input()"
+    alone = sides.tree_memory(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+        both = sides.tree_memory(os.getpid())
+        process.communicate(b"\n")
+    assert both > alone + 90e6
