@@ -16,7 +16,7 @@ from segsweep.learning import losses
 from segsweep.learning.losses import RECIPES, build_loss, dice_counts, focal, groups_of, tversky
 from segsweep.learning.params import LossName
 from segsweep.learning.supervision import Supervision, shrink
-from segsweep.learning.task import Normalisation, Task
+from segsweep.learning.task import Head, Normalisation, Task
 
 LABELS = LabelSet(structures=("liver", "cancer", "spleen"))
 TABLE = LabelTable(labels=LABELS, atoms=((), (0,), (2,), (0, 1)))
@@ -316,7 +316,12 @@ def test_an_unknown_loss_names_the_known_ones():
         build_loss("dise", task=task("softmax"), batch_dice=False)  # pyright: ignore[reportArgumentType]
 
 
-RANKED: list[tuple[LossName, bool]] = [("dice_ce", True), ("dice_ce", False), ("multitalent", True)]
+RANKED: list[tuple[LossName, bool, Head]] = [
+    ("dice_ce", True, "softmax"),
+    ("dice_ce", False, "softmax"),
+    ("dice_ce", False, "sigmoid"),
+    ("multitalent", True, "sigmoid"),
+]
 ANNOTATED = ([1, 1, 1], [1, 0, 1])
 RANK = """
 import sys, torch
@@ -333,12 +338,12 @@ distributed.destroy_process_group()
 def save_gradients(path, *, samples):
     """Logits' gradients of the losses of RANKED, for those samples of one and the same batch."""
     found = {}
-    for name, batch_dice in RANKED:
-        logits, atoms = example(outputs=4)
+    for name, batch_dice, head in RANKED:
+        logits, atoms = example(outputs=task(head).outputs)
         mine = logits.detach()[samples].requires_grad_()
-        loss = build_loss(name, task=task("softmax"), batch_dice=batch_dice)
+        loss = build_loss(name, task=task(head), batch_dice=batch_dice)
         loss([mine], with_ignored(atoms, slices=(2, 0))[samples], known(*ANNOTATED)[samples]).backward()
-        found[f"{name} {batch_dice}"] = gradient(mine)
+        found[f"{name} {batch_dice} {head}"] = gradient(mine)
     torch.save(found, path)
 
 
