@@ -349,7 +349,8 @@ def save_gradients(path, *, samples):
 
 def test_two_ranks_give_the_gradient_of_one_batch(tmp_path):
     meeting, here = tmp_path / "meeting", str(Path(__file__).parent)
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(r), str(meeting), here]) for r in range(2)]
+    python = (sys.executable, "-W", "error::FutureWarning", "-c", RANK)
+    ranks = [subprocess.Popen([*python, str(r), str(meeting), here]) for r in range(2)]
     assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
     save_gradients(tmp_path / "whole", samples=slice(None))
     paths = (f"{meeting}.0", f"{meeting}.1", tmp_path / "whole")

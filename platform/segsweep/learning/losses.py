@@ -7,13 +7,12 @@ top-k are chosen by each rank among its own, as nnU-Net does.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_reduce
 from torch.utils.checkpoint import checkpoint
 
 from segsweep.data.structures import LabelTable
@@ -286,9 +285,22 @@ def _overlap(volumes: Tensor, *, compared: Tensor, recipe: Recipe, batch_dice: b
     return added if recipe.reduction == "sum" else added / number.clamp(min=1)
 
 
+class _RankSum(torch.autograd.Function):
+    """The sum over all ranks. Backward sums the gradients too, so that DDP's mean over ranks leaves that of one big batch."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _RankSum.forward(ctx, gradients[0].contiguous())
+
+
 def _over_ranks(values: Tensor) -> Tensor:
-    # Backward sums the gradients of all ranks, so that DDP's mean over ranks leaves the gradient of one big batch.
-    return all_reduce(values) if distributed.is_available() and distributed.is_initialized() else values
+    return _RankSum.apply(values) if distributed.is_available() and distributed.is_initialized() else values
 
 
 def groups_of(annotated: Tensor, *, table: LabelTable) -> Tensor:
