@@ -19,7 +19,7 @@ ROWS = (
     Row(
         name="Dice + CE",
         trainable="dice_focal_unet",
-        params={"loss": "dice_ce"},
+        params={"loss": "dice_ce", "head": "softmax"},
         published={
             "dice": 0.7861,
             "dice/GTVp": 0.7986,
@@ -32,7 +32,7 @@ ROWS = (
     Row(
         name="Dice + focal",
         trainable="dice_focal_unet",
-        params={"loss": "dice_focal"},
+        params={"loss": "dice_focal", "head": "softmax"},
         published={
             "dice": 0.7885,
             "dice/GTVp": 0.8044,

@@ -13,7 +13,13 @@ DATASETS = ("segrap2023",)
 STRUCTURES = TUMOURS
 
 # "Default" oversampling forces one of two patches to hold foreground; "0.33%" is a slip for 33 %, read as that chance for every patch.
-UNET = {"epochs": 2000, "patch_size": (28, 256, 256), "batch_size": 2, "oversampling": "probabilistic"}
+UNET = {
+    "epochs": 2000,
+    "patch_size": (28, 256, 256),
+    "batch_size": 2,
+    "oversampling": "probabilistic",
+    "head": "softmax",
+}
 RESENC = {"epochs": 2000, "patch_size": (32, 320, 256), "batch_size": 2, "oversampling": "probabilistic"}
 DEFAULT = {"oversampling": "deterministic"}
 FIVE = "dice, 5 folds"

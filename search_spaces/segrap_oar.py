@@ -24,7 +24,7 @@ ROWS = (
     Row(
         name="U-Net",
         trainable="unet",
-        params={"epochs": 1000, "patch_size": (28, 256, 256), "batch_size": 2, "oversampling": "deterministic"},
+        params=RESENC | {"epochs": 1000, "patch_size": (28, 256, 256), "head": "softmax"},
         published={"dice": 0.7788},
     ),
     Row(name="ResEnc U-Net", trainable="multitalent", params=RESENC, published={"dice": 0.7804}),

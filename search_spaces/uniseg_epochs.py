@@ -14,7 +14,7 @@ MEASURED = (
 DATASETS = ("segrap2023",)
 STRUCTURES = ORGANS
 
-SEGRAP = {"patch_size": (32, 192, 192), "batch_size": 2}
+SEGRAP = {"patch_size": (32, 192, 192), "batch_size": 2, "head": "softmax"}
 
 ROWS = (
     Row(
