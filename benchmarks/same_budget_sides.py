@@ -18,7 +18,7 @@ from segsweep.errors import SegsweepError
 OURS, THEIRS = "segsweep", "nnunet"
 NUM_CORES, WARM_UP_EPOCHS = 2, 2
 # Seconds between two looks at a training: for a new checkpoint, and at the memory, which costs more.
-LOOK_EVERY, WEIGH_EVERY = 0.1, 2.0
+LOOK_EVERY, WEIGH_EVERY = 0.2, 10.0
 DATASET = "Dataset501_OpenKBP"
 # Its spinal cord is wrong in the published set.
 LEFT_OUT = "okbp_260"
