@@ -50,7 +50,8 @@ def run_all(
 
 def _as_they_end(pieces: Sequence[Piece], *, work: Callable[..., Any]) -> Iterator[tuple[str, Outcome]]:
     """Few tasks are in flight, so what the driver holds does not grow with their number."""
-    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_attempt)
+    # Named, or a caller that Ray Tune started would hold its tasks to its own resources, which are none.
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="DEFAULT")(_attempt)
     most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
     running: dict[ray.ObjectRef, str] = {}
