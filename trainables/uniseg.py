@@ -1,7 +1,7 @@
 """UniSeg: one network for many datasets, told by a learned prompt which one it segments (Ye et al., MICCAI 2023), and its fine-tuning.
 
 `preset=upstream` trains it on stores that are joined; `initial=` that model then fine-tunes the encoder and decoder on one store, without
-prompt, as the authors did for SegRap2023: `preset=segrap` on all cases, once for 1500 epochs and once for 2000, and both in one ensemble.
+prompt, as the authors did for SegRap2023: on all cases, once for 1500 epochs and once for 2000, and both in one ensemble.
 SegRap's settings are printed, the rest is as in the released code. Written from the descriptions; Apache-2.0.
 
 Joined stores have equal channels and are trained at one spacing: the eleven datasets of the paper (CT, MR, four MR sequences, CT and PET)
@@ -23,7 +23,7 @@ from segsweep.data.topology import Topology, features
 from segsweep.errors import RecipeError
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.sampling import Sampling
-from segsweep.learning.task import Normalisation, Task
+from segsweep.learning.task import Head, Normalisation, Task
 from segsweep.trainables.unet import Block, ConvNormAct, Decoder, Levels, initialise
 from segsweep.trainables.unet import Encoder as PlainEncoder
 
@@ -55,6 +55,7 @@ class Params(TrainingParams):
     epochs: int = 2000
     patch_size: Size | None = (32, 192, 192)
     batch_size: int | None = 2
+    head: Head | None = "softmax"
     sampling: Sampling = "quota"
     features: int = 32
     most_features: int = 320
@@ -70,14 +71,10 @@ class Params(TrainingParams):
             raise ValueError(f"spacing={self.spacing} cannot be used: expected lengths in mm above 0 (z, y, x)")
 
 
-# What a store's plan would suggest otherwise stands here: patch, batch and head.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "segrap": {"patch_size": [32, 192, 192], "batch_size": 2, "head": "softmax"},
     "upstream": {
         "part": "upstream",
         "patch_size": [64, 192, 192],
-        "batch_size": 2,
-        "head": "softmax",
         "epochs": 1000,
         "iterations": 550,
     },
@@ -85,8 +82,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "features": 8,
         "most_features": 64,
         "patch_size": [32, 96, 96],
-        "batch_size": 2,
-        "head": "softmax",
         "epochs": 40,
         "iterations": 50,
         "validation_iterations": 8,

@@ -25,7 +25,8 @@ from segsweep.inference.writers import write_label_map
 from segsweep.learning.loop import Setting, train
 from segsweep.learning.method import default_stages
 from segsweep.run import Run
-from segsweep.sweeps.training import prepare, training_cases
+from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.training import training_cases
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -57,7 +57,7 @@ def demand_network(trainable: str, *, params: TrainingParams) -> None:
     """The trainable builds a network for these parameters, and it takes their patch."""
     assert params.patch_size is not None
     method = load_method(trainable)
-    task = method.task(params, task=task_of(params.head, patch_size=params.patch_size))
+    task = method.task(params, task=task_of(params.head or "softmax", patch_size=params.patch_size))
     with torch.device("meta"), torch.no_grad():
         logits = method.build(params, task=task).eval()(torch.empty(1, 2, *params.patch_size))
     assert logits[0].shape[1:] == (task.outputs, *params.patch_size)

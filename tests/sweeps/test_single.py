@@ -13,8 +13,9 @@ from segsweep.learning.checkpoint import Snapshot
 from segsweep.models.catalogue import models
 from segsweep.models.tracking import connect
 from segsweep.run import Run
+from segsweep.sweeps.preparing import prepare
 from segsweep.sweeps.single import train
-from segsweep.sweeps.training import RESULT, prepare
+from segsweep.sweeps.training import RESULT
 from segsweep.workspace import Workspace
 
 PARAMS = {"epochs": 2, "patch_size": [16, 32, 32], "batch_size": 2, "features": 4, "levels": 3}

@@ -17,7 +17,8 @@ from segsweep.learning import checkpoint
 from segsweep.run import Run
 from segsweep.sweeps import training
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
-from segsweep.sweeps.training import demand_memory, fit, prepare
+from segsweep.sweeps.preparing import demand_memory, prepare
+from segsweep.sweeps.training import fit
 from segsweep.sweeps.validation import summarise
 
 

@@ -22,7 +22,7 @@ from segsweep.models.catalogue import models
 from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, connect
 from segsweep.run import Run
 from segsweep.sweeps import tuning
-from segsweep.sweeps.training import prepare
+from segsweep.sweeps.preparing import prepare
 from segsweep.sweeps.tuning import SweepOptions, tune
 from segsweep.workspace import Workspace
 

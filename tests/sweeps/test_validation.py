@@ -20,7 +20,7 @@ from segsweep.learning.inference import CleanUp, Inference
 from segsweep.learning.method import load_method
 from segsweep.learning.task import Task
 from segsweep.run import Run
-from segsweep.sweeps.training import prepare
+from segsweep.sweeps.preparing import prepare
 from segsweep.sweeps.validation import scan_dice, summarise, validate
 
 

@@ -62,7 +62,7 @@ def method_setting(
     store_task = Task(
         channels=tuple(f"CT {number}" for number in range(channels)),
         table=LabelTable(labels=LabelSet(structures=("bright",)), atoms=((), (0,))),
-        head=params.head,
+        head=params.head or "softmax",
         patch_size=patch_size,
         spacing=(1.0, 1.0, 1.0),
         normalisation=(Normalisation(scheme="ct", low=-100, high=200, mean=20, deviation=50),) * channels,

@@ -32,7 +32,7 @@ from segsweep.learning.transfer import transfer
 from segsweep.models.ensemble import load_predictor
 from segsweep.run import Run
 from segsweep.sweeps import single
-from segsweep.sweeps.training import prepare
+from segsweep.sweeps.preparing import prepare
 from segsweep.workspace import Workspace
 
 coarse_to_fine = recipes.load("trainables", name="coarse_to_fine")

@@ -110,7 +110,7 @@ def test_the_upstream_network_has_the_papers_shapes() -> None:
 
 
 def test_the_fine_tuned_network_has_no_prompt() -> None:
-    model = built(task_of(exclusive(55), channels=2, patch_size=(32, 192, 192)), preset="segrap")
+    model = built(task_of(exclusive(55), channels=2, patch_size=(32, 192, 192)))
     names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
     assert not [name for name in names if "prompt" in name or "fuse" in name]
     stem = model.encoder.stages[0][0].convs[0]

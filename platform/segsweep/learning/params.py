@@ -18,7 +18,7 @@ LossName = Literal["dice_ce", "dice_focal", "dice_topk", "ce", "focal", "dice", 
 class TrainingParams:
     """The recommended run is the default: nnU-Net's recipe (v2: training loop, loss, patch sampling, augmentation).
 
-    `patch_size` (voxels z, y, x) and `batch_size` (patches per worker) come from the store's plan unless given.
+    `patch_size` (voxels z, y, x), `batch_size` (patches per worker) and `head` come from the store's plan unless given.
     `batch_dice` pools Dice over the batch and over workers. `foreground` is the share of patches that are forced to hold foreground,
     `sampling` how joined datasets share the patches: as they have cases, by the square root of that, or batch by batch in turns.
     `mirror` names the axes along which patches are flipped. `initial` is a model whose weights the training starts from: models:/NAME/3,
@@ -36,7 +36,7 @@ class TrainingParams:
     iterations: int = 250
     patch_size: Size | None = None
     batch_size: int | None = None
-    head: Head = "softmax"
+    head: Head | None = None
     loss: LossName = "dice_ce"
     batch_dice: bool = False
     oversampling: Literal["deterministic", "probabilistic"] = "deterministic"

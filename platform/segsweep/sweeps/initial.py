@@ -8,7 +8,7 @@ from segsweep.errors import ModelError
 from segsweep.learning.checkpoint import MANIFEST, RUN
 from segsweep.learning.transfer import PINNED, Report, pinned, transfer_from
 from segsweep.models.registry import ENSEMBLE, fetch
-from segsweep.sweeps.training import Prepared
+from segsweep.sweeps.preparing import Prepared
 from segsweep.workspace import Workspace
 
 INITIAL = "initial"

@@ -17,7 +17,8 @@ from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
-from segsweep.sweeps.training import RESULT, as_trainable, demand_memory, prepare, read_result
+from segsweep.sweeps.preparing import demand_memory, prepare
+from segsweep.sweeps.training import RESULT, as_trainable, read_result
 from segsweep.workspace import Workspace, current_workspace
 
 

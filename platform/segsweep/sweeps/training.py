@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,24 +23,18 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
 from segsweep.data.conversion import derive
-from segsweep.data.fingerprint import patch_and_batch
-from segsweep.data.geometry import Size
-from segsweep.data.joint import open_stores
 from segsweep.data.manifest import write_json
 from segsweep.data.store import Store
-from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.inference.cascade import keep_finder
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Setting, train
-from segsweep.learning.memory import describe, training_bytes
-from segsweep.learning.method import Method, load_method
-from segsweep.learning.params import TrainingParams
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
 from segsweep.sweeps.kept import chosen, keep
+from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.validation import summarise, validate
 
 RESULT, STOP, VALIDATION, TRANSFER = "result.json", "stop", "validation.json", "transfer.json"
@@ -49,87 +42,6 @@ RESULT, STOP, VALIDATION, TRANSFER = "result.json", "stop", "validation.json", "
 MOST_RESTARTS = 2
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run whose recipe, parameters, task and data were checked together."""
-
-    run: Run
-    store: Store
-    method: Method
-    params: TrainingParams
-    task: Task
-
-
-def prepare(run: Run) -> Prepared:
-    """Fill what the run leaves to its preset, after that to the recipe's own patch and batch, if it has them, and last to the plan.
-
-    A preset's patch is no larger than the median scan needs.
-
-    Raises RecipeError, StoreError or ResourceError in one sentence.
-    """
-    store = open_stores(run.store)
-    method = load_method(run.trainable)
-    given = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
-    own = method.params({})
-    given.update({name: value for name in ("patch_size", "batch_size") if (value := getattr(own, name)) is not None})
-    preset = method.preset(run.params.get("preset"))
-    planner = {**preset, **run.params}.get("planner")
-    if planner:
-        given["patch_size"], given["batch_size"] = patch_and_batch(store, planner=planner)
-    if "patch_size" in preset:
-        given["patch_size"] = _covering(store.plan.median_shape, largest=preset["patch_size"])
-    values = {**{key: value for key, value in given.items() if key == "patch_size" or key not in preset}, **run.params}
-    params = method.params(values)
-    if not any(store.cases[case_id].annotated for case_id in store.training(run.fold)):
-        raise StoreError(
-            f"{store.uri}: fold {run.fold} has no annotated training cases; expected some of split 'train' with labels"
-        )
-    task = Task(
-        channels=store.channels,
-        table=store.table,
-        head=params.head,
-        patch_size=params.patch_size or store.plan.patch_size,
-        spacing=store.plan.spacing,
-        normalisation=store.plan.normalisation,
-    )
-    return Prepared(run=run, store=store, method=method, params=params, task=method.task(params, task=task))
-
-
-def _covering(shape: Size, *, largest: Size) -> list[int]:
-    """The smallest multiples of 16 voxels (z, y, x) that cover a scan, or the largest patch allowed."""
-    return [min(most, -(-n // 16) * 16) for n, most in zip(shape, largest, strict=True)]
-
-
-def needed_memory(prepared: Prepared) -> int:
-    """Estimated bytes of a worker's training step. Raises RecipeError when the patch fits no network."""
-    params, task = prepared.params, prepared.task
-    model = prepared.method.build(params, task=task)
-    mixed = any(stage.unlabelled for stage in prepared.method.stages(params))
-    try:
-        return training_bytes(
-            model,
-            patch_size=task.patch_size,
-            channels=len(task.channels),
-            batch_size=(params.batch_size or 1) * (2 if mixed else 1),
-            recompute=params.recompute,
-        )
-    except RuntimeError:
-        raise RecipeError(
-            f"patch_size={task.patch_size} cannot be halved as often as {prepared.run.trainable} does; "
-            "choose multiples of 16 or 32 voxels (z, y, x), or fewer levels"
-        ) from None
-
-
-def demand_memory(prepared: Prepared, *, available: int) -> None:
-    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, RecipeError when the patch fits no network."""
-    needed, batch_size = needed_memory(prepared), prepared.params.batch_size or 1
-    if needed > available:
-        raise ResourceError(
-            f"patch_size={prepared.task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "
-            f"{describe(available)} are available; choose a smaller patch or batch, or fewer features"
-        )
 
 
 def train_run(config: Mapping[str, Any]) -> None:

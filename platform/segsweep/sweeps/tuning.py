@@ -23,8 +23,9 @@ from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent,
 from segsweep.sweeps.comparison import Comparison, comparison_of, config_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
+from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.stopping import CooperativeASHA
-from segsweep.sweeps.training import Prepared, as_trainable, changed, demand_memory, needed_memory, prepare
+from segsweep.sweeps.training import as_trainable, changed
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best

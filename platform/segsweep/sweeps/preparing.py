@@ -1,0 +1,101 @@
+"""A run before it starts: its recipe, parameters, task and data looked up and checked together, and the memory that it needs."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from segsweep.data.fingerprint import patch_and_batch
+from segsweep.data.geometry import Size
+from segsweep.data.joint import open_stores
+from segsweep.data.store import Store
+from segsweep.errors import RecipeError, ResourceError, StoreError
+from segsweep.learning.memory import describe, training_bytes
+from segsweep.learning.method import Method, load_method
+from segsweep.learning.params import TrainingParams
+from segsweep.learning.task import Task
+from segsweep.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose recipe, parameters, task and data were checked together."""
+
+    run: Run
+    store: Store
+    method: Method
+    params: TrainingParams
+    task: Task
+
+
+def prepare(run: Run) -> Prepared:
+    """Look everything up; what neither run, preset nor recipe says about patch, batch and head is the plan's (or the `planner`'s).
+
+    A preset's patch is no larger than the median scan needs. Raises RecipeError, StoreError or ResourceError in one sentence.
+    """
+    store, method = open_stores(run.store), load_method(run.trainable)
+    params = _filled(method, store=store, run=run)
+    if not any(store.cases[case_id].annotated for case_id in store.training(run.fold)):
+        raise StoreError(
+            f"{store.uri}: fold {run.fold} has no annotated training cases; expected some of split 'train' with labels"
+        )
+    task = Task(
+        channels=store.channels,
+        table=store.table,
+        head=params.head or store.plan.head,
+        patch_size=params.patch_size or store.plan.patch_size,
+        spacing=store.plan.spacing,
+        normalisation=store.plan.normalisation,
+    )
+    return Prepared(run=run, store=store, method=method, params=params, task=method.task(params, task=task))
+
+
+def _filled(method: Method, *, store: Store, run: Run) -> TrainingParams:
+    """The run's parameters, with what is open taken from the plan."""
+    preset = {key: value for key, value in method.preset(run.params.get("preset")).items() if key not in run.params}
+    own = (
+        {"patch_size": _covering(store.plan.median_shape, largest=preset["patch_size"])}
+        if "patch_size" in preset
+        else {}
+    )
+    params = method.params({**run.params, **own})
+    plan = {"patch_size": store.plan.patch_size, "batch_size": store.plan.batch_size, "head": store.plan.head}
+    planner, planned = getattr(params, "planner", ""), set[str]()
+    if planner:
+        plan["patch_size"], plan["batch_size"] = patch_and_batch(store, planner=planner)
+        planned = {"patch_size", "batch_size"} - run.params.keys()
+    taken = {name: value for name, value in plan.items() if getattr(params, name) is None or name in planned}
+    return dataclasses.replace(params, **taken)
+
+
+def _covering(shape: Size, *, largest: Size) -> list[int]:
+    """The smallest multiples of 16 voxels (z, y, x) that cover a scan, or the largest patch allowed."""
+    return [min(most, -(-n // 16) * 16) for n, most in zip(shape, largest, strict=True)]
+
+
+def needed_memory(prepared: Prepared) -> int:
+    """Estimated bytes of a worker's training step. Raises RecipeError when the patch fits no network."""
+    params, task = prepared.params, prepared.task
+    model = prepared.method.build(params, task=task)
+    mixed = any(stage.unlabelled for stage in prepared.method.stages(params))
+    try:
+        return training_bytes(
+            model,
+            patch_size=task.patch_size,
+            channels=len(task.channels),
+            batch_size=(params.batch_size or 1) * (2 if mixed else 1),
+            recompute=params.recompute,
+        )
+    except RuntimeError:
+        raise RecipeError(
+            f"patch_size={task.patch_size} cannot be halved as often as {prepared.run.trainable} does; "
+            "choose multiples of 16 or 32 voxels (z, y, x), or fewer levels"
+        ) from None
+
+
+def demand_memory(prepared: Prepared, *, available: int) -> None:
+    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, RecipeError when the patch fits no network."""
+    needed, batch_size = needed_memory(prepared), prepared.params.batch_size or 1
+    if needed > available:
+        raise ResourceError(
+            f"patch_size={prepared.task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "
+            f"{describe(available)} are available; choose a smaller patch or batch, or fewer features"
+        )
