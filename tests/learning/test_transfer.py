@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.learning.task import Task
+from segsweep.learning.transfer import HEADS as HEAD_NAMES
 from segsweep.learning.transfer import Report, pinned, transfer, transfer_from
 from segsweep.run import Run
 
@@ -99,13 +101,39 @@ def saved(folder: Path, *, trainable: str = "unet", model: nn.Module) -> Path:
 def test_a_checkpoint_is_taken_by_its_digest(tmp_path: Path) -> None:
     source, target = network(), network(seed=1)
     initial = pinned(saved(tmp_path / "model", model=source))
-    assert transfer_from(target, initial=initial).new == ()
+    assert transfer_from(target, initial=initial, task=task()).new == ()
     assert torch.equal(target.state_dict()[STEM], source.state_dict()[STEM])
     saved(tmp_path / "model", model=target.train().apply(_shift))
     with pytest.raises(ModelError, match="changed since the run began"):
-        transfer_from(target, initial=initial)
+        transfer_from(target, initial=initial, task=task())
     with pytest.raises(ModelError, match="no checkpoint with its digest"):
-        transfer_from(target, initial=str(tmp_path / "model"))
+        transfer_from(target, initial=str(tmp_path / "model"), task=task())
+
+
+def test_heads_that_meant_other_structures_start_new(tmp_path: Path) -> None:
+    initial = pinned(saved(tmp_path / "model", model=network()))
+    others = LabelTable(labels=LabelSet(structures=("liver", "eye")), atoms=task().table.atoms)
+    elsewhere = dataclasses.replace(task(), table=others)
+    sigmoid = dataclasses.replace(task(structures=3), head="sigmoid")
+    for other in (elsewhere, sigmoid):
+        report = transfer_from(network(seed=1), initial=initial, task=other)
+        assert set(report.new) == set(report.dropped) == HEADS
+    assert transfer_from(network(seed=1), initial=initial, task=task()).new == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["unet", "resenc_unet", "dice_focal_unet", "multitalent", "uniseg", "phased_resunet", "coarse_to_fine"]
+)
+def test_heads_are_known_in_every_recipe(name: str) -> None:
+    """What depends on the number of outputs, and nothing else, is called a head."""
+    recipe = recipes.load("trainables", name=name)
+    params = recipes.build_params(recipe, values={"features": 4})
+    sizes = [
+        {key: value.shape for key, value in recipe.build(params, task(structures=number)).state_dict().items()}
+        for number in (2, 3)
+    ]
+    depends = {key for key, shape in sizes[0].items() if sizes[1][key] != shape}
+    assert depends == {key for key in sizes[0] if HEAD_NAMES.fullmatch(key)} != set()
 
 
 def _shift(module: nn.Module) -> None:
@@ -126,9 +154,9 @@ def test_a_method_says_how_its_weights_fit(tmp_path: Path, monkeypatch: pytest.M
     document = {"run": Run(trainable="unet", store="s").to_json(), "task": task().to_json(), "params": {}}
     snapshot = checkpoint.Snapshot(weights={**source.state_dict(), name: wide}, metrics={}, epoch=0)
     checkpoint.save(folder, snapshot=snapshot, run=document)
-    assert name in transfer_from(network(seed=2), initial=pinned(folder)).new
+    assert name in transfer_from(network(seed=2), initial=pinned(folder), task=task()).new
     monkeypatch.setattr(recipes.load("trainables", name="unet"), "adapt", adapt, raising=False)
-    report = transfer_from(target, initial=pinned(folder))
+    report = transfer_from(target, initial=pinned(folder), task=task())
     assert report.adapted == (name,) and report.new == report.dropped == ()
     assert torch.equal(target.state_dict()[name], source.state_dict()[name])
     assert Report(**report.to_json()).to_json() == report.to_json()

@@ -15,7 +15,7 @@ from segsweep.data.fingerprint import patch_and_batch
 from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
-from segsweep.sweeps import training
+from segsweep.sweeps import preparing
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.training import fit
@@ -78,7 +78,7 @@ def test_cases_without_labels_alone_train_nothing(run: Run, monkeypatch: pytest.
     store = prepare(run).store
     cases = {case_id: dataclasses.replace(record, annotated=()) for case_id, record in store.cases.items()}
     bare = dataclasses.replace(store, cases=cases)
-    monkeypatch.setattr(training, "open_stores", lambda _: bare)
+    monkeypatch.setattr(preparing, "open_stores", lambda _: bare)
     with pytest.raises(StoreError, match="fold 0 has no annotated training cases"):
         prepare(run)
 

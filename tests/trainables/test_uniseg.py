@@ -309,7 +309,7 @@ def test_it_trains_upstream_segments_each_dataset_and_is_fine_tuned(
     document = {"run": Run(trainable="uniseg", store=joint.uri).to_json(), "task": setting.task.to_json(), "params": {}}
     checkpoint.save(tmp_path / "upstream", snapshot=epochs[-1].snapshot(), run=document)
     tuned = setting_of(open_stores(stores[0]))
-    report = transfer_from(tuned.model, initial=pinned(tmp_path / "upstream"))
+    report = transfer_from(tuned.model, initial=pinned(tmp_path / "upstream"), task=tuned.task)
     heads = {f"decoder.seg_layers.{level}.weight" for level in range(5)}
     assert set(report.new) == heads, "as many classes as upstream's head has: new nevertheless"
     assert report.adapted == ("decoder.transpconvs.0.weight",)

@@ -1,7 +1,8 @@
 """Starts a network from the weights of another one: what fits by name and shape is copied, and a report says what was not.
 
-As nnU-Net's fine-tuning does (v2, load_pretrained_weights), with three freedoms more: weights of another network may lack or
-exceed some, a first convolution of other input channels is adapted, and a method may say how its weights fit into other networks.
+As nnU-Net's fine-tuning does (v2, load_pretrained_weights), with four freedoms more: weights of another network may lack or exceed
+some, a first convolution of other input channels is adapted, a method may say how its weights fit into other networks, and heads are
+copied where their outputs mean the same.
 """
 
 import dataclasses
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.learning.method import load_method
+from segsweep.learning.task import Task, task_from_json
 
 # A checkpoint folder and the sha256 of its manifest.
 PINNED = re.compile(r"(?P<folder>.+)@(?P<digest>[0-9a-f]{64})")
 CONVOLUTION_DIMENSIONS = 5
+# Modules that hold segmentation heads, as the recipes and MONAI name them.
+HEADS = re.compile(r"(.*\.)?(seg_layers|heads?|out|out_0|out_blocks)\..*")
 # More modules than this are not named in a sentence.
 MOST_MODULES = 4
 
@@ -50,16 +54,19 @@ def pinned(folder: Path) -> str:
     return f"{folder.resolve()}@{checkpoint.verify(folder)}"
 
 
-def transfer_from(model: nn.Module, *, initial: str) -> Report:
-    """Copy the weights of a checkpoint, given as `pinned` wrote it, into a model.
+def transfer_from(model: nn.Module, *, initial: str, task: Task) -> Report:
+    """Copy the weights of a checkpoint, given as `pinned` wrote it, into a model for a task.
 
-    The recipe that trained the checkpoint first fits its weights to the model (`adapt`, where it has one). Raises ModelError when the
-    checkpoint is absent or changed since, or when nothing fits.
+    The recipe that trained the checkpoint first fits its weights to the model (`adapt`, where it has one); heads that meant other
+    structures start new, even where there are as many. Raises ModelError when the checkpoint is absent or changed since, or when
+    nothing fits.
     """
     folder = unpinned(initial)
     weights = checkpoint.load(folder).weights
-    method = load_method(json.loads((folder / checkpoint.RUN).read_text())["run"]["trainable"])
-    fitted = method.adapt(weights, model=model)
+    document = json.loads((folder / checkpoint.RUN).read_text())
+    fitted = load_method(document["run"]["trainable"]).adapt(weights, model=model)
+    if _meanings(task_from_json(document["task"])) != _meanings(task):
+        fitted = {name: value for name, value in fitted.items() if not HEADS.fullmatch(name)}
     return transfer(model, weights=weights, fitted=fitted)
 
 
@@ -106,6 +113,13 @@ def transfer(model: nn.Module, *, weights: Mapping[str, Tensor], fitted: Mapping
         dropped=tuple(name for name in weights if name not in used),
         new=tuple(name for name in own if name not in used),
     )
+
+
+def _meanings(task: Task) -> tuple[frozenset[str], ...]:
+    """The structures that each output of a head stands for; only softmax has one that stands for none."""
+    names = task.table.labels.structures
+    atoms = task.table.atoms if task.head == "softmax" else [(index,) for index in range(len(names))]
+    return tuple(frozenset(names[index] for index in atom) for atom in atoms)
 
 
 def _other_channels(value: Tensor, *, target: Tensor) -> bool:

@@ -35,4 +35,4 @@ def demand_fitting(prepared: Prepared) -> Report | None:
     if not prepared.params.initial:
         return None
     model = prepared.method.build(prepared.params, task=prepared.task)
-    return transfer_from(model, initial=prepared.params.initial)
+    return transfer_from(model, initial=prepared.params.initial, task=prepared.task)

@@ -53,7 +53,7 @@ def train_run(config: Mapping[str, Any]) -> None:
     begin = checkpoint.latest(checkpoints)
     resume = None if begin is None else checkpoint.load(begin)
     if resume is None and prepared.params.initial:
-        transferred = transfer_from(setting.model, initial=prepared.params.initial)
+        transferred = transfer_from(setting.model, initial=prepared.params.initial, task=prepared.task)
         if _rank() == 0:
             write_json(folder / TRANSFER, transferred.to_json())
     document = {"run": run.to_json(), "task": prepared.task.to_json(), "params": recipes.params_json(prepared.params)}
