@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,13 @@ def test_paths_become_absolute_and_errors_name_the_folder_as_given(
     assert source.root == okbp_raw
     with pytest.raises(InputError, match=r"^elsewhere: no such folder"):
         describe("openkbp", raw=Path("elsewhere"))
+
+
+def test_a_structure_with_a_slash_in_its_name_is_refused(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images" / "a.nii.gz").touch()
+    (tmp_path / "labels" / "a.nii.gz").touch()
+    (tmp_path / "labels.json").write_text(json.dumps({"structures": {"kidney/left": 1}}))
+    with pytest.raises(InputError, match="'kidney/left' has a slash in its name"):
+        describe("nifti_folder", raw=tmp_path)

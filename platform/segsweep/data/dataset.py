@@ -32,12 +32,23 @@ def describe(name: str, *, raw: Path) -> Dataset:
     recipe = recipes.load("datasets", name=name)
     if not raw.is_dir():
         raise InputError(f"{raw}: no such folder; expected the raw scans of dataset {name!r}")
+    labels = recipe.LABELS if hasattr(recipe, "LABELS") else recipe.labels(raw)
+    _demand_plain_names(labels, raw=raw)
     return Dataset(
         name=name,
-        labels=recipe.LABELS if hasattr(recipe, "LABELS") else recipe.labels(raw),
+        labels=labels,
         channels=tuple(recipe.CHANNELS if hasattr(recipe, "CHANNELS") else recipe.channels(raw)),
         cases=tuple(_absolute(source, root=raw.absolute()) for source in recipe.cases(raw)),
     )
+
+
+def _demand_plain_names(labels: LabelSet, *, raw: Path) -> None:
+    """A slash stands between a dataset and its structure where stores are joined."""
+    for structure in labels.structures:
+        if "/" in structure:
+            raise InputError(
+                f"{raw}: structure {structure!r} has a slash in its name; expected none (joined stores write DATASET/STRUCTURE); rename it"
+            )
 
 
 def _absolute(source: CaseSource, *, root: Path) -> CaseSource:

@@ -25,11 +25,11 @@ class TrainingParams:
     a checkpoint folder or the folder of a finished run.
 
     `precision` "auto" computes in bfloat16 on a GPU and in float32 on a CPU. `accumulate` batches make one step of the weights, as one
-    batch so many times as large (which batch Dice sees in parts). `recompute` keeps only what goes into each stage of the network and
-    computes the rest twice, for large patches; `compile` lets torch.compile fuse the network, which pays off on a GPU.
-    `ema` is the decay of a moving average of the weights, which is then validated and kept instead of them; 0 for none.
-    Every `scan_validation_every` epochs whole scans are validated too (0: only after the last). `select` says which epoch becomes the
-    model: the last or that of the best smoothed patch Dice.
+    batch so many times as large (which batch Dice sees in parts; of MultiTalent's sum it is the mean). `recompute` keeps only what
+    goes into each stage of the network and computes the rest twice, for large patches; `compile` lets torch.compile fuse the network,
+    which pays off on a GPU. `ema` is the decay of a moving average of the weights, which is then validated and kept instead of them;
+    0 for none. Every `scan_validation_every` epochs whole scans are validated too (0: only after the last). `select` says which epoch
+    becomes the model: the last or that of the best smoothed patch Dice.
     """
 
     epochs: int = 1000
