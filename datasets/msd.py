@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022, doi:10.1038/s41467-022-30695-9), any 3D task.
+"""Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022, doi:10.1038/s41467-022-30695-9), any of its ten tasks.
 
 From medicaldecathlon.com, CC BY-SA 4.0. `raw` is one unpacked task, `Task03_Liver/{imagesTr,labelsTr,imagesTs,dataset.json}`; the
 prefix of its files (`liver_0.nii.gz`) tells which. A cancer is part of its organ, as in MultiTalent: liver = {1, 2}, liver_cancer =

@@ -1,5 +1,6 @@
-"""MultiTalent: one network learns from many partially labelled datasets, then from one (Ulrich et al., MICCAI 2023; SegRap2023's poster
-"Large-Scale Pre-training for Segmentation of Organs-at-Risk and Gross Tumor Volume of NPC").
+"""MultiTalent: one network learns from many partially labelled datasets, then from one (Ulrich et al., MICCAI 2023, and SegRap2023).
+
+The second is the challenge's poster "Large-Scale Pre-training for Segmentation of Organs-at-Risk and Gross Tumor Volume of NPC".
 
 `preset=pretraining` trains on stores that are joined: a sigmoid output for every structure of every dataset (the livers of two datasets
 are two outputs), a loss that is summed over what is annotated, and fewer patches of a case the more its dataset has. `initial=` that
