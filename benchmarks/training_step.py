@@ -63,7 +63,7 @@ class Peer:
 def main() -> None:
     """Measure and print ratios and bars."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=int, nargs=3, default=(64, 96, 96), help="voxels z, y, x")
+    parser.add_argument("--patch", type=int, nargs=3, default=(32, 64, 64), help="voxels z, y, x")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--features", type=int, default=32)
     parser.add_argument("--structures", type=int, default=13)
