@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray._private import node
 
 from segsweep.errors import ResourceError
 
@@ -41,14 +40,6 @@ class Resources:
     gpus: float = 0.0
 
 
-class _LocalNode(node.Node):
-    """A head without autoscaler, dashboard and log forwarding, which nothing here asks of a local cluster: 170 MB and 2 s of processors."""
-
-    def start_monitor(self) -> None: ...
-    def start_log_monitor(self) -> None: ...
-    def start_api_server(self, **_: object) -> None: ...
-
-
 def connect() -> bool:
     """Join the cluster that `RAY_ADDRESS` names, or start a local one. Does nothing when already connected; whether it was not.
 
@@ -74,11 +65,7 @@ def connect() -> bool:
                 f"RAY_ADDRESS={address}: cannot connect ({error}); check the address and the token"
             ) from None
         return True
-    complete, node.Node = node.Node, _LocalNode
-    try:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    finally:
-        node.Node = complete
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return True
 
 
