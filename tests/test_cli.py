@@ -261,7 +261,7 @@ def test_convert_goes_on_with_a_store_and_check_looks_at_it(
     plan = r"^plan: spacing [\d.]+ x [\d.]+ x [\d.]+ mm, patch \(\d+, \d+, \d+\) voxels \(z, y, x\), batch \d+$"
     assert re.search(plan, shown.out, re.MULTILINE), shown.out
     assert "" not in shown.out.splitlines(), "bars leave no empty lines where there is no terminal"
-    assert f"next: segsweep train unet {folder} preset=small" in shown.out
+    assert f"next: segsweep train unet '{folder}' preset=small" in shown.out
     assert (folder / "quality.html").is_file()
     assert shown.err == ""
     assert cli.main(["check", str(folder)]) in (0, 1)

@@ -7,6 +7,7 @@ first sentence is the verb's line in the list, the other lines are shown as they
 
 import errno
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,7 +132,8 @@ def convert(
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)
     say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
-    say(f"next: segsweep train unet {target} preset=small\n      segsweep tune default {target} preset=small")
+    quoted = shlex.quote(str(target))
+    say(f"next: segsweep train unet {quoted} preset=small\n      segsweep tune default {quoted} preset=small")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
@@ -246,7 +248,7 @@ def tune(
         say(f"comparison: {swept.page}")
     if swept.interrupted:
         raise typer.Exit(130)
-    say(f"next: segsweep ensemble {store}   or   segsweep ui")
+    say(f"next: segsweep ensemble {shlex.quote(str(store))}   or   segsweep ui")
 
 
 @app.command()
