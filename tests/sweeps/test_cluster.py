@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from ray._private import worker
 
 from segsweep.errors import ResourceError
 from segsweep.sweeps.cluster import Node, Resources, connect, divide, room
@@ -67,9 +66,3 @@ def test_folders_of_the_environment_become_absolute(tmp_path: Path, monkeypatch:
     connect()
     assert os.environ["SEGSWEEP_PROJECT"] == str(tmp_path / "mine")
     assert os.environ["SEGSWEEP_WORKSPACE"] == ""
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_local_cluster_starts_neither_autoscaler_nor_dashboard_nor_log_monitor() -> None:
-    assert worker._global_node is not None
-    assert set(worker._global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
