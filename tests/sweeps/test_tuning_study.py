@@ -199,6 +199,7 @@ def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:
     search.on_trial_complete("tune-1", error=True)
     search.on_trial_complete("tune-2")  # interrupted: neither result nor error
     assert sweep.states() == [TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
+    assert [trial.dice for trial in ended_trials(sweep.study(), sweep=sweep.folder)] == [None, None]
     assert sweep.study().trials[0].intermediate_values == {1: 0.1}
     assert has_unfinished(sweep.study())
     # Tune says the end again when a callback of its own failed; that changes nothing.

@@ -234,8 +234,8 @@ def trials_left(study: optuna.Study, *, trials: int) -> int:
 def ended_trials(study: optuna.Study, *, sweep: Path) -> tuple[SweptTrial, ...]:
     """Trials that ended, best first, those without a final value last."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    ended.sort(key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
-    return tuple(swept(trial, sweep=sweep) for trial in ended)
+    found = [swept(trial, sweep=sweep) for trial in ended]
+    return tuple(sorted(found, key=lambda trial: (trial.dice is None, -(trial.dice or 0.0), trial.name)))
 
 
 def swept(trial: FrozenTrial, *, sweep: Path) -> SweptTrial:
@@ -245,7 +245,8 @@ def swept(trial: FrozenTrial, *, sweep: Path) -> SweptTrial:
     return SweptTrial(
         name=folder.name,
         state=str(result.get("status", "failed")),
-        dice=trial.value,
+        # Optuna gives a pruned trial the last value that it reported: a Dice of patches.
+        dice=trial.value if trial.state == TrialState.COMPLETE else None,
         epochs=int(result.get("epoch", 0)),
         config=trial.user_attrs.get(CONFIG, {}),
         folder=folder,
