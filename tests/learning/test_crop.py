@@ -6,9 +6,9 @@ import pytest
 from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning.batches import draw
-from segsweep.learning.crop import Cropped, Margin, box, cropped, in_voxels, whole
+from segsweep.learning.crop import Cropped, Margin, box, cropped, in_voxels
 from segsweep.learning.params import TrainingParams
-from segsweep.learning.patches import TrainingCase
+from segsweep.learning.patches import TrainingCase, whole
 from segsweep.learning.sampling import Turn
 from segsweep.learning.task import Task
 

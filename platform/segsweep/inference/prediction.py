@@ -25,9 +25,9 @@ from segsweep.inference.scans import Segmentable
 from segsweep.inference.sliding import flip_sets, predict_logits
 from segsweep.inference.writers import write_label_map
 from segsweep.learning.checkpoint import FINDER, load_model
-from segsweep.learning.crop import box, in_voxels, whole
+from segsweep.learning.crop import box, in_voxels
 from segsweep.learning.inference import Inference
-from segsweep.learning.patches import Region
+from segsweep.learning.patches import Region, whole
 from segsweep.learning.task import Task, normalise
 
 LABELS = "labels.json"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Size, Spacing
-from segsweep.learning.patches import Grid, Region, TrainingCase
+from segsweep.learning.patches import Grid, Region, TrainingCase, whole
 from segsweep.learning.task import Task
 
 # Voxels that a box grows by on either side along z, y, x; None takes the whole axis.
@@ -90,8 +90,3 @@ def in_voxels(margin_mm: Millimetres, *, spacing: Spacing) -> Margin:
         None if mm is None else math.ceil(round(mm / size, 2)) for mm, size in zip(margin_mm, spacing, strict=True)
     )
     return z, y, x
-
-
-def whole(shape: Size) -> Region:
-    """The region that is all of a grid."""
-    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])

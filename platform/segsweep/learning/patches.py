@@ -43,7 +43,7 @@ class TrainingCase:
     @cached_property
     def _histograms(self) -> NDArray[np.int64]:
         """(z, atom values): how often each value stands in each slice; the label map is read once for it."""
-        label = self.grid.read_label(_whole(self.grid.shape))
+        label = self.grid.read_label(whole(self.grid.shape))
         most = int(label.max()) + 1
         return np.stack([np.bincount(plane.ravel(), minlength=most) for plane in label])
 
@@ -64,7 +64,7 @@ class TrainingCase:
         if all(rule.scheme == "ct" for rule in normalisation):
             return normalisation
         if normalisation not in self._own_rules:
-            pairs = zip(self.grid.read_image(_whole(self.grid.shape)), normalisation, strict=True)
+            pairs = zip(self.grid.read_image(whole(self.grid.shape)), normalisation, strict=True)
             self._own_rules[normalisation] = tuple(
                 rule if rule.scheme == "ct" else own_rule(channel, rule=rule) for channel, rule in pairs
             )
@@ -146,5 +146,6 @@ def _foreground_voxel(case: TrainingCase, *, task: Task, generator: np.random.Ge
     return None
 
 
-def _whole(shape: Size) -> Region:
+def whole(shape: Size) -> Region:
+    """The region that is all of a grid."""
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
