@@ -29,6 +29,7 @@ from segsweep.inference.cascade import keep_finder
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Setting, train
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.setting import rank
 from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
@@ -54,7 +55,7 @@ def train_run(config: Mapping[str, Any]) -> None:
     resume = None if begin is None else checkpoint.load(begin)
     if resume is None and prepared.params.initial:
         transferred = transfer_from(setting.model, initial=prepared.params.initial, task=prepared.task)
-        if _rank() == 0:
+        if rank() == 0:
             write_json(folder / TRANSFER, transferred.to_json())
     document = {"run": run.to_json(), "task": prepared.task.to_json(), "params": recipes.params_json(prepared.params)}
     status, epochs, metrics = (
@@ -65,12 +66,12 @@ def train_run(config: Mapping[str, Any]) -> None:
     held_out = prepared.store.validation(run.fold)
     inference = prepared.method.inference(prepared.params, task=prepared.task)
     finder = None if inference.margin_mm is None else folder / checkpoint.FINDER
-    if finder and _rank() == 0:
+    if finder and rank() == 0:
         keep_finder(prepared.params.initial, task=prepared.task, folder=finder)
     score = partial(validate, task=prepared.task, store=prepared.store, inference=inference, finder=finder)
     every = prepared.params.scan_validation_every
     for epoch in train(setting, resume=resume):
-        if _rank() == 0:
+        if rank() == 0:
             keep(epoch, checkpoints=checkpoints, document=document)
         epochs, metrics = epoch.number + 1, epoch.metrics
         due = every and epochs % every == 0 and epochs < epoch.total
@@ -86,7 +87,7 @@ def train_run(config: Mapping[str, Any]) -> None:
     scores = score(setting.model, case_ids=held_out) if status == "finished" else {}
     total = sum(stage.epochs for stage in setting.stages)
     result = {**metrics, **summarise(scores), "epoch": epochs, "epochs": total, "status": status}
-    if _rank() == 0:
+    if rank() == 0:
         summary = {name: value for name, value in result.items() if isinstance(value, int | float)}
         summary |= {**final.metrics, "epoch": final.epoch + 1}
         result["digest"] = checkpoint.save(
@@ -219,7 +220,3 @@ def _told_to_stop(folder: Path) -> bool:
         flag = flag.to(get_device())
         dist.broadcast(flag, src=0)
     return bool(flag.item())
-
-
-def _rank() -> int:
-    return ray.train.get_context().get_world_rank()
