@@ -57,6 +57,16 @@ class Params(TrainingParams):
             raise ValueError(f"kernels={self.kernels} cannot be used: expected odd sizes along every axis")
 
 
+# How the small presets of several recipes are trained.
+QUICK: Mapping[str, Any] = {
+    "epochs": 40,
+    "iterations": 50,
+    "validation_iterations": 8,
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "oversampling": "probabilistic",
+    "foreground": 0.67,
+}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {
         "features": 16,
@@ -65,13 +75,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "levels": 5,
         "patch_size": [96, 96, 96],
         "batch_size": 2,
-        "epochs": 40,
-        "iterations": 50,
-        "validation_iterations": 8,
-        "optimizer": "adamw",
-        "learning_rate": 2e-3,
-        "oversampling": "probabilistic",
-        "foreground": 0.67,
+        **QUICK,
         "augmentation": "light",
     },
 }

@@ -24,7 +24,7 @@ from segsweep.errors import RecipeError
 from segsweep.learning.params import TrainingParams
 from segsweep.learning.sampling import Sampling
 from segsweep.learning.task import Head, Normalisation, Task
-from segsweep.trainables.unet import Block, ConvNormAct, Decoder, Levels, initialise
+from segsweep.trainables.unet import QUICK, Block, ConvNormAct, Decoder, Levels, initialise
 from segsweep.trainables.unet import Encoder as PlainEncoder
 
 # Strides and kernels (z, y, x) of the six levels, whatever the spacing.
@@ -82,13 +82,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "features": 8,
         "most_features": 64,
         "patch_size": [32, 96, 96],
-        "epochs": 40,
-        "iterations": 50,
-        "validation_iterations": 8,
-        "optimizer": "adamw",
-        "learning_rate": 2e-3,
-        "oversampling": "probabilistic",
-        "foreground": 0.67,
+        **QUICK,
         "augmentation": "light",
     },
 }
