@@ -129,10 +129,8 @@ def test_no_manifest_is_named(folder: Path) -> None:
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "case"
     with committed(target) as folder:
-        folder.mkdir()
         (folder / "a").write_text("old")
     with pytest.raises(RuntimeError), committed(target) as folder:
-        folder.mkdir()
         (folder / "a").write_text("new")
         raise RuntimeError
     assert (target / "a").read_text() == "old"
@@ -141,7 +139,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_second_commit_takes_the_place_of_the_first(folder: Path) -> None:
     with committed(folder) as partial:
-        partial.mkdir()
         (partial / "b").write_text("new")
     assert sorted(path.name for path in folder.iterdir()) == ["b", MANIFEST]
     assert [path.name for path in folder.parent.iterdir()] == ["case"]
@@ -154,6 +151,18 @@ def test_leftovers_are_removed_and_nothing_else(folder: Path) -> None:
     folder.with_name(".lock").touch()
     remove_leftovers(folder.parent)
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "case"]
+
+
+def test_what_another_conversion_took_for_a_leftover_is_never_committed(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="another conversion has taken over"), committed(tmp_path / "case") as partial:
+        write(partial)
+        remove_leftovers(tmp_path)
+        partial.mkdir()
+        (partial / "case.json").write_text("{}")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises((StoreError, FileNotFoundError)), committed(tmp_path / "case"):
+        remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_replaced_whole(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_newer_format_is_refused(copy: Path) -> None:
 def commit_again(folder: Path, *, shard: str, content: bytes) -> None:
     """The case as if it had been converted to a shard of this content; without derived grids."""
     with committed(folder) as partial:
-        shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*x*x*", "manifest.json"))
+        shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*x*x*", "manifest.json"), dirs_exist_ok=True)
         (partial / shard).write_bytes(content)
 
 

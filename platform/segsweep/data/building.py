@@ -32,7 +32,7 @@ def build_case(source: CaseSource, *, labels: LabelSet, folder: Path) -> dict[st
     data, record = _read(source, labels=labels)
     known, seed = _num_sampled(record), zlib.crc32(source.case_id.encode())
     with committed(folder) as partial:
-        (partial / "grids").mkdir(parents=True)
+        (partial / "grids").mkdir()
         write_grid(partial / "grids" / NATIVE, data=data, num_atoms=known, channels=_names(len(data.image)), seed=seed)
         np.save(
             partial / "intensities.npy", _foreground_intensities(data, num_atoms=known, seed=seed), allow_pickle=False

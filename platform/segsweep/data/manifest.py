@@ -4,8 +4,10 @@ The manifest and the index are sealed: JSON whose first field is the sha256 of a
 Equal content gives equal digests, whatever order or machine it was written in.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -128,16 +130,25 @@ def place(relative: str) -> str:
 
 @contextmanager
 def committed(folder: Path, *, source: str = "") -> Iterator[Path]:
-    """A hidden folder to write into; on success it gets a manifest, is flushed to disk and takes the place of `folder`."""
+    """A hidden folder to write into; on success it gets a manifest, is flushed to disk and takes the place of `folder`.
+
+    Raises StoreError when another conversion has taken it for a leftover: part of it may be missing then.
+    """
     partial = _hidden(folder, what="partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(parents=True)
+    # Held open, so that no other folder can be given its number.
+    begun = os.open(partial, os.O_RDONLY)
     try:
         yield partial
         _write_manifest(partial, source=source)
+        if not os.path.samestat(os.fstat(begun), partial.stat()):
+            raise StoreError(f"{folder.name}: another conversion has taken over; run the command again")
         _put_in_place(partial, folder=folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(begun)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -148,8 +159,14 @@ def write_json(path: Path, value: Any) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what interrupted commits left in a folder. What a worker that outlives its conversion still writes stays until next time."""
     for path in folder.glob(".*"):
-        if path.name.endswith((".partial", ".old")):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if not path.name.endswith((".partial", ".old")):
+            continue
+        if path.is_dir():
+            # Out of the way at once: a worker that still writes here must not commit what is left while it is deleted.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path.rename(path.with_name(f".{secrets.token_hex(8)}.old")), ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _hidden(folder: Path, *, what: str) -> Path:
