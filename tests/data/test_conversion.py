@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,17 @@ def test_a_killed_conversion_on_ray_leaves_no_half_case_and_resumes(
     assert done.kept
     assert done.store.digest == open_store(phantom_store).digest
     assert deep_check(store) == ()
+
+
+def test_grids_that_two_want_at_once_are_written_once(okbp_raw: Path, tmp_path: Path) -> None:
+    store = convert("openkbp", raw=okbp_raw, store=tmp_path / "store").store
+    told: list[str] = []
+    spacing = (4.0, 7.0, 7.0)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(derive, store, spacing=spacing, progress=lambda *done: told.append(done[0])) for _ in "ab"]
+    for call in calls:
+        call.result()
+    assert told == ["training grids"] * len(store.cases)
 
 
 def test_grids_of_another_spacing_are_derived_in_every_joined_store(tiny_store: Callable[..., Path]) -> None:

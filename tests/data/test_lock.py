@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,20 @@ def test_a_second_holder_is_refused_until_the_first_ends(tmp_path: Path) -> None
         pass
     with locked(tmp_path):
         pass
+
+
+def test_who_waits_goes_on_when_the_holder_ends(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def wait() -> None:
+        with locked(tmp_path, waiting=True):
+            order.append("second")
+
+    second = threading.Thread(target=wait)
+    with locked(tmp_path):
+        second.start()
+        second.join(timeout=0.2)
+        assert second.is_alive()
+        order.append("first")
+    second.join()
+    assert order == ["first", "second"]

@@ -26,7 +26,7 @@ from segsweep.data.lock import LOCK, locked
 from segsweep.data.manifest import MANIFEST, Depth, remove_leftovers, seal
 from segsweep.data.parallel import Outcome, Piece, Progress, run_all
 from segsweep.data.splits import Folds, read_folds
-from segsweep.data.store import FORMAT, Store, open_store, store_from_index
+from segsweep.data.store import FORMAT, CaseRecord, Store, open_store, store_from_index
 from segsweep.data.structures import LabelSet, join, labels_json
 from segsweep.errors import InputError, StoreError
 
@@ -128,20 +128,25 @@ def convert(
 def derive(store: Store, *, spacing: Spacing, progress: Progress | None = None) -> None:
     """Write the training grids at a spacing (mm) that cases of a store, or of the stores of a joint one, do not have yet.
 
-    Raises StoreError that names a case whose grid cannot be made, or while a conversion is at work.
+    Trials of a sweep may want the same ones at once: the first writes them, the others wait. Raises StoreError that names a case
+    whose grid cannot be made.
     """
     for part in store.parts.values() if isinstance(store, JointStore) else (store,):
-        # In a bucket every answer takes a while, so they are waited for together.
-        with ThreadPoolExecutor(16) as pool:
-            there = list(pool.map(partial(part.has_grid, spacing=spacing), part.cases))
-        lacking = {case_id: part.cases[case_id] for case_id, done in zip(part.cases, there, strict=True) if not done}
-        if lacking:
-            with locked(part.uri):
-                needed = dataclasses.replace(part, cases=lacking)
+        if _lacking(part, spacing=spacing):
+            with locked(part.uri, waiting=True):
+                needed = dataclasses.replace(part, cases=_lacking(part, spacing=spacing))
                 outcomes = _derive_all(needed, spacing=spacing, depth="quick", progress=progress)
             for outcome in outcomes.values():
                 if outcome.failure:
                     raise StoreError(outcome.failure)
+
+
+def _lacking(store: Store, *, spacing: Spacing) -> Mapping[str, CaseRecord]:
+    """The cases without a grid at a spacing (mm)."""
+    # In a bucket every answer takes a while, so they are waited for together.
+    with ThreadPoolExecutor(16) as pool:
+        there = list(pool.map(partial(store.has_grid, spacing=spacing), store.cases))
+    return {case_id: store.cases[case_id] for case_id, done in zip(store.cases, there, strict=True) if not done}
 
 
 def _build_all(

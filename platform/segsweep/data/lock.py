@@ -12,18 +12,19 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(store: str | Path) -> Iterator[None]:
+def locked(store: str | Path, *, waiting: bool = False) -> Iterator[None]:
     """Hold the store for writing; the system lets go of it when the process ends, however it ends.
 
     An object storage knows no locks, and there nothing is held: two conversions of the same files write the same bytes, and
-    what a mixture of different ones leaves does not fit the index. Raises StoreError when another process holds the store.
+    what a mixture of different ones leaves does not fit the index. Where another process holds the store, `waiting` waits until it
+    lets go; else StoreError is raised.
     """
     if is_remote(store):
         yield
         return
     with Path(store, LOCK).open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX if waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(
                 f"{store}: another conversion is writing into this store; wait until it ends, or choose another --store"
