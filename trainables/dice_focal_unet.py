@@ -6,9 +6,9 @@ over a patch's eight flips at prediction. It gives no optimizer, epochs, patch, 
 
 Here: nnU-Net's training (whose plan for SegRap, two patches of 28 x 256 x 256, has the poster's seven feature maps), all four heads count,
 each half as much as the finer one, and alpha = beta = 0.5, since the poster calls the loss Dice. Each scan is normalised by its own mean
-and deviation, as by the challenge's nnU-Net baseline, whose channels are not named CT. The eight flips are `segsweep predict --mirror
-zyx`, which averages logits. The poster's legend names another block than its text; this is the text's. Any number of channels is taken.
-Weights carry nnU-Net's names. Written from the poster; Apache-2.0.
+and deviation, as by the challenge's nnU-Net baseline, whose channels are not named CT. Whole scans are segmented over the flips that were
+trained with (`mirror`: all eight), whose logits are averaged. The poster's legend names another block than its text; this is the text's.
+Any number of channels is taken. Weights carry nnU-Net's names. Written from the poster; Apache-2.0.
 """
 # pyright: reportMissingImports=false
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from segsweep.data.geometry import Size
 from segsweep.data.planning import Normalisation
+from segsweep.learning.inference import Inference
 from segsweep.learning.losses import RECIPES, Loss, build_loss
 from segsweep.learning.params import LossName
 from segsweep.learning.supervision import Supervision
@@ -81,6 +82,11 @@ def loss(params: Params, task: Task) -> Loss:
     """The named loss with the recipe's weights of false voxels, over all four heads."""
     recipe = dataclasses.replace(RECIPES[params.loss], alpha=params.alpha, beta=params.beta)
     return build_loss(recipe, task=task, batch_dice=params.batch_dice, supervision=Supervision(heads=HEADS))
+
+
+def inference(params: Params, task: Task) -> Inference:  # noqa: ARG001
+    """The mean over the flips that were trained with."""
+    return Inference(mirror=params.mirror)
 
 
 class FourHeads(Decoder):

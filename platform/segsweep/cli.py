@@ -286,7 +286,10 @@ def predict(
     scans: Annotated[str, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the label maps.")],
     split: Annotated[str, typer.Option(help="Of a store: train, validation or test.")] = "validation",
-    mirror: Annotated[str, typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.")] = "none",
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.", show_default="as the method says"),
+    ] = None,
     dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
 ) -> None:
     """Segment scans with a model or an ensemble.

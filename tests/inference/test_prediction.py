@@ -21,6 +21,7 @@ from segsweep.errors import InputError, ModelError
 from segsweep.inference.prediction import Member, Predictor, predict
 from segsweep.inference.scans import ScanCase, find_files, find_scans
 from segsweep.inference.writers import write_image
+from segsweep.learning.inference import Inference
 from segsweep.learning.task import Head, Normalisation, Task
 
 # Every subset of three structures that lie towards the head, the back and the patient's left.
@@ -158,6 +159,15 @@ def test_another_training_spacing_moves_nothing(spacing: Spacing, slices: float)
         centres = [np.argwhere(mask).mean(axis=0) * geometry.spacing for mask in (a, b)]
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.8
         assert (np.abs(centres[0] - centres[1]) < np.array([slices, 0.55, 0.55]) * geometry.spacing).all()
+
+
+def test_flips_are_those_of_the_recipe_unless_others_are_asked_for():
+    member = Member(model=Where(), task=task(SIDES, head="sigmoid"), inference=Inference(mirror="zy"))
+    scan = {"image": np.zeros((1, 8, 8, 8), np.int16), "geometry": grid((8, 8, 8))}
+    # Over a flip the structure that lies towards one end lies towards both, and its mean is 0: nowhere.
+    for mirror, found in ((None, ["left"]), ("none", ["head", "back", "left"]), ("y", ["head", "left"])):
+        label = Predictor(members=(member,)).segment(**scan, mirror=mirror)
+        assert [name for name in SIDES.labels.structures if SIDES.mask(label, structure=name).any()] == found
 
 
 def test_padding_below_air_counts_as_air():

@@ -96,6 +96,11 @@ def test_scans_are_normalised_by_themselves_unless_the_plan_is_asked_for() -> No
     assert RECIPE.task(params(normalisation="plan"), SEGRAP) == SEGRAP
 
 
+def test_whole_scans_are_segmented_over_the_eight_flips_of_training() -> None:
+    assert RECIPE.inference(params(), SEGRAP).mirror == "zyx"
+    assert RECIPE.inference(params(mirror="x"), SEGRAP).mirror == "x"
+
+
 def test_negative_weights_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"alpha=-0\.1, beta=0\.5 cannot be used"):
         params(alpha=-0.1)

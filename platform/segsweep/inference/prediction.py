@@ -83,13 +83,14 @@ class Predictor:
         return Predictor(members=tuple(_only(member, dataset=dataset) for member in self.members))
 
     def segment(
-        self, image: NDArray, *, geometry: Geometry, mirror: str = "none", structures: Collection[str] = ()
+        self, image: NDArray, *, geometry: Geometry, mirror: str | None = None, structures: Collection[str] = ()
     ) -> NDArray:
         """Atom values (z, y, x) on `geometry`, for a canonical image (c, z, y, x) in HU.
 
-        `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none"). Where `structures`
-        names some that the model knows, a sigmoid head's others are left out, so that they hide none of these: structures that were
-        never annotated together share no atom. Of a softmax head, atoms of other datasets than theirs are left out.
+        `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none"); without it each member's recipe does.
+        Where `structures` names some that the model knows, a sigmoid head's others are left out, so that they hide none of these:
+        structures that were never annotated together share no atom. Of a softmax head, atoms of other datasets than theirs are left
+        out.
         """
         if len(image) != len(self.table_task.channels):
             raise InputError(f"the image has {len(image)} channels; the model expects {self.table_task.channels}")
@@ -108,7 +109,9 @@ class Predictor:
         label[z, y, x] = found
         return label
 
-    def _segment(self, image: NDArray, *, geometry: Geometry, mirror: str, structures: Collection[str]) -> NDArray:
+    def _segment(
+        self, image: NDArray, *, geometry: Geometry, mirror: str | None, structures: Collection[str]
+    ) -> NDArray:
         """Atom values on all of `geometry`."""
         common = geometry.resampled(self.table_task.spacing)
         air = np.maximum(image, AIR_HU)
@@ -161,7 +164,7 @@ def predict(
     *,
     predictor: Predictor,
     out: Path,
-    mirror: str = "none",
+    mirror: str | None = None,
     dataset: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
@@ -174,7 +177,8 @@ def predict(
     """
     predictor = predictor.only(dataset) if dataset else predictor
     table = predictor.table_task.table
-    flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
+    if mirror is not None:
+        flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
     _demand_same_labels(out, table=table)
     out.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
@@ -194,7 +198,7 @@ def predict(
     return Predicted(written=tuple(written), failures=failures)
 
 
-def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str = "none") -> None:
+def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str | None = None) -> None:
     """Write the scan's label map to `path`, on the scan's own grid and in its own axis order.
 
     Raises InputError when it is not known which of the datasets that the predictor joins is asked for.
@@ -212,7 +216,7 @@ def _only(member: Member, *, dataset: str) -> Member:
 
 
 def _logits(
-    member: Member, *, image: NDArray, geometry: Geometry, common: Geometry, mirror: str
+    member: Member, *, image: NDArray, geometry: Geometry, common: Geometry, mirror: str | None
 ) -> NDArray[np.float32]:
     """One member's logits, on the grid that the members share."""
     task = member.task
@@ -226,7 +230,7 @@ def _logits(
         patch_size=task.patch_size,
         outputs=task.outputs,
         overlap=member.inference.overlap,
-        mirror=mirror,
+        mirror=member.inference.mirror if mirror is None else mirror,
         mirrored_outputs=task.mirrored_outputs,
     )
     return resample_scores(logits.numpy(), source=grid, target=common)

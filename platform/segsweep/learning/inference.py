@@ -22,12 +22,14 @@ class CleanUp:
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """`overlap` is the share of a patch that the next one covers again.
+    """`overlap` is the share of a patch that the next one covers again. `mirror` names the axes over whose flips logits are averaged
+    ("zyx", "zy", ..., "none").
 
     With `margin_mm` the model looks only into the box around what its finder found, grown by so many mm on every side: the finder is
     the model that its training started from, and lies beside its weights.
     """
 
     overlap: float = 0.5
+    mirror: str = "none"
     margin_mm: float | None = None
     clean_up: CleanUp = CleanUp()

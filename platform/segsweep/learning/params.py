@@ -46,7 +46,7 @@ class TrainingParams:
     learning_rate: float = 1e-2
     weight_decay: float = 3e-5
     augmentation: Level = "nnunet"
-    mirror: Literal["zyx", "zy", "x", "none"] = "zyx"
+    mirror: Literal["zyx", "zy", "zx", "yx", "z", "y", "x", "none"] = "zyx"
     validation_iterations: int = 50
     initial: str = ""
     precision: Precision = "auto"
