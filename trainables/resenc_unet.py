@@ -16,7 +16,7 @@ from segsweep.data.geometry import Size
 from segsweep.data.topology import RESIDUAL_BLOCKS
 from segsweep.learning.task import Task
 from segsweep.trainables.unet import PRESETS as PLAIN
-from segsweep.trainables.unet import Block, ConvNormAct, Decoder, Levels, features_of, plan_levels
+from segsweep.trainables.unet import Block, ConvNormAct, Decoder, Levels, features_of, plan_levels, skips_of
 from segsweep.trainables.unet import Params as PlainParams
 
 
@@ -51,14 +51,12 @@ def build(params: Params, task: Task) -> nn.Module:
     """
     levels = plan_levels(params, task=task)
     count = len(levels.strides)
-    return ResidualEncoderUNet(
-        channels=len(task.channels),
-        outputs=task.outputs,
-        features=features_of(params, levels=levels),
-        strides=levels.strides,
-        kernels=levels.kernels,
-        blocks=(*params.blocks, *[params.blocks[-1]] * count)[:count],
-        convolutions=params.convolutions,
+    shape = {"features": features_of(params, levels=levels), "strides": levels.strides, "kernels": levels.kernels}
+    blocks = (*params.blocks, *[params.blocks[-1]] * count)[:count]
+    return Levels(
+        ResidualEncoder(len(task.channels), **shape, blocks=blocks),
+        decoder=Decoder(task.outputs, **shape, convolutions=params.convolutions),
+        stem_stride=levels.strides[0],
         backwards=params.backwards,
     )
 
@@ -135,29 +133,4 @@ class ResidualEncoder(nn.Module):
         )
 
     def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
-        x_BCZYX = self.stem(x_BCZYX)
-        skips = []
-        for stage in self.stages:
-            x_BCZYX = stage(x_BCZYX)
-            skips.append(x_BCZYX)
-        return skips
-
-
-class ResidualEncoderUNet(Levels):
-    """The plain U-Net's decoder on a residual encoder."""
-
-    def __init__(
-        self,
-        *,
-        channels: int,
-        outputs: int,
-        features: Sequence[int],
-        strides: Sequence[Size],
-        kernels: Sequence[Size],
-        blocks: Sequence[int],
-        convolutions: int,
-        backwards: str = "",
-    ) -> None:
-        encoder = ResidualEncoder(channels, features=features, strides=strides, kernels=kernels, blocks=blocks)
-        decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        super().__init__(encoder, decoder=decoder, stem_stride=strides[0], backwards=backwards)
+        return skips_of(self.stages, x_BCZYX=self.stem(x_BCZYX))

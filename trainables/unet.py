@@ -4,7 +4,7 @@ Parameter names and shapes equal nnU-Net v2's PlainConvUNet, so its weights fit.
 GPU: its first level works at half resolution, which costs an eighth of the arithmetic. Written from the description; Apache-2.0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,13 +87,16 @@ def build(params: Params, task: Task) -> nn.Module:
     Raises RecipeError when that leaves one level: a U-Net has at least two.
     """
     levels = plan_levels(params, task=task)
-    return UNet(
-        channels=len(task.channels),
-        outputs=task.outputs,
-        features=features_of(params, levels=levels),
-        strides=levels.strides,
-        kernels=levels.kernels,
-        convolutions=params.convolutions,
+    shape = {
+        "features": features_of(params, levels=levels),
+        "strides": levels.strides,
+        "kernels": levels.kernels,
+        "convolutions": params.convolutions,
+    }
+    return Levels(
+        Encoder(len(task.channels), **shape),
+        decoder=Decoder(task.outputs, **shape),
+        stem_stride=levels.strides[0],
         backwards=params.backwards,
     )
 
@@ -166,11 +169,16 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
-        skips = []
-        for stage in self.stages:
-            x_BCZYX = stage(x_BCZYX)
-            skips.append(x_BCZYX)
-        return skips
+        return skips_of(self.stages, x_BCZYX=x_BCZYX)
+
+
+def skips_of(stages: Iterable[nn.Module], *, x_BCZYX: Tensor) -> list[Tensor]:
+    """What each stage makes of what the one before it made."""
+    skips = []
+    for stage in stages:
+        x_BCZYX = stage(x_BCZYX)
+        skips.append(x_BCZYX)
+    return skips
 
 
 class Decoder(nn.Module):
@@ -224,25 +232,6 @@ class Levels(nn.Module):
             return logits
         size = x_BCZYX.shape[2:]
         return [interpolate(logits[0], size=size, mode="trilinear", align_corners=False), *logits[1:]]
-
-
-class UNet(Levels):
-    """The plain U-Net."""
-
-    def __init__(
-        self,
-        *,
-        channels: int,
-        outputs: int,
-        features: Sequence[int],
-        strides: Sequence[Size],
-        kernels: Sequence[Size],
-        convolutions: int,
-        backwards: str = "",
-    ) -> None:
-        encoder = Encoder(channels, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        decoder = Decoder(outputs, features=features, strides=strides, kernels=kernels, convolutions=convolutions)
-        super().__init__(encoder, decoder=decoder, stem_stride=strides[0], backwards=backwards)
 
 
 def initialise(module: nn.Module) -> None:
