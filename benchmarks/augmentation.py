@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +36,10 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import (  # type: ignor
     SimulateLowResolutionTransform,
 )
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform  # type: ignore[import-not-found]
+from nnunet_loading import training_loader
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # type: ignore[import-not-found]
     DefaultPreprocessor,
 )
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader  # type: ignore[import-not-found]
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2  # type: ignore[import-not-found]
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # type: ignore[import-not-found]
-from nnunetv2.utilities.label_handling.label_handling import LabelManager  # type: ignore[import-not-found]
 from patch_reads import NUM_LABELS, RULES, Case, make_case, open_ours, write_nnunet, write_ours
 
 from segsweep.data.geometry import Size
@@ -176,23 +173,12 @@ def write_peer(folder: Path, *, cases: list[Case], patch_size: Size) -> None:
         write_pickle({"class_locations": places}, str(folder / f"{index}.pkl"))
 
 
-def nnunet(folder: Path, *, patch_size: Size) -> nnUNetDataLoader:
+def nnunet(folder: Path, *, patch_size: Size) -> Any:
     """nnU-Net's loader as its trainer sets it up for training."""
-    labels = LabelManager({"background": 0, **{name: 1 + i for i, name in enumerate(STRUCTURES)}}, None)
-    trainer = SimpleNamespace(
-        configuration_manager=SimpleNamespace(patch_size=list(patch_size)), print_to_log_file=lambda _: None
+    scales = [[0.5**level] * 3 for level in range(num_levels(patch_size))]
+    return training_loader(
+        folder, patch_size=patch_size, batch_size=BATCH_SIZE, structures=len(STRUCTURES), scales=scales
     )
-    setting = nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size(trainer)
-    rotation, flat, read_size, mirrored = setting
-    transforms = nnUNetTrainer.get_training_transforms(
-        patch_size, rotation, [[0.5**level] * 3 for level in range(num_levels(patch_size))], mirrored, flat,
-        use_mask_for_norm=[False], foreground_labels=labels.foreground_labels,
-    )  # fmt: skip
-    data = nnUNetDatasetBlosc2(str(folder))
-    return nnUNetDataLoader(
-        data, BATCH_SIZE, tuple(map(int, read_size)), patch_size, labels,
-        oversample_foreground_percent=0.33, transforms=transforms,
-    )  # fmt: skip
 
 
 def sides(folder: Path, *, peers: Path, num_cases: int, patch_size: Size, batches: int) -> list[Side]:
