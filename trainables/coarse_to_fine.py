@@ -125,8 +125,8 @@ def task(params: Params, task: Task) -> Task:
             "head=sigmoid cannot be used with unlabelled scans, whose heads are compared by softmax; "
             "choose head=softmax, or consistency_weight=0"
         )
-    rules = tuple(_rule(channel, params=params) for channel in task.normalisation)
-    return replace(task, spacing=params.spacing or SPACING[params.part], normalisation=rules)
+    task = replace(task, spacing=params.spacing or SPACING[params.part])
+    return task.renormalised(lambda rule: _rule(rule, params=params))
 
 
 def stages(params: Params) -> tuple[Stage, ...]:

@@ -58,7 +58,7 @@ def task(params: Params, task: Task) -> Task:
     """The store's task with the recipe's normalisation."""
     if params.normalisation == "plan":
         return task
-    return dataclasses.replace(task, normalisation=(Normalisation(scheme="z-score"),) * len(task.channels))
+    return task.renormalised(lambda _: Normalisation(scheme="z-score"))
 
 
 def build(params: Params, task: Task) -> nn.Module:

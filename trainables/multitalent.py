@@ -126,12 +126,12 @@ def build(params: Params, task: Task) -> nn.Module:
 
 def task(params: Params, task: Task) -> Task:
     """The store's task at the given spacing and, for its CT channels, with the given intensities."""
-    rules = task.normalisation
-    if params.intensities is not None:
-        low, high, mean, deviation = params.intensities
-        given = Normalisation(scheme="ct", low=low, high=high, mean=mean, deviation=deviation)
-        rules = tuple(given if rule.scheme == "ct" else rule for rule in rules)
-    return dataclasses.replace(task, spacing=params.spacing or task.spacing, normalisation=rules)
+    task = dataclasses.replace(task, spacing=params.spacing or task.spacing)
+    if params.intensities is None:
+        return task
+    low, high, mean, deviation = params.intensities
+    given = Normalisation(scheme="ct", low=low, high=high, mean=mean, deviation=deviation)
+    return task.renormalised(lambda rule: given if rule.scheme == "ct" else rule)
 
 
 def adapt(weights: Mapping[str, Tensor], _model: nn.Module) -> Mapping[str, Tensor]:

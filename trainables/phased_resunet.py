@@ -108,11 +108,8 @@ def task(params: Params, task: Task) -> Task:
     """The store's task with clipped intensities in [-1, 1], voxels coarser in-plane and, if asked for, other slices."""
     z, y, x = task.spacing
     rule = Normalisation(scheme="ct", low=-WINDOW, high=WINDOW, mean=0.0, deviation=WINDOW)
-    return dataclasses.replace(
-        task,
-        spacing=(params.slice_mm or z, y * params.coarsening, x * params.coarsening),
-        normalisation=(rule,) * len(task.channels),
-    )
+    spacing = (params.slice_mm or z, y * params.coarsening, x * params.coarsening)
+    return dataclasses.replace(task, spacing=spacing).renormalised(lambda _: rule)
 
 
 def build(params: Params, task: Task) -> nn.Module:

@@ -4,8 +4,8 @@
 prompt, as the authors did for SegRap2023: on all cases, once for 1500 epochs and once for 2000, and both in one ensemble.
 SegRap's settings are printed, the rest is as in the released code. Written from the descriptions; Apache-2.0.
 
-Joined stores have equal channels and are trained at one spacing: the eleven datasets of the paper (CT, MR, four MR sequences, CT and PET)
-take one upstream training for each number of channels, where the authors had one for all.
+Joined stores may differ in their scans, as the paper's eleven datasets do (CT, MR, four MR sequences, CT and PET): each is normalised by
+its own rules and enters by the stem's convolution for as many channels. All are trained at one spacing.
 """
 # pyright: reportMissingImports=false
 
@@ -33,6 +33,7 @@ KERNELS: tuple[Size, ...] = ((1, 3, 3), *((3, 3, 3),) * 5)
 CONVOLUTIONS = 2
 # Numbers of input channels that the stem has a convolution for.
 STEMS = (1, 2, 4)
+ANY_CHANNELS = True
 # Most upstream datasets are resampled to this (mm, z, y, x); CT is clipped in HU and scaled to [0, 1].
 UPSTREAM_SPACING: Spacing = (3.0, 1.5, 1.5)
 UPSTREAM_CT = Normalisation(scheme="ct", low=-325.0, high=325.0, mean=-325.0, deviation=650.0)
@@ -93,10 +94,9 @@ def build(params: Params, task: Task) -> nn.Module:
 
     Raises RecipeError for another number of channels than 1, 2 and 4.
     """
-    if len(task.channels) not in STEMS:
+    for width in set(task.widths) - set(STEMS):
         raise RecipeError(
-            f"the store has {len(task.channels)} channels; uniseg has first convolutions for 1, 2 and 4 alone: "
-            "choose another trainable"
+            f"the store has {width} channels; uniseg has first convolutions for 1, 2 and 4 alone: choose another trainable"
         )
     levels = Topology(strides=fitting_strides(task.patch_size), kernels=KERNELS)
     widths = features(levels, base=params.features, largest=params.most_features)
@@ -111,8 +111,8 @@ def task(params: Params, task: Task) -> Task:
     """Upstream at the paper's spacing and CT window; other channels keep their rule (z-score over the scan). Downstream as it is."""
     if params.part == "downstream":
         return task
-    rules = tuple(UPSTREAM_CT if params.window and rule.scheme == "ct" else rule for rule in task.normalisation)
-    return dataclasses.replace(task, spacing=params.spacing or UPSTREAM_SPACING, normalisation=rules)
+    task = dataclasses.replace(task, spacing=params.spacing or UPSTREAM_SPACING)
+    return task.renormalised(lambda rule: UPSTREAM_CT if params.window and rule.scheme == "ct" else rule)
 
 
 def adapt(weights: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:

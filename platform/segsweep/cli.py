@@ -308,10 +308,12 @@ def predict(
     from segsweep.models.ensemble import load_predictor
 
     predictor = load_predictor(model, workspace=current_workspace())
+    if dataset:
+        predictor = predictor.only(dataset)
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
         report = shown.pieces("scans")
-        done = run(cases, predictor=predictor, out=out, mirror=mirror, dataset=dataset, progress=report)
+        done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
     say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())

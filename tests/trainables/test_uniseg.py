@@ -15,7 +15,7 @@ from segsweep.data.joint import open_stores
 from segsweep.data.planning import Normalisation
 from segsweep.data.store import Store
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.errors import RecipeError
+from segsweep.errors import InputError, RecipeError
 from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Setting, train
@@ -24,9 +24,10 @@ from segsweep.learning.memory import training_bytes
 from segsweep.learning.method import load_method
 from segsweep.learning.patches import TrainingCase
 from segsweep.learning.sampling import source_order
-from segsweep.learning.task import Head, Task, normalise
+from segsweep.learning.task import Head, Task, normalise, task_from_json
 from segsweep.learning.transfer import pinned, transfer_from
 from segsweep.run import Run
+from segsweep.sweeps.preparing import prepare
 
 UNISEG = recipes.load("trainables", name="uniseg")
 # Classes with background of the eleven upstream datasets, in the paper's order (UniSeg, upstream training).
@@ -251,15 +252,15 @@ def test_the_memory_of_both_parts_is_estimated() -> None:
         assert training_bytes(model, patch_size=PATCH, channels=1, batch_size=2) > 1e6
 
 
-def setting_of(store: Store, **values: Any) -> Setting:
-    """A training on all cases of a store, as a run makes it."""
+def setting_of(store: Store, *, task: Task | None = None, **values: Any) -> Setting:
+    """A training on all cases of a store, as a run makes it, of a given task or of one with its structures."""
     method = load_method("uniseg")
     given = {
         **TINY, "patch_size": PATCH, "batch_size": 2, "epochs": 3, "iterations": 5, "validation_iterations": 2,
         "optimizer": "adamw", "augmentation": "none", "mirror": "none", "learning_rate": 5e-3, **values,
     }  # fmt: skip
     params = method.params(given)
-    task = method.task(params, task=task_of(store.table))
+    task = task or method.task(params, task=task_of(store.table))
     cases = tuple(
         TrainingCase(
             case_id=case_id,
@@ -321,3 +322,38 @@ def test_it_trains_upstream_segments_each_dataset_and_is_fine_tuned(
     assert UNISEG.adapt(weights, tuned.model) is weights
     epochs = list(train(tuned))
     assert epochs[-1].metrics["loss"] < epochs[0].metrics["loss"] - 0.1, [epoch.metrics["loss"] for epoch in epochs]
+
+
+def test_one_network_learns_datasets_of_one_channel_and_of_four(tiny_store: Callable[..., Path]) -> None:
+    label = np.zeros((16, 32, 32), dtype=np.uint8)
+    label[4:12, 8:24, 8:24] = 1
+    stores = [
+        tiny_store(name, labels=LabelSet(structures=(name,)), cases={"c0": label, "c1": label}, channels=channels)
+        for name, channels in (("body", ("CT",)), ("brain", ("T1", "T1c", "T2", "FLAIR")))
+    ]
+    uri = ",".join(map(str, stores))
+    values = {"part": "upstream", "spacing": [2, 1, 1], "patch_size": [16, 32, 32], "head": "softmax"}
+    prepared = prepare(Run(trainable="uniseg", store=uri, params={**TINY, **values}, fold="all"))
+    assert prepared.task.widths == (1, 4)
+    assert prepared.task.scans(0).normalisation == (UNISEG.UPSTREAM_CT,)
+    setting = setting_of(prepared.store, task=prepared.task, part="upstream", spacing=(2, 1, 1), head="softmax")
+    epochs = list(train(setting))
+    assert epochs[-1].metrics["loss"] < epochs[0].metrics["loss"] - 0.1, [epoch.metrics["loss"] for epoch in epochs]
+
+    member = Member(model=setting.model.eval(), task=task_from_json(prepared.task.to_json()))
+    predictor = Predictor(members=(member,))
+    for source, name in enumerate(("body", "brain")):
+        grid = prepared.store.grid(f"{name}.c0")
+        scan = {"image": grid.read_image(), "geometry": grid.geometry}
+        found = predictor.segment(**scan, structures=(f"{name}/{name}",))
+        assert np.array_equal(found > 0, predictor.only(name).segment(**scan) > 0)
+        normal = normalise(scan["image"], normalisation=prepared.task.scans(source).normalisation)
+        with torch.no_grad():
+            own = setting.model(torch.from_numpy(normal)[None], torch.tensor([source]))[0].argmax(1)[0].numpy()
+        assert np.array_equal(found, own)
+        assert found.any()
+        with pytest.raises(InputError, match=r"body, brain\), whose scans differ; expected one of them"):
+            predictor.segment(**scan)
+    grid = prepared.store.grid("body.c0")
+    with pytest.raises(InputError, match=r"1 channels; the model expects \('T1', 'T1c', 'T2', 'FLAIR'\)"):
+        predictor.only("brain").segment(grid.read_image(), geometry=grid.geometry)

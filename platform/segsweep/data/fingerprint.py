@@ -124,9 +124,19 @@ def make_plan(
         patch_size=patch_size,
         batch_size=batch_size,
         median_shape=median_shape,
-        normalisation=tuple(_normalisation(cases, channel=index, name=name) for index, name in enumerate(channels)),
+        normalisation=normalisation_of(cases, channels=channels),
         head=_head(cases, labels=labels),
     )
+
+
+def normalisation_of(cases: Sequence[CaseFingerprint], *, channels: tuple[str, ...]) -> tuple[Normalisation, ...]:
+    """The rule of each channel: CT by the foreground of all cases, anything else by each scan's own mean and deviation."""
+    return tuple(_normalisation(cases, channel=index, name=name) for index, name in enumerate(channels))
+
+
+def are_ct(channels: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which channels hold CT, by their names."""
+    return tuple(CT_WORD.search(name) is not None for name in channels)
 
 
 def patch_and_batch(store: Store, *, planner: str) -> tuple[Size, int]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from segsweep.data import storage
 from segsweep.data.arrays import GridReader
 from segsweep.data.case import CASE_ID
-from segsweep.data.fingerprint import make_plan, read_fingerprints
+from segsweep.data.fingerprint import CaseFingerprint, are_ct, make_plan, normalisation_of, read_fingerprints
 from segsweep.data.geometry import Spacing
-from segsweep.data.planning import Plan
+from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.store import CaseRecord, Store, open_store
 from segsweep.data.structures import IGNORED, Atom, LabelSet, LabelTable, join, lookup
 from segsweep.errors import StoreError, unknown
@@ -33,15 +33,38 @@ LONGEST_TITLE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class JointStore(Store):
-    """Stores as one, with cases `name.case`. `parts` holds each by its name: its own case ids, the joint structures and atoms."""
+    """Stores as one, with cases `name.case`. `parts` holds each by its name: its own case ids, the joint structures and atoms.
+
+    `channels` are those of the part that has most of them.
+    """
 
     parts: Mapping[str, Store]
 
     @cached_property
     def plan(self) -> Plan:
-        """Planned from the training cases of all stores together; no file holds it, so a run's own parameters alone change it."""
-        cases = [found for part in self.parts.values() for found in read_fingerprints(part)]
-        return make_plan(cases, channels=self.channels, labels=self.table.labels)
+        """Planned from the training cases of all stores together; no file holds it, so a run's own parameters alone change it.
+
+        Its normalisation is that of the part with most channels; `normalisation` has each part's.
+        """
+        cases = [found for found_in_part in self._fingerprints.values() for found in found_in_part]
+        widest = next(name for name, part in self.parts.items() if part.channels == self.channels)
+        plan = make_plan(cases, channels=(), labels=self.table.labels)
+        return dataclasses.replace(plan, normalisation=self.normalisation[widest])
+
+    @cached_property
+    def normalisation(self) -> Mapping[str, tuple[Normalisation, ...]]:
+        """Of each part, one rule a channel, from the training cases of all parts whose channels are of the same kinds (CT or not)."""
+        alike: dict[tuple[bool, ...], list[CaseFingerprint]] = {}
+        for name, part in self.parts.items():
+            alike.setdefault(are_ct(part.channels), []).extend(self._fingerprints[name])
+        return {
+            name: normalisation_of(alike[are_ct(part.channels)], channels=part.channels)
+            for name, part in self.parts.items()
+        }
+
+    @cached_property
+    def _fingerprints(self) -> Mapping[str, list[CaseFingerprint]]:
+        return {name: read_fingerprints(part) for name, part in self.parts.items()}
 
     def structures(self, case_id: str) -> tuple[str, ...]:
         """What the case's own dataset knows, annotated in the case or not."""
@@ -83,7 +106,6 @@ def _addresses(uri: str | Path) -> list[str]:
 
 def _joined(stores: Sequence[Store]) -> JointStore:
     names = _names(stores)
-    _demand_same_channels(stores)
     labels = _labels(stores, names=names)
     offsets = [sum(len(store.table.labels.structures) for store in stores[:index]) for index in range(len(stores))]
     atoms = join(_moved(store.table.atoms, by=offset) for store, offset in zip(stores, offsets, strict=True))
@@ -98,7 +120,7 @@ def _joined(stores: Sequence[Store]) -> JointStore:
     return JointStore(
         uri=",".join(store.uri for store in stores),
         dataset=title if len(title) <= LONGEST_TITLE else f"{len(names)}-datasets-{digest[:8]}",
-        channels=stores[0].channels,
+        channels=max((store.channels for store in stores), key=len),
         table=table,
         cases={
             _joint_id(case_id, name=name): _joint_record(part.cases[case_id], name=name)
@@ -127,16 +149,6 @@ def _names(stores: Sequence[Store]) -> list[str]:
                 f"a store named {name!r} cannot be joined; expected letters, digits, '_' and '-'; rename its folder"
             )
     return names
-
-
-def _demand_same_channels(stores: Sequence[Store]) -> None:
-    first = stores[0]
-    for store in stores[1:]:
-        if len(store.channels) != len(first.channels):
-            raise StoreError(
-                f"{store.uri} holds the channels {store.channels}, {first.uri} {first.channels}; expected equal numbers; "
-                "join stores of the same kind of scans"
-            )
 
 
 def _labels(stores: Sequence[Store], *, names: Sequence[str]) -> LabelSet:

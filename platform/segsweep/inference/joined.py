@@ -5,12 +5,13 @@ the best atom is what lies above the threshold of 0.5, wherever the dataset has 
 """
 
 import dataclasses
+from collections.abc import Collection
 
 from torch import Tensor, nn
 
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, unknown
-from segsweep.learning.task import Task
+from segsweep.learning.task import Scans, Task
 
 
 class Outputs(nn.Module):
@@ -26,7 +27,7 @@ class Outputs(nn.Module):
 
 
 def task_of(task: Task, *, dataset: str) -> Task:
-    """The task as if the dataset were the only one: structure `a/liver` is `liver`, atoms are numbered anew.
+    """The task as if the dataset were the only one: its scans, structure `a/liver` is `liver`, atoms are numbered anew.
 
     Raises InputError when the task does not join several datasets, or not this one.
     """
@@ -40,7 +41,14 @@ def task_of(task: Task, *, dataset: str) -> Task:
         pairs=tuple((names[left], names[right]) for left, right in table.labels.pairs if left in names),
     )
     atoms = tuple(tuple(own.index(index) for index in table.atoms[value]) for value in table.within(names))
-    return dataclasses.replace(task, table=LabelTable(labels=labels, atoms=atoms))
+    scans = task.scans(task.sources.index(dataset))
+    return dataclasses.replace(
+        task,
+        channels=scans.channels,
+        normalisation=scans.normalisation,
+        own=(),
+        table=LabelTable(labels=labels, atoms=atoms),
+    )
 
 
 def outputs_of(task: Task, *, dataset: str) -> tuple[int, ...]:
@@ -52,12 +60,23 @@ def outputs_of(task: Task, *, dataset: str) -> tuple[int, ...]:
 
 
 def demand_dataset(task: Task) -> None:
-    """Raise InputError when the task joins datasets whose outputs do not exclude each other: one has to be named."""
-    if task.head == "sigmoid" and len(task.sources) > 1:
+    """Raise InputError when one of the joined datasets has to be named: their outputs do not exclude each other, or their scans differ."""
+    if len(task.sources) > 1 and (task.own or task.head == "sigmoid"):
+        why = "whose scans differ" if task.own else "whose structures it finds independently"
         raise InputError(
-            f"the model learned {len(task.sources)} datasets ({', '.join(task.sources)}), whose structures it finds "
-            "independently; expected one of them: name it with --dataset"
+            f"the model learned {len(task.sources)} datasets ({', '.join(task.sources)}), {why}; "
+            "expected one of them: name it with --dataset"
         )
+
+
+def scans_with(structures: Collection[str], *, task: Task) -> Scans:
+    """The scans of the dataset that the structures (`a/liver`) are of. Raises InputError when they do not name one, but have to."""
+    if not task.own:
+        return task.scans(0)
+    named = [name.rpartition("/")[0] for name in structures if name in task.table.labels.structures]
+    if len(set(named)) != 1:
+        demand_dataset(task)
+    return task.scans(task.sources.index(named[0]))
 
 
 def _demand_joined(task: Task, *, dataset: str) -> None:

@@ -13,13 +13,13 @@ from torch import nn
 
 from segsweep.data import storage
 from segsweep.data.geometry import Geometry
-from segsweep.data.planning import AIR_HU
+from segsweep.data.planning import AIR_HU, Normalisation
 from segsweep.data.resampling import resample_image, resample_scores
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
 from segsweep.inference.cascade import part_of
 from segsweep.inference.export import Output, combine, label_on_grid
-from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, task_of
+from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
 from segsweep.inference.postprocess import clean
 from segsweep.inference.scans import Segmentable
 from segsweep.inference.sliding import flip_sets, predict_logits
@@ -92,8 +92,9 @@ class Predictor:
         structures that were never annotated together share no atom. Of a softmax head, atoms of other datasets than theirs are left
         out.
         """
-        if len(image) != len(self.table_task.channels):
-            raise InputError(f"the image has {len(image)} channels; the model expects {self.table_task.channels}")
+        expected = scans_with(structures, task=self.table_task).channels
+        if len(image) != len(expected):
+            raise InputError(f"the image has {len(image)} channels; the model expects {expected}")
         regions = [member.region(image, geometry=geometry) for member in self.members]
         z, y, x = (
             slice(min(part.start for part in parts), max(part.stop for part in parts))
@@ -117,7 +118,15 @@ class Predictor:
         air = np.maximum(image, AIR_HU)
         outputs = [
             Output(
-                logits=partial(_logits, member, image=air, geometry=geometry, common=common, mirror=mirror),
+                logits=partial(
+                    _logits,
+                    member,
+                    image=air,
+                    rules=scans_with(structures, task=member.task).normalisation,
+                    geometry=geometry,
+                    common=common,
+                    mirror=mirror,
+                ),
                 task=member.task,
                 weight=member.weight,
             )
@@ -216,14 +225,20 @@ def _only(member: Member, *, dataset: str) -> Member:
 
 
 def _logits(
-    member: Member, *, image: NDArray, geometry: Geometry, common: Geometry, mirror: str | None
+    member: Member,
+    *,
+    image: NDArray,
+    rules: tuple[Normalisation, ...],
+    geometry: Geometry,
+    common: Geometry,
+    mirror: str | None,
 ) -> NDArray[np.float32]:
     """One member's logits, on the grid that the members share."""
     task = member.task
     grid = geometry.resampled(task.spacing)
     # In the order of training: air, resampling in HU, then normalisation (patches are normalised as they are read).
     resampled = resample_image(image, source=geometry, target=grid)
-    normal = normalise(resampled, normalisation=task.normalisation)
+    normal = normalise(resampled, normalisation=rules)
     logits = predict_logits(
         member.model,
         torch.from_numpy(normal),

@@ -126,7 +126,7 @@ def _sample(
 
 
 def _source(case: TrainingCase, *, task: Task, device: torch.device) -> Source:
-    rules = case.rules(task.normalisation)
+    rules = case.rules(task.scans(case.source).normalisation)
 
     def read(region: Region) -> Cut:
         image = _normalised(_tensor(case.grid.read_image(region), device=device), rules=rules)

@@ -59,6 +59,11 @@ class Method:
         """`inference(params, task)`: how whole scans are segmented (usually all of a scan, patches overlapping by half)."""
         return self._part("inference", _plainly)(params, task)
 
+    @property
+    def any_channels(self) -> bool:
+        """`ANY_CHANNELS`: whether images of one batch may have another number of channels than those of the next (usually not)."""
+        return getattr(self.recipe, "ANY_CHANNELS", False)
+
     def _part(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(self.recipe, name, default)
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +17,20 @@ Head = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scans:
+    """What the scans of one dataset are: their channels, and a rule for each."""
+
+    channels: tuple[str, ...]
+    normalisation: tuple[Normalisation, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a model needs to know of its data; saved beside its weights, so it predicts without the store."""
+    """All that a model needs to know of its data; saved beside its weights, so it predicts without the store.
+
+    Where joined datasets differ in their scans, `own` holds those of each, in the order of `sources`, and `channels` and `normalisation`
+    are those of the one with most channels; where they are alike, `own` is empty.
+    """
 
     channels: tuple[str, ...]
     table: LabelTable
@@ -26,6 +38,21 @@ class Task:
     patch_size: Size
     spacing: Spacing
     normalisation: tuple[Normalisation, ...]
+    own: tuple[Scans, ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The numbers of channels that images have, from the smallest: more than one where joined datasets differ in it."""
+        return tuple(sorted({len(scans.channels) for scans in self.own} or {len(self.channels)}))
+
+    def scans(self, source: int) -> Scans:
+        """The scans of one of the `sources`."""
+        return self.own[source] if self.own else Scans(channels=self.channels, normalisation=self.normalisation)
+
+    def renormalised(self, change: Callable[[Normalisation], Normalisation]) -> "Task":
+        """The task with every channel's rule changed."""
+        own = tuple(replace(scans, normalisation=tuple(map(change, scans.normalisation))) for scans in self.own)
+        return replace(self, normalisation=tuple(map(change, self.normalisation)), own=own)
 
     @property
     def outputs(self) -> int:
@@ -60,8 +87,16 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
         head=values["head"],
         patch_size=(patch[0], patch[1], patch[2]),
         spacing=(spacing[0], spacing[1], spacing[2]),
-        normalisation=tuple(Normalisation(**channel) for channel in values["normalisation"]),
+        normalisation=_rules(values["normalisation"]),
+        own=tuple(
+            Scans(channels=tuple(scans["channels"]), normalisation=_rules(scans["normalisation"]))
+            for scans in values.get("own", ())
+        ),
     )
+
+
+def _rules(values: Iterable[Mapping[str, Any]]) -> tuple[Normalisation, ...]:
+    return tuple(Normalisation(**rule) for rule in values)
 
 
 def normalise(image: NDArray, *, normalisation: tuple[Normalisation, ...]) -> NDArray[np.float32]:

@@ -3,15 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 
-from segsweep.data.fingerprint import patch_and_batch
+from segsweep.data.fingerprint import are_ct, patch_and_batch
 from segsweep.data.geometry import Size
-from segsweep.data.joint import open_stores
+from segsweep.data.joint import JointStore, open_stores
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.learning.memory import describe, training_bytes
 from segsweep.learning.method import Method, load_method
 from segsweep.learning.params import TrainingParams
-from segsweep.learning.task import Task
+from segsweep.learning.task import Scans, Task
 from segsweep.run import Run
 
 
@@ -44,8 +44,35 @@ def prepare(run: Run) -> Prepared:
         patch_size=params.patch_size or store.plan.patch_size,
         spacing=store.plan.spacing,
         normalisation=store.plan.normalisation,
+        own=_own_scans(store),
     )
-    return Prepared(run=run, store=store, method=method, params=params, task=method.task(params, task=task))
+    task = method.task(params, task=task)
+    _demand_channels(method, task=task, params=params)
+    return Prepared(run=run, store=store, method=method, params=params, task=task)
+
+
+def _own_scans(store: Store) -> tuple[Scans, ...]:
+    """Those of each joined store, where they are not all alike."""
+    if not isinstance(store, JointStore) or len({are_ct(part.channels) for part in store.parts.values()}) == 1:
+        return ()
+    return tuple(
+        Scans(channels=part.channels, normalisation=store.normalisation[name]) for name, part in store.parts.items()
+    )
+
+
+def _demand_channels(method: Method, *, task: Task, params: TrainingParams) -> None:
+    if len(task.widths) == 1:
+        return
+    found = " and ".join(map(str, task.widths))
+    if not method.any_channels:
+        raise RecipeError(
+            f"the joined stores have {found} channels, and {method.name} takes one number of them; "
+            "join stores of the same kind of scans, or train uniseg"
+        )
+    if params.sampling != "quota":
+        raise RecipeError(
+            f"sampling={params.sampling} mixes datasets in a batch, and the joined stores have {found} channels; choose sampling=quota"
+        )
 
 
 def _filled(method: Method, *, store: Store, run: Run) -> TrainingParams:
