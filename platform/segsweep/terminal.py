@@ -4,12 +4,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 # Without a terminal, one line this often is enough (seconds).
 LINE_EVERY = 10.0
+# What is told of a trial in a line of its own, at a terminal too, begins with one of these.
+EVENTS = ("starting", "ended", "failed")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -37,6 +40,7 @@ class Bars:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
 
     def count(self, label: str, done: int, total: int) -> None:
         """So many pieces of the labelled work are done."""
@@ -48,10 +52,20 @@ class Bars:
 
     def trial(self, label: str, done: int, total: int, words: str) -> None:
         """A training has done so many epochs; `words` is what it measured or what happened to it."""
-        if words.startswith(("starting", "ended", "failed")):
+        if words.startswith(EVENTS):
             self._print(f"  {label}  {words}")
             self._printed[label] = time.monotonic()
-        self._update(label, done, total, words)
+        self._update(label, done, total, f"{words}{self._pace(label, done, total)}")
+
+    def _pace(self, label: str, done: int, total: int) -> str:
+        """How long a training's epochs take, and when it will have done all, from the second that is seen of it."""
+        now = time.monotonic()
+        began, first = self._begun.setdefault(label, (now, done)) if done else (now, done)
+        if not first < done < total:
+            return ""
+        seconds = (now - began) / (done - first)
+        end = datetime.now().astimezone() + timedelta(seconds=seconds * (total - done))
+        return f", {seconds:.1f} s an epoch, ends about {end:%H:%M}"
 
     def _update(self, label: str, done: int, total: int, words: str) -> None:
         if self._progress.console.is_terminal:
@@ -60,7 +74,7 @@ class Bars:
             self._progress.update(self._tasks[label], completed=done, total=total or None, words=words)
         elif done == total or time.monotonic() - self._printed.get(label, 0.0) >= LINE_EVERY:
             self._printed[label] = time.monotonic()
-            if not words.startswith(("starting", "ended", "failed")):
+            if not words.startswith(EVENTS):
                 self._print(f"  {label}  {done}/{total}  {words}".rstrip())
 
     def _print(self, line: str) -> None:
