@@ -211,6 +211,7 @@ def ours(
     code = "import sys; from segsweep.cli import main; sys.exit(main(sys.argv[1:]))"
     kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     own = {"SEGSWEEP_WORKSPACE": str(place or work.folder / "workspace"), "OMP_NUM_THREADS": str(NUM_CORES)}
+    own["RAY_worker_niceness"] = "0"  # as nnU-Net's; Ray's own is 15, which beside other work is a fraction of a core
     words = [sys.executable, "-c", code, *map(str, command)]
     return follow(words, environment=kept | own, log=work.folder / log, allowed=allowed, look=look)
 
