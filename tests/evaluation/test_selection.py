@@ -53,7 +53,7 @@ def noise(count: int = 12, candidates: int = 6) -> list[Contest]:
     for number in range(count):
         generator = np.random.default_rng(100 + number)
         label = generator.integers(0, 3, SHAPE)
-        found.append(case(f"case{number}", label=label, certain=generator.random((candidates, *SHAPE))))
+        found.append(case(f"case{number}", label=label, certain=list(generator.random((candidates, *SHAPE)))))
     return found
 
 
