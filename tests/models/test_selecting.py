@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from segsweep import cli
 from segsweep.data.manifest import seal, unseal
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet
@@ -19,7 +20,7 @@ from segsweep.models.selecting import PAGE, RECORD, build_greedy
 from segsweep.models.tracking import DATA_TAG
 from segsweep.sweeps.validation import scan_dice, summarise
 
-Put = Callable[..., str]
+Put = Callable[..., list[str]]
 
 
 def organs(count: int) -> dict[str, NDArray[np.bool_]]:
@@ -32,7 +33,7 @@ def organs(count: int) -> dict[str, NDArray[np.bool_]]:
 def store(tiny_store: Callable[..., Path], request: pytest.FixtureRequest) -> Store:
     """Seven cases of the validation split; of its own name and digest in every test."""
     folder = tiny_store(request.node.name, labels=LabelSet(structures=("organ",)), cases=organs(7))
-    body: Any = unseal((folder / "index.json").read_bytes(), name=name).body
+    body: Any = unseal((folder / "index.json").read_bytes(), name=request.node.name).body
     for record in body["cases"]:
         record["split"] = "validation"
     (folder / "index.json").write_bytes(seal(body))
@@ -130,3 +131,22 @@ def test_too_few_cases_out_of_fold_give_the_mean(tiny_store, tracker, make_check
     )
     weights = [member.weight for member in load_predictor(done.registered.uri, workspace=workspace).members]
     assert weights == [1.0, 1.0]
+
+
+def test_the_command_line_shows_singles_means_and_the_choice(
+    store: Store, candidates: Put, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uris = candidates(-8.0, 8.0)
+    assert cli.main(["ensemble", store.uri, "rule=greedy", f"candidates={','.join(uris)}", "bags=2", "most=2"]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split()[:2] for line in shown.splitlines()]
+    assert [row for row in rows if row and row[0] in ("A", "B", "A+B")][:3] == [
+        ["A", "single"],
+        ["B", "single"],
+        ["A+B", "mean"],
+    ]
+    assert f"A = {uris[0]}" in shown
+    page = next(line for line in shown.splitlines() if line.startswith("selection: ")).removeprefix("selection: ")
+    assert Path(page).is_file()
+    assert f"registered models:/{store.dataset}-ensemble/1: " in shown
+    assert f"next: segsweep predict models:/{store.dataset}-ensemble/1 SCANS" in shown
