@@ -18,8 +18,8 @@ from segsweep.evaluation.statistics import Interval, difference_interval
 Weights = NDArray[np.float64]
 Scores = NDArray[np.float64]
 
-# Picks of one greedy search; the best of the ensembles on its way is taken. 255 * PICKS must stay below 2**16.
-PICKS = 12
+# Picks of one greedy search at most, and without progress; the best of the ensembles on its way is taken. 255 * PICKS stays below 2**16.
+PICKS, PATIENCE = 12, 3
 # Folds of the nested cross-validation, and the fewest independent cases (groups) for which it says anything.
 FOLDS, LEAST_CASES = 5, 5
 
@@ -176,6 +176,8 @@ def _greedy(contests: Sequence[Contest], *, pool: Sequence[int], costs: Sequence
         reached.append(found[pick])
         for contest, total in zip(contests, sums, strict=True):
             total += contest.values[pick]
+        if turn - int(np.argmax(reached)) > PATIENCE:
+            break
     kept = picks[: int(np.argmax(reached)) + 1]
     return np.bincount(kept, minlength=len(costs)) / len(kept)
 
