@@ -76,6 +76,8 @@ def test_computed_once_and_then_read(store: Store, tmp_path: Path) -> None:
     assert np.array_equal(made.slices(slice(None)), again.slices(slice(None)))
     assert np.array_equal(made.slices(slice(None))[:, 2:5], again.slices(slice(2, 5)))
     assert made.seconds == again.seconds >= 0
+    files = (path for path in entry(store, tmp_path).folder("a").rglob("*") if path.name != "manifest.json")
+    assert made.num_bytes == sum(path.stat().st_size for path in files if path.is_file())
 
 
 def test_what_is_kept_is_what_the_predictor_would_say(store: Store, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from segsweep.inference.export import NEAREST_TO_CERTAIN
+from segsweep.inference.export import CERTAIN, NEAREST_TO_CERTAIN
 
-# A candidate's quantised probabilities (k, z, y, x) of some slices of one case; 255 is certain.
+# A candidate's quantised probabilities (k, z, y, x) of some slices of one case.
 Access = Callable[[slice], NDArray[np.uint8]]
-CERTAIN = 255
 # Slices read at once: those of one row of chunks in the cache.
 SLAB = 16
 
@@ -46,7 +45,7 @@ class Decision:
         found = self.atoms(values, total=1)
         if self.channels == "atoms":
             return found
-        # 255 is odd: no quantised probability is 0.5. A structure that no atom holds has no say.
+        # A structure that no atom holds has no say.
         asked = self.membership.any(axis=0)
         present = values[asked] > CERTAIN // 2
         return np.where((present == self.membership[found][:, asked].T).all(axis=0), found, -1)

@@ -28,7 +28,8 @@ def render(record: Mapping[str, Any]) -> str:
             ),
         )
         + f"<p class='muted'>{html.escape(record['metric'])}, with 95 % bootstrap intervals over {len(record['cases'])} cases "
-        "that no candidate was trained on. The greedy row was chosen by these cases: the gain above is measured without.</p>"
+        "that no candidate was trained on. The greedy row was chosen by these cases: the gain above is measured without. "
+        f"Probabilities are kept within {record['precision']:.4f}, in {record['cached_bytes'] / 1e6:.3g} MB.</p>"
         "<h2>Members</h2>"
         + _table(
             ["model", "address", "weight", "Dice lost without it", "seconds a case"],

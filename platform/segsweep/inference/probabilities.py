@@ -25,11 +25,11 @@ from segsweep.data.manifest import check_folder, committed
 from segsweep.data.planning import AIR_HU
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
+from segsweep.inference.export import CERTAIN
 from segsweep.inference.prediction import Member, member_logits
 from segsweep.learning.patches import Region
 
 GRID = "grid"
-CERTAIN = 255
 # Format of an entry: another one is another key, so that older entries are left alone.
 FORMAT = 1
 
@@ -51,9 +51,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseProbabilities:
-    """A model's probabilities of one case; `seconds` is how long the model took for it, on the machine that computed them."""
+    """A model's probabilities of one case, `num_bytes` on disk.
+
+    `seconds` is how long the model took for it, on the machine that computed them.
+    """
 
     stored: StoredProbabilities
+    num_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -91,8 +95,8 @@ def quantised(member: Member, *, logits: NDArray[np.float32]) -> NDArray[np.uint
 
 def _opened(folder: Path, *, case_id: str) -> CaseProbabilities:
     name = f"probabilities of {case_id}"
-    check_folder(folder, name=name, depth="deep")
-    return CaseProbabilities(stored=open_probabilities(folder / GRID, name=name))
+    manifest = check_folder(folder, name=name, depth="deep")
+    return CaseProbabilities(stored=open_probabilities(folder / GRID, name=name), num_bytes=manifest.num_bytes)
 
 
 def _compute(entry: Entry, *, case_id: str, member: Member) -> None:

@@ -47,11 +47,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Candidates and their cases, ready to be chosen from. `seconds` a case are each candidate's median."""
+    """Candidates and their cases, ready to be chosen from. `seconds` a case are each candidate's median; `num_bytes` is what is cached."""
 
     candidates: Sequence[Candidate]
     contests: Sequence[Contest]
     seconds: Sequence[float]
+    num_bytes: int
 
 
 def find_candidates(uris: Sequence[str], *, store: Store, workspace: Workspace) -> list[Candidate]:
@@ -86,6 +87,7 @@ def compare(
             kept[-1][case_id] = cached(place, case_id=case_id, member=member)
             if progress is not None:
                 progress(done, len(cases) * len(candidates))
+    num_bytes = sum(entry.num_bytes for entries in kept for entry in entries.values())
     seconds = [statistics.median(entry.seconds for entry in entries.values()) for entries in kept]
     contests = [
         _contest(
@@ -97,7 +99,7 @@ def compare(
         )
         for case_id in cases
     ]
-    return Comparison(candidates=candidates, contests=contests, seconds=seconds)
+    return Comparison(candidates=candidates, contests=contests, seconds=seconds, num_bytes=num_bytes)
 
 
 def _candidate(found: Registered, *, store: Store, workspace: Workspace) -> Candidate:

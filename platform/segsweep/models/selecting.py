@@ -26,6 +26,7 @@ from segsweep.evaluation.selection import (
 from segsweep.evaluation.selection_page import render
 from segsweep.evaluation.statistics import difference_interval, mean_interval
 from segsweep.evaluation.summary import finite
+from segsweep.inference.export import CERTAIN
 from segsweep.learning.checkpoint import METRICS
 from segsweep.models.candidates import Comparison, Progress, compare, find_candidates
 from segsweep.models.catalogue import Registered
@@ -65,7 +66,8 @@ def build_greedy(
             verdict=f"the mean of {', '.join(chosen)}, since only {len(set(groups))} independent cases are out of fold for all "
             f"candidates and a choice needs {LEAST_CASES}: keep a validation split, or name candidates of one fold",
         )
-    with tempfile.TemporaryDirectory(dir=tracker.workspace.root, prefix=".selection-") as scratch:
+    tracker.workspace.probabilities.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=tracker.workspace.probabilities, prefix=".selection-") as scratch:
         compared = compare(
             candidates, store=store, cases=cases, workspace=tracker.workspace, scratch=Path(scratch), progress=progress
         )
@@ -97,6 +99,8 @@ def describe(compared: Comparison, *, found: Selected, limits: Limits, store: St
             "dataset": store.dataset,
             "store": store.digest,
             "metric": "Dice at the candidates' common spacing, mean over cases, then over structures",
+            "precision": 0.5 / CERTAIN,
+            "cached_bytes": compared.num_bytes,
             "spacing_mm": list(candidates[0].task.spacing),
             "cases": [one.case for one in compared.contests],
             "structures": list(candidates[0].task.table.labels.structures),
