@@ -47,11 +47,11 @@ def complementary(count: int = 6) -> list[Contest]:
     return found
 
 
-def noise(count: int = 12, candidates: int = 6) -> list[Contest]:
+def noise(count: int = 12, candidates: int = 6, seed: int = 1) -> list[Contest]:
     """Candidates that know nothing."""
     found = []
     for number in range(count):
-        generator = np.random.default_rng(100 + number)
+        generator = np.random.default_rng(100 * seed + number)
         label = generator.integers(0, 3, SHAPE)
         found.append(case(f"case{number}", label=label, certain=list(generator.random((candidates, *SHAPE)))))
     return found
@@ -76,6 +76,12 @@ def test_noise_shows_no_gain_on_cases_not_chosen_by() -> None:
     found = select(noise(), costs=[1.0] * 6, limits=Limits(bags=5))
     assert not found.better
     assert found.nested.low <= 0 <= found.nested.high
+
+
+def test_nested_gain_is_of_cases_that_the_choice_did_not_see() -> None:
+    # One case a fold: chosen by that case, no gain could be below zero.
+    found = [select(noise(count=5, seed=seed), costs=[1.0] * 6, limits=Limits(bags=2)) for seed in range(1, 5)]
+    assert min(one.nested.mean for one in found) < 0
 
 
 @pytest.mark.parametrize("seed", range(4))
