@@ -27,6 +27,13 @@ KINDS: Mapping[str, recipes.Kind] = {"trainables": "trainables", "datasets": "da
 # Faults of the machine that its user can put right; any other OSError is our own mistake.
 USABLE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
+# Keys of `ensemble` by its rule.
+RULES: Mapping[str, Sequence[str]] = {
+    "mean": ("members",),
+    "folds": ("members",),
+    "greedy": ("candidates", "budget_seconds", "most", "bags", "seed"),
+}
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -256,28 +263,51 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
     """Build an ensemble of registered models and register it.
 
     Keys:
-      members   model addresses         (the best 3 that this store trained)
+      rule      mean, folds (of one run, nnU-Net's) or greedy           (mean)
+      members   model addresses         (the best 3 that this store trained);
+                with rule=folds, a model whose other folds are looked for
       name      of the registered model                   (DATASET-ensemble)
+
+    With rule=greedy, members and their weights are chosen by cases that no
+    candidate was trained on (Caruana et al., 2004), at least 5 of them:
+      candidates      model addresses  (the best 10 that this store trained)
+      budget_seconds  most seconds a case, as measured         (no limit)
+      most            most different members                          (5)
+      bags            searches over random halves that are averaged  (10)
+      seed            of these halves and of the cross-validation     (0)
 
     Examples:
       segsweep ensemble stores/openkbp
       segsweep ensemble stores/openkbp members=models:/a/1,models:/b@candidate
+      segsweep ensemble stores/openkbp rule=greedy budget_seconds=60
     """
     from segsweep.data.joint import open_stores
-    from segsweep.models.ensemble import best_members, build
+    from segsweep.models.ensemble import best_members, build, fold_members
     from segsweep.models.tracking import Tracker
 
     given = recipes.parse_pairs(values or [])
+    rule = given.pop("rule", "mean")
+    if rule not in RULES:
+        raise RecipeError(unknown(rule, kind="rules of ensemble", known=RULES))
     for key in given:
-        if key not in ("members", "name"):
-            raise RecipeError(unknown(key, kind="keys of ensemble", known=("members", "name")))
+        if key not in ("name", *RULES[rule]):
+            raise RecipeError(unknown(key, kind=f"keys of ensemble rule={rule}", known=("name", "rule", *RULES[rule])))
     opened, workspace = open_stores(store), current_workspace()
-    members = given["members"].split(",") if "members" in given else None
-    members = members or best_members(opened.dataset, data=opened.digest, workspace=workspace)
-    name = given.get("name", f"{opened.dataset}-ensemble")
-    registered = build(members, name=name, tracker=Tracker(workspace, experiment=opened.dataset))
-    say(f"registered {registered.uri}: the mean of {', '.join(members)}")
-    say(f"next: segsweep predict {registered.uri} SCANS predictions/")
+    name = given.pop("name", f"{opened.dataset}-ensemble")
+    most = 10 if rule == "greedy" else 3
+    named = given.pop(RULES[rule][0], "")
+    members = (
+        named.split(",") if named else best_members(opened.dataset, data=opened.digest, workspace=workspace, count=most)
+    )
+    if rule == "greedy":
+        registered = _greedy_ensemble(members, store=opened, name=name, limits=_parsed(given))
+    else:
+        if rule == "folds":
+            members = fold_members(members[0], workspace=workspace)
+        tracker = Tracker(workspace, experiment=opened.dataset)
+        registered = build(members, name=name, tracker=tracker, rule="folds" if rule == "folds" else "mean").uri
+        say(f"registered {registered}: the mean of {', '.join(members)}")
+    say(f"next: segsweep predict {registered} SCANS predictions/")
 
 
 @app.command()
@@ -489,6 +519,38 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     return options, _parsed(given)
+
+
+def _greedy_ensemble(candidates: Sequence[str], *, store: Any, name: str, limits: Mapping[str, Any]) -> str:
+    """Choose, register, and show the table of the choice; the address of what was registered."""
+    from segsweep.evaluation.selection import Limits
+    from segsweep.evaluation.selection_page import interval, number, seconds
+    from segsweep.models.registry import fetch
+    from segsweep.models.selecting import PAGE, build_greedy
+    from segsweep.models.tracking import Tracker
+
+    for key, value in limits.items():
+        if type(value) is not int and (key, type(value)) != ("budget_seconds", float):
+            raise RecipeError(f"{key}={value!r} cannot be used: expected a number, whole but for budget_seconds")
+    allowed = Limits(**limits)
+    tracker = Tracker(current_workspace(), experiment=store.dataset)
+    with bars() as shown:
+        report = shown.pieces("probabilities")
+        built = build_greedy(candidates, store=store, name=name, tracker=tracker, limits=allowed, progress=report)
+    if built.record is not None:
+        table = Table("models", "rule", "Dice (95 % interval)", "to the best single", "s a case", box=None)
+        for row in built.record["rows"]:
+            differs = interval(row["difference"], sign="+")
+            table.add_row(row["name"], row["kind"], interval(row["dice"]), differs, seconds(row["seconds"]))
+        console.print(table)
+        chosen = {one["letter"]: one for one in built.record["members"]}
+        for one in built.record["candidates"]:
+            member = chosen.get(one["letter"])
+            share = f"  weight {member['weight']:.3f}, gain {number(member['gain'], sign='+')}" if member else ""
+            say(f"{one['letter']} = {one['uri']}{share}")
+        say(f"selection: {fetch(built.registered.uri, workspace=tracker.workspace) / PAGE}")
+    say(f"registered {built.registered.uri}: {built.verdict}")
+    return built.registered.uri
 
 
 def _demand_possible(run: Run) -> None:

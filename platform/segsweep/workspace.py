@@ -40,6 +40,11 @@ class Workspace:
         """Sweeps, one folder each, with one folder a trial."""
         return self.root / "sweeps"
 
+    @property
+    def probabilities(self) -> Path:
+        """What models said of cases that they were not trained on, kept for the choice of ensembles; may be deleted at any time."""
+        return self.root / "probabilities"
+
 
 def current_workspace() -> Workspace:
     """The workspace that the environment names, made if it is not there yet."""

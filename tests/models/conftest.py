@@ -12,10 +12,10 @@ import segsweep.trainables
 from segsweep import recipes
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning import checkpoint
-from segsweep.learning.task import Normalisation, Task
+from segsweep.learning.task import Head, Normalisation, Task
 from segsweep.models import registry
 from segsweep.models.tracking import Tracker
-from segsweep.run import Run
+from segsweep.run import Fold, Run
 from segsweep.workspace import Workspace
 
 MakeCheckpoint = Callable[..., Path]
@@ -84,25 +84,34 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def make_checkpoint(tmp_path: Path, recipe: str) -> MakeCheckpoint:
     """Writes a checkpoint that paints structure "organ" above an intensity."""
 
-    def make(name: str, *, threshold: float = 0.0, structures: tuple[str, ...] = ("organ",), channels=("CT",)) -> Path:
+    def make(
+        name: str,
+        *,
+        threshold: float = 0.0,
+        structures: tuple[str, ...] = ("organ",),
+        channels=("CT",),
+        head: Head = "softmax",
+        fold: Fold = 0,
+    ) -> Path:
         labels = LabelSet(structures=structures)
         atoms = ((), *((index,) for index in range(len(structures))))
         task = Task(
             channels=tuple(channels),
             table=LabelTable(labels=labels, atoms=atoms),
-            head="softmax",
+            head=head,
             patch_size=(8, 8, 8),
             spacing=(2.0, 1.0, 1.0),
             normalisation=tuple(Normalisation(scheme="ct", low=-10.0, high=10.0) for _ in channels),
         )
-        weight = torch.zeros(len(atoms), len(channels), 1, 1, 1)
-        weight[1, 0] = 1.0
-        bias = torch.full((len(atoms),), -100.0)
-        bias[0], bias[1] = 0.0, -threshold
+        organ = task.outputs - len(structures)
+        weight = torch.zeros(task.outputs, len(channels), 1, 1, 1)
+        weight[organ, 0] = 1.0
+        bias = torch.full((task.outputs,), -100.0)
+        bias[0], bias[organ] = 0.0, -threshold
         snapshot = checkpoint.Snapshot(
             weights={"conv.weight": weight, "conv.bias": bias}, metrics={"val/dice": 0.875, "loss": 0.5}, epoch=3
         )
-        run = Run(trainable=recipe, store="phantom.zarr")
+        run = Run(trainable=recipe, store="phantom.zarr", fold=fold)
         document = {"run": run.to_json(), "task": task.to_json(), "params": {"patch_size": [8, 8, 8]}}
         checkpoint.save(tmp_path / name, snapshot=snapshot, run=document)
         return tmp_path / name

@@ -16,6 +16,7 @@ from segsweep.models.ensemble import (
     best_members,
     build,
     ensemble_from_json,
+    fold_members,
     load_predictor,
     write,
 )
@@ -129,3 +130,52 @@ def test_damaged_ensemble_is_refused(workspace, tmp_path: Path) -> None:
     (tmp_path / "e" / "ensemble.json").write_text("{}")
     with pytest.raises(ModelError, match=r"ensemble\.json.*damaged"):
         load_predictor(tmp_path / "e", workspace=workspace)
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no 'fold' among rules of ensembles .*; did you mean 'folds'"):
+        ensemble_from_json({"members": [{"uri": "models:/a/1", "digest": "0"}] * 2, "rule": "fold"})
+
+
+def test_weights_rule_and_record_are_registered(tracker, workspace, put) -> None:
+    uris = [put("kept-a", threshold=41.0), put("kept-b", threshold=42.0)]
+    record = {"notes.json": "{}"}
+    found = build(uris, name="kept", tracker=tracker, rule="greedy", weights=(0.25, 0.75), record=record)
+    folder = registry.fetch(found.uri, workspace=workspace)
+    assert (folder / "notes.json").read_text() == "{}"
+    stored = ensemble_from_json(json.loads((folder / "ensemble.json").read_text()))
+    assert (stored.rule, [entry.weight for entry in stored.members]) == ("greedy", [0.25, 0.75])
+    alone = build(uris[:1], name="kept-alone", tracker=tracker, rule="greedy")
+    assert len(load_predictor(alone.uri, workspace=workspace).members) == 1
+
+
+def test_folds_of_one_run_are_found(tracker, workspace, make_checkpoint) -> None:
+    run_id = tracker.start("folds")
+
+    def put_fold(threshold: float, fold: int | str, data: str = "store") -> str:
+        folder = make_checkpoint(f"fold-{threshold}", threshold=threshold, fold=fold)
+        return registry.register(folder, name="folds", tracker=tracker, run_id=run_id, tags={"segsweep.data": data}).uri
+
+    second, older, newer = put_fold(31.0, 1), put_fold(32.0, 0), put_fold(33.0, 0)
+    put_fold(34.0, "all")
+    other = put_fold(35.0, 2, data="another store")
+    assert fold_members(second, workspace=workspace) == [newer, second]
+    assert fold_members(older, workspace=workspace) == [newer, second]
+    with pytest.raises(
+        ModelError, match=r"models:/folds/5 was trained on 1 fold\(s\) alone \(2\); expected at least 2"
+    ):
+        fold_members(other, workspace=workspace)
+
+
+def test_folds_with_other_parameters_are_no_siblings(tracker, workspace, make_checkpoint) -> None:
+    run_id = tracker.start("siblings")
+    uris = []
+    for fold in (0, 1):
+        folder = make_checkpoint(f"sibling-{fold}", threshold=50.0 + fold, fold=fold)
+        document = json.loads((folder / "run.json").read_text())
+        document["run"]["params"] = {"epochs": 10 + fold}
+        (folder / "run.json").write_text(json.dumps(document))
+        checkpoint.write_manifest(folder)
+        uris.append(registry.register(folder, name="siblings", tracker=tracker, run_id=run_id).uri)
+    with pytest.raises(ModelError, match="trained on 1 fold"):
+        fold_members(uris[0], workspace=workspace)

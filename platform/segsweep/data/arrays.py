@@ -25,6 +25,7 @@ Region = tuple[slice, slice, slice]
 
 # Arrays of a grid's folder.
 IMAGE, LABEL = "image", "labels/atoms/values"
+PROBABILITIES = "probabilities"
 INNER_CHUNK: Size = (16, 64, 64)
 # nnU-Net keeps at most 10,000 voxels a class for oversampling, but at least 1 % of them (v2, preprocessing).
 MOST_SAMPLES, LEAST_SHARE = 10_000, 0.01
@@ -62,6 +63,40 @@ def write_grid(folder: Path, *, data: GridData, num_atoms: int, channels: tuple[
     )
     array[...] = voxels
     array.attrs["counts"] = [len(part) for part in samples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredProbabilities:
+    """Quantised probabilities (k, z, y, x) opened for reading, with the facts that were written beside them."""
+
+    voxels: Voxels
+    facts: Mapping[str, Any]
+
+    def read(self, slices: slice, /) -> NDArray[np.uint8]:
+        """All channels of some slices (z), each chunk verified. Raises StoreError when one is damaged."""
+        everything = slice(None)
+        return self.voxels.read((everything, slices, everything, everything))
+
+
+def write_probabilities(
+    folder: Path, *, values: NDArray[np.uint8], geometry: Geometry, facts: Mapping[str, Any]
+) -> None:
+    """Write quantised probabilities (k, z, y, x) and JSON-able facts as a Zarr group at `folder`, which must not exist."""
+    group = zarr.open_group(str(folder), mode="w-", zarr_format=3)
+    group.attrs["segsweep"] = {"geometry": geometry_json(geometry), "facts": dict(facts)}
+    _write_compressed(group, PROBABILITIES, values, names=("c", "z", "y", "x"))
+
+
+def open_probabilities(folder: Path, *, name: str) -> StoredProbabilities:
+    """What `write_probabilities` wrote. Raises StoreError when it is absent or of another layout; `name` begins the message."""
+    try:
+        facts = json.loads((folder / "zarr.json").read_bytes())["attributes"]["segsweep"]["facts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{name} cannot be opened ({type(error).__name__}); delete it, it is made again") from None
+    voxels = open_shards(folder / PROBABILITIES, name=name)
+    if voxels is None:
+        raise StoreError(f"{name} has another layout than this segsweep writes; delete it, it is made again")
+    return StoredProbabilities(voxels=voxels, facts=facts)
 
 
 class GridReader:

@@ -23,6 +23,8 @@ from segsweep.learning.task import Task
 MOST_NUMBERS = 2**23
 # Means of probabilities are kept this far from 0 and 1, so that their logits are finite.
 NEAREST_TO_CERTAIN = 1e-7
+# A probability p that is kept in 8 bits is round(CERTAIN * p); odd, so that none of them is 0.5.
+CERTAIN = 255
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ class Predictor:
         outputs = [
             Output(
                 logits=partial(
-                    _logits,
+                    member_logits,
                     member,
                     image=air,
                     rules=scans_with(structures, task=member.task).normalisation,
@@ -219,12 +219,7 @@ def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror:
     write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=path)
 
 
-def _only(member: Member, *, dataset: str) -> Member:
-    task = task_of(member.task, dataset=dataset)
-    return replace(member, model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)), task=task)
-
-
-def _logits(
+def member_logits(
     member: Member,
     *,
     image: NDArray,
@@ -233,7 +228,7 @@ def _logits(
     common: Geometry,
     mirror: str | None,
 ) -> NDArray[np.float32]:
-    """One member's logits, on the grid that the members share."""
+    """One member's logits (k, z, y, x) for an image (c, z, y, x) that is nowhere below air, on the grid that the members share."""
     task = member.task
     grid = geometry.resampled(task.spacing)
     # In the order of training: air, resampling in HU, then normalisation (patches are normalised as they are read).
@@ -249,6 +244,11 @@ def _logits(
         mirrored_outputs=task.mirrored_outputs,
     )
     return resample_scores(logits.numpy(), source=grid, target=common)
+
+
+def _only(member: Member, *, dataset: str) -> Member:
+    task = task_of(member.task, dataset=dataset)
+    return replace(member, model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)), task=task)
 
 
 def _of_their_datasets(structures: Collection[str], *, table: LabelTable) -> list[str]:

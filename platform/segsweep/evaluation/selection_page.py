@@ -1,0 +1,86 @@
+"""The page of a choice among candidates: singles and ensembles in one table, the chosen members, and the honest gain; one HTML file."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from segsweep.evaluation.report import SCRIPT, STYLE
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """The HTML text of what an ensemble's selection.json holds."""
+    title = html.escape(f"Ensemble of {record['dataset']}")
+    kind = "" if record["better"] else ' class="warn"'
+    body = (
+        f"<h1>{title}</h1><p{kind}>{html.escape(record['verdict'])}.</p>"
+        "<h2>Alone and together</h2>"
+        + _table(
+            ["models", "rule", "Dice", "difference to the best single", "seconds a case"],
+            rows=(
+                [
+                    row["name"],
+                    row["kind"],
+                    interval(row["dice"]),
+                    interval(row["difference"], sign="+"),
+                    seconds(row["seconds"]),
+                ]
+                for row in record["rows"]
+            ),
+        )
+        + f"<p class='muted'>{html.escape(record['metric'])}, with 95 % bootstrap intervals over {len(record['cases'])} cases "
+        "that no candidate was trained on. The greedy row was chosen by these cases: the gain above is measured without. "
+        f"Probabilities are kept within {record['precision']:.4f}, in {record['cached_bytes'] / 1e6:.3g} MB.</p>"
+        "<h2>Members</h2>"
+        + _table(
+            ["model", "address", "weight", "Dice lost without it", "seconds a case"],
+            rows=(
+                [one["letter"], one["uri"], f"{one['weight']:.3f}", number(one["gain"]), seconds(one["seconds"])]
+                for one in record["members"]
+            ),
+            kind="text",
+        )
+        + "<h2>Candidates</h2>"
+        + _table(
+            ["model", "address", "seconds a case"],
+            rows=([one["letter"], one["uri"], seconds(one["seconds"])] for one in record["candidates"]),
+            kind="text",
+        )
+        + "<h2>Disagreement</h2>"
+        + _disagreement(record)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body>{body}<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def interval(values: Mapping[str, float | None], *, sign: str = "") -> str:
+    """`0.8123 (0.7900 to 0.8300)`."""
+    return f"{number(values['mean'], sign=sign)} ({number(values['low'], sign=sign)} to {number(values['high'], sign=sign)})"
+
+
+def number(value: float | None, *, sign: str = "") -> str:
+    """Four digits; `-` where there is none."""
+    return "-" if value is None else f"{value:{sign}.4f}"
+
+
+def seconds(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def _disagreement(record: Mapping[str, Any]) -> str:
+    letters = [one["letter"] for one in record["candidates"]]
+    rows = (
+        [letter, *(f"{share:.4f}" for share in shares)]
+        for letter, shares in zip(letters, record["disagreement"], strict=True)
+    )
+    note = "<p class='muted'>Share of voxels with unlike labels among those that either calls foreground, mean over cases.</p>"
+    return _table(["model", *letters], rows=rows) + note
+
+
+def _table(heads: Sequence[str], *, rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    head = "".join(f'<th scope="col"><button>{html.escape(text)}</button></th>' for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

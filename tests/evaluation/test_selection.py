@@ -1,0 +1,165 @@
+"""Greedy selection: what it finds, what it may cost, and that noise is not sold as gain."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from segsweep.errors import ModelError, RecipeError
+from segsweep.evaluation.contested import Contest, Decision, Reference, contest
+from segsweep.evaluation.selection import Limits, choose, dice_table, one_hot, score, select, uniform
+
+MEMBERSHIP = np.array([[0, 0], [1, 0], [0, 1]], dtype=bool)
+DECISION = Decision(membership=MEMBERSHIP, channels="atoms")
+SHAPE = (4, 10, 10)
+
+
+def case(name: str, *, label: NDArray, certain: Sequence[NDArray]) -> Contest:
+    """A case whose candidates hold `certain` for the true atom (at least 0; more than 0.5 is right) and the rest for the next one."""
+    values = []
+    for share in certain:
+        probabilities = np.zeros((3, *SHAPE))
+        np.put_along_axis(probabilities, label[None], share[None], axis=0)
+        np.put_along_axis(probabilities, (label[None] + 1) % 3, 1 - share[None], axis=0)
+        values.append(np.rint(255 * probabilities).astype(np.uint8))
+    return contest(
+        name,
+        candidates=[lambda part, scan=scan: scan[:, part] for scan in values],
+        decision=DECISION,
+        reference=Reference(label=label, membership=MEMBERSHIP, ignored=3, annotated=(0, 1)),
+    )
+
+
+def complementary(count: int = 6) -> list[Contest]:
+    """Candidates 0 and 1 are sure and right in one half, unsure and partly wrong in the other; 2 is everywhere a bit better."""
+    found = []
+    for number in range(count):
+        generator = np.random.default_rng(number)
+        label = generator.integers(0, 3, SHAPE)
+        low = np.arange(SHAPE[2]) < SHAPE[2] // 2
+        unsure = [np.where(generator.random(SHAPE) < 0.5, 0.4, 0.55) for _ in range(2)]
+        left, right = np.where(low, 0.95, unsure[0]), np.where(low, unsure[1], 0.95)
+        even = np.where(generator.random(SHAPE) < 0.2, 0.3, 0.7)
+        found.append(case(f"case{number}", label=label, certain=(left, right, even)))
+    return found
+
+
+def noise(count: int = 12, candidates: int = 6, seed: int = 1) -> list[Contest]:
+    """Candidates that know nothing."""
+    found = []
+    for number in range(count):
+        generator = np.random.default_rng(100 * seed + number)
+        label = generator.integers(0, 3, SHAPE)
+        found.append(case(f"case{number}", label=label, certain=list(generator.random((candidates, *SHAPE)))))
+    return found
+
+
+def test_greedy_finds_the_pair_that_the_best_single_misses() -> None:
+    contests = complementary()
+    singles = [score(dice_table(contests, weights=one_hot(index, count=3))) for index in range(3)]
+    assert np.argmax(singles) == 2
+    found = select(contests, costs=[1.0, 1.0, 1.0], limits=Limits(bags=1))
+    assert {0, 1} <= set(found.choice.members)
+    reached = score(dice_table(contests, weights=found.choice.weights))
+    assert reached > max(singles) + 0.05
+    assert found.choice.best == 2
+    assert found.better
+    assert found.nested.low > 0.05
+    assert found.nested.cases == 6
+    assert all(found.gains[index] > 0 for index in (0, 1))
+
+
+def test_noise_shows_no_gain_on_cases_not_chosen_by() -> None:
+    found = select(noise(), costs=[1.0] * 6, limits=Limits(bags=5))
+    assert not found.better
+    assert found.nested.low <= 0 <= found.nested.high
+
+
+def test_nested_gain_is_of_cases_that_the_choice_did_not_see() -> None:
+    # One case a fold: chosen by that case, no gain could be below zero.
+    found = [select(noise(count=5, seed=seed), costs=[1.0] * 6, limits=Limits(bags=2)) for seed in range(1, 5)]
+    assert min(one.nested.mean for one in found) < 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bags", [1, 4])
+def test_never_worse_than_the_best_single_on_the_selection_cases(seed: int, bags: int) -> None:
+    contests = noise(count=5, candidates=5)
+    choice = choose(contests, costs=[1.0] * 5, limits=Limits(bags=bags, seed=seed))
+    singles = [score(dice_table(contests, weights=one_hot(index, count=5))) for index in range(5)]
+    assert choice.best == np.argmax(singles)
+    assert score(dice_table(contests, weights=choice.weights)) >= max(singles)
+
+
+def test_where_no_mean_is_better_the_best_single_is_taken() -> None:
+    generator = np.random.default_rng(0)
+    contests = []
+    for number in range(5):
+        label = generator.integers(0, 3, SHAPE)
+        right = np.full(SHAPE, 0.9)
+        contests.append(case(f"case{number}", label=label, certain=(1 - right, right, 1 - right)))
+    found = select(contests, costs=[1.0] * 3, limits=Limits(bags=3))
+    assert found.choice.weights.tolist() == [0, 1, 0]
+    assert np.isnan(found.gains).all()
+    assert not found.better
+    assert found.nested.mean == 0
+
+
+def test_bags_are_seeded() -> None:
+    contests = noise(count=6)
+    once, again = (choose(contests, costs=[1.0] * 6, limits=Limits(bags=3, seed=1)) for _ in range(2))
+    weights = [choose(contests, costs=[1.0] * 6, limits=Limits(bags=3, seed=seed)).weights for seed in range(6)]
+    assert once.weights.tolist() == again.weights.tolist()
+    assert len({tuple(one) for one in weights}) > 1
+
+
+@pytest.mark.parametrize("bags", [1, 6])
+def test_budgets_hold(bags: int) -> None:
+    contests = noise(count=6)
+    costs = [1.0, 2.0, 4.0, 8.0, 3.0, 0.5]
+    for budget, most in ((3.5, 6), (7.0, 2), (100.0, 2)):
+        limits = Limits(budget_seconds=budget, most=most, bags=bags)
+        choice = choose(contests, costs=costs, limits=limits)
+        assert sum(costs[index] for index in choice.members) <= budget
+        assert len(choice.members) <= most
+        assert costs[choice.best] <= budget
+        assert choice.weights.sum() == pytest.approx(1)
+
+
+def test_budget_below_every_candidate_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"no candidate segments a case within budget_seconds=0\.1 .*fastest takes 2 s"
+    ):
+        choose(noise(count=5, candidates=2), costs=[3.0, 2.0], limits=Limits(budget_seconds=0.1))
+
+
+def test_cases_of_one_patient_count_once() -> None:
+    contests = complementary()
+    with pytest.raises(ModelError, match="2 independent cases are out of fold for all candidates; expected at least 5"):
+        select(contests, costs=[1.0] * 3, limits=Limits(), groups=["p", "q"] * 3)
+
+
+def test_score_is_the_mean_of_structures_means() -> None:
+    table = np.array([[1.0, 0.5, math.nan], [math.nan, 0.0, math.nan]])
+    assert score(table) == pytest.approx((1.0 + 0.25) / 2)
+
+
+def test_uniform_is_a_plain_mean() -> None:
+    assert uniform([2, 0], count=4).tolist() == [0.5, 0, 0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"budget_seconds": 0.0}, "budget_seconds=0.0"),
+        ({"most": 0}, "most=0"),
+        ({"bags": 0}, "bags=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_limits_must_allow_something(values, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=f"{sentence} cannot be used: expected"):
+        dataclasses.replace(Limits(), **values)
