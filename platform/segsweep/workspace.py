@@ -40,6 +40,16 @@ class Workspace:
         """Sweeps, one folder each, with one folder a trial."""
         return self.root / "sweeps"
 
+    @property
+    def scores(self) -> Path:
+        """Scores of registered models on whole scans, one file a model and store."""
+        return self.root / "scores"
+
+    @property
+    def reports(self) -> Path:
+        """Pages of promotion decisions."""
+        return self.root / "reports"
+
 
 def current_workspace() -> Workspace:
     """The workspace that the environment names, made if it is not there yet."""

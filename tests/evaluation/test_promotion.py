@@ -90,7 +90,7 @@ def test_fewer_cases_than_signed_ranks_need_promote_nothing() -> None:
     better = np.linspace(0.1, 0.2, 5)[:, None]
     verdict = compare(better, champion=np.zeros((5, 1)), structures=["a"])
     assert not verdict.better and verdict.overall.interval.low > 0
-    assert verdict.reason == (
+    assert verdict.reason("Dice") == (
         "5 cases are too few to tell; expected at least 6 that neither model was trained on, at level 0.95"
     )
     assert compare(np.linspace(0.1, 0.2, 6)[:, None], champion=np.zeros((6, 1)), structures=["a"]).better
@@ -107,14 +107,14 @@ def test_a_verdict_names_the_structures_and_the_numbers() -> None:
     third = verdict.structures["c"]
     assert third.p_corrected == pytest.approx(min(1.0, 2 * third.p)), "Holm's last, of the best of two"
     found = overall.interval
-    assert verdict.reason == (
-        f"better: {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}], "
+    assert verdict.reason("Dice") == (
+        f"better: Dice {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}], "
         f"p = {overall.p_corrected:.2g}, as the best of 2, on 30 cases"
     )
     swapped = compare(champion, champion=champion + gain, structures=STRUCTURES)
-    assert swapped.overall.finding == "worse" and swapped.reason.startswith("worse: -0.00")
+    assert swapped.overall.finding == "worse" and swapped.reason("Dice").startswith("worse: Dice -0.00")
     same = compare(champion, champion=champion, structures=STRUCTURES)
-    assert same.reason == "not better with confidence: +0.0000 [+0.0000, +0.0000], p = 1, on 30 cases"
+    assert same.reason("Dice") == "not better with confidence: Dice +0.0000 [+0.0000, +0.0000], p = 1, on 30 cases"
 
 
 def test_only_what_both_scored_counts_and_structures_weigh_equally() -> None:
@@ -125,7 +125,7 @@ def test_only_what_both_scored_counts_and_structures_weigh_equally() -> None:
     assert verdict.cases == 7 and verdict.structures["b"].interval.cases == 3
     assert verdict.overall.interval.mean == pytest.approx(0.3)
     nothing = compare(np.full((3, 1), np.nan), champion=np.zeros((3, 1)), structures=["a"])
-    assert (nothing.cases, nothing.better) == (0, False) and nothing.reason.startswith("0 cases are too few")
+    assert (nothing.cases, nothing.better) == (0, False) and nothing.reason("Dice").startswith("0 cases are too few")
 
 
 def test_the_interval_is_that_of_a_mean_and_honest_on_few_cases() -> None:

@@ -71,8 +71,7 @@ class Verdict:
         """The structures in which the candidate is significantly better or worse."""
         return tuple(name for name, difference in self.structures.items() if difference.finding == finding)
 
-    @property
-    def reason(self) -> str:
+    def reason(self, metric: str) -> str:
         """The verdict as a phrase: by how much, how surely, on how many cases."""
         chosen = f", as the best of {self.choices}" if self.choices > 1 else ""
         if self.cases < self.least_cases:
@@ -83,7 +82,7 @@ class Verdict:
         found = self.overall.interval
         numbers = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p = {self.overall.p_corrected:.2g}{chosen}"
         words = {"better": "better", "worse": "worse", "open": "not better with confidence"}[self.overall.finding]
-        return f"{words}: {numbers}, on {self.cases} cases"
+        return f"{words}: {metric} {numbers}, on {self.cases} cases"
 
 
 def compare(
