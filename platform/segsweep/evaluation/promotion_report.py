@@ -1,6 +1,7 @@
 """The page of a promotion decision: by how much the candidate is better or worse, in which structures, on which cases."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from segsweep.evaluation.charts import COLOURS, strips
 from segsweep.evaluation.page import number, page, table, text
 from segsweep.evaluation.promotion import Difference, Verdict
 from segsweep.evaluation.statistics import Interval
+
+ROLES = ("champion", "candidate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def render(report: PromotionReport) -> str:
 
 def _differences(report: PromotionReport) -> str:
     verdict, tables = report.verdict, tuple(report.scores.values())
-    heads = ["structure", *report.scores, "difference", "p", "p corrected", "cases", "candidate is"]
+    heads = ["structure", *ROLES, "difference", "p", "p corrected", "cases", "candidate is"]
     rows = []
     for column, (name, difference) in enumerate(verdict.structures.items()):
         paired = _paired([scores[:, [column]] for scores in tables])
@@ -81,8 +84,8 @@ def _rule(report: PromotionReport) -> str:
 
 def _strips(report: PromotionReport) -> str:
     keys = (
-        f'<span class="key" style="background:{COLOURS[i % len(COLOURS)]}"></span>{html.escape(model)}'
-        for i, model in enumerate(report.scores)
+        f'<span class="key" style="background:{COLOURS[i % len(COLOURS)]}"></span>{role} {html.escape(model)}'
+        for i, (role, model) in enumerate(zip(ROLES, report.scores, strict=True))
     )
     values = {
         name: {model: scores[:, column].tolist() for model, scores in report.scores.items()}
@@ -92,8 +95,7 @@ def _strips(report: PromotionReport) -> str:
 
 
 def _cases(report: PromotionReport) -> str:
-    means = {model: [_mean(row[None]) for row in scores] for model, scores in report.scores.items()}
-    champion, candidate = (np.array(values) for values in means.values())
+    champion, candidate = ([_mean(row[None]) for row in scores] for scores in report.scores.values())
     rows = [
         [
             text(case),
@@ -103,7 +105,7 @@ def _cases(report: PromotionReport) -> str:
         ]
         for i, case in enumerate(report.cases)
     ]
-    return table(["case", *means, "difference"], rows=rows)
+    return table(["case", *ROLES, "difference"], rows=rows)
 
 
 def _row(name: str, *, means: Sequence[float], difference: Difference) -> list[str]:
@@ -111,11 +113,15 @@ def _row(name: str, *, means: Sequence[float], difference: Difference) -> list[s
         text(name),
         *(number(mean, digits=4) for mean in means),
         _interval(difference.interval),
-        number(difference.p, digits=4),
-        number(difference.p_corrected, digits=4),
+        _probability(difference.p),
+        _probability(difference.p_corrected),
         text(difference.interval.cases),
         text("-" if difference.finding == "open" else difference.finding),
     ]
+
+
+def _probability(p: float) -> str:
+    return number(None, digits=4) if math.isnan(p) else f'<td data-v="{p!r}">{p:.2g}</td>'
 
 
 def _interval(interval: Interval) -> str:
@@ -136,4 +142,4 @@ def _mean(scores: NDArray[np.float64]) -> float:
     """Mean over structures of their means over cases."""
     columns = [column[~np.isnan(column)] for column in scores.T]
     means = [column.mean() for column in columns if len(column)]
-    return float(np.mean(means)) if means else float("nan")
+    return float(np.mean(means)) if means else math.nan

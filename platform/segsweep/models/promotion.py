@@ -32,6 +32,7 @@ CHAMPION, CANDIDATE = "champion", "candidate"
 PROMOTED_TAG, AGAINST_TAG = "segsweep.promoted", "segsweep.promotion.against"
 REASON_TAG, NUMBERS_TAG = "segsweep.promotion.reason", "segsweep.promotion.numbers"
 METRIC = "Dice"
+ENSEMBLE_NOTICE = "The candidate is an ensemble: p is corrected for the trials of its members' sweeps, not for how they were combined."
 # More structures than this are counted in a sentence instead of named.
 MOST_NAMES = 8
 
@@ -151,12 +152,13 @@ def _compare(
         level=level,
         choices=number,
     )
+    notices = (ENSEMBLE_NOTICE,) if number > 1 and len(candidate.trainings) > 1 else ()
     return _Compared(
         store=opened,
         cases=cases,
         tables=tables,
         verdict=verdict,
-        notices=tuple(dict.fromkeys((*own.unknowns, *others.unknowns))),
+        notices=(*notices, *dict.fromkeys((*own.unknowns, *others.unknowns))),
     )
 
 
