@@ -323,6 +323,8 @@ def promote(
     say(str(done))
     if done.page:
         say(f"report: {done.page}")
+    if done.promoted:
+        say(f"next: segsweep predict models:/{done.candidate.name}@champion SCANS predictions/")
 
 
 @app.command()
