@@ -292,7 +292,7 @@ def promote(
     when the interval of the mean difference in Dice lies above zero and so does
     Wilcoxon's test, corrected for the trials that it is the best of. Otherwise
     the champion stays. The first candidate of a name becomes its champion.
-    Exit code 0 whatever is decided: the first word says what it was.
+    Exit code 0 whatever is decided: the first words say what it was.
 
     Keys:
       store     where the data lies now             (where it was trained from)
