@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from segsweep.models.ensemble import build as ensemble
     from segsweep.models.ensemble import load_predictor
     from segsweep.models.importing import import_nnunet
+    from segsweep.models.promotion import promote
     from segsweep.models.tracking import Tracker
     from segsweep.run import Run
     from segsweep.sweeps.cluster import connect
@@ -42,6 +43,7 @@ __all__ = [
     "load_predictor",
     "open_store",
     "predict",
+    "promote",
     "train",
     "tune",
 ]
@@ -64,6 +66,7 @@ _ORIGINS = {
     "load_predictor": ("models.ensemble", "load_predictor"),
     "open_store": ("data.joint", "open_stores"),
     "predict": ("inference.prediction", "predict"),
+    "promote": ("models.promotion", "promote"),
     "train": ("sweeps.single", "train"),
     "tune": ("sweeps.tuning", "tune"),
 }

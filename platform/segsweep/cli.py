@@ -311,6 +311,53 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
 
 
 @app.command()
+def promote(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name (its @candidate), or a model's address.")],
+    values: Values = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote it all the same; the record says so.")] = False,
+) -> None:
+    """Make a candidate the champion of its name, if it is better with confidence.
+
+    Both segment the cases that neither was trained on; the candidate is better
+    when the interval of the mean difference in Dice lies above zero and so does
+    Wilcoxon's test, corrected for the trials that it is the best of. Otherwise
+    the champion stays. The first candidate of a name becomes its champion.
+    Exit code 0 whatever is decided: the first words say what it was.
+
+    Keys:
+      store     where the data lies now             (where it was trained from)
+      level     of confidence                                           (0.95)
+
+    Examples:
+      segsweep promote openkbp-unet
+      segsweep promote models:/openkbp-unet/7 store=stores/openkbp
+    """
+    from segsweep.models.promotion import promote as run
+
+    given = recipes.parse_pairs(values or [])
+    for key in given:
+        if key not in ("level", "store"):
+            raise RecipeError(unknown(key, kind="keys of promote", known=("level", "store")))
+    level = recipes.parse_value(given.get("level", "0.95"))
+    if type(level) not in (int, float):
+        raise RecipeError(f"level={level!r} cannot be used: expected a confidence such as 0.95")
+    with bars() as shown:
+        done = run(
+            model,
+            workspace=current_workspace(),
+            store=given.get("store", ""),
+            level=level,
+            force=force,
+            progress=shown.count,
+        )
+    say(str(done))
+    if done.page:
+        say(f"report: {done.page}")
+    if done.promoted:
+        say(f"next: segsweep predict models:/{done.candidate.name}@champion SCANS predictions/")
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's address, or a model folder.")],
     scans: Annotated[str, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],

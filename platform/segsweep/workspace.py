@@ -45,6 +45,16 @@ class Workspace:
         """What models said of cases that they were not trained on, kept for the choice of ensembles; may be deleted at any time."""
         return self.root / "probabilities"
 
+    @property
+    def scores(self) -> Path:
+        """Scores of registered models on whole scans, one file a model and store."""
+        return self.root / "scores"
+
+    @property
+    def reports(self) -> Path:
+        """Pages of promotion decisions."""
+        return self.root / "reports"
+
 
 def current_workspace() -> Workspace:
     """The workspace that the environment names, made if it is not there yet."""

@@ -1,4 +1,4 @@
-"""Scores of whole scans: what counts in each of them, and how they are averaged."""
+"""Scores of a run: as its model will segment, and how they are averaged."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,15 +13,13 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
-from segsweep.inference.prediction import Member, Predictor
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.inference import CleanUp, Inference
 from segsweep.learning.method import load_method
 from segsweep.learning.task import Task
 from segsweep.run import Run
-from segsweep.sweeps.preparing import prepare
-from segsweep.sweeps.validation import scan_dice, summarise, validate
+from segsweep.sweeps.validation import summarise, validate
 
 
 def test_scores_are_averaged_over_cases_then_over_structures() -> None:
@@ -39,21 +37,6 @@ class Everywhere(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         return [torch.ones_like(image[:, :1]) * torch.arange(1, self.outputs + 1).view(1, -1, 1, 1, 1)]
-
-
-def test_whole_scans_are_scored_in_their_datasets_structures_without_ignored_voxels(
-    tiny_store: Callable[..., Path],
-) -> None:
-    label = np.zeros((16, 32, 32), dtype=np.uint8)
-    label[:8] = 1
-    partly = np.where(np.arange(16)[:, None, None] < 8, label, 9)
-    liver = LabelSet(structures=("liver",))
-    pair = f"{tiny_store('a', labels=liver, cases={'c': partly}, ignore=9)},{tiny_store('b', labels=liver, cases={'c': label})}"
-    chosen = prepare(Run(trainable="unet", store=pair, fold="all", params={"patch_size": [16, 32, 32], "features": 4}))
-    assert chosen.params.head == "sigmoid"
-    predictor = Predictor(members=(Member(model=Everywhere(2), task=chosen.task, weight=1.0),))
-    assert scan_dice(predictor, store=chosen.store, case_id="a.c") == {"a/liver": 1.0}
-    assert scan_dice(predictor, store=chosen.store, case_id="b.c") == {"b/liver": pytest.approx(2 / 3)}
 
 
 def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Path], tmp_path: Path) -> None:

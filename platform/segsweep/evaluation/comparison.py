@@ -1,11 +1,10 @@
 """The page of a published comparison: the paper's figures beside ours, and how each row was run; one HTML file on its own."""
 
 import html
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segsweep.evaluation.report import SCRIPT, STYLE
+from segsweep.evaluation.page import number, page, table, text
 
 PARTS = ("published", "ours", "difference")
 
@@ -25,11 +24,7 @@ def render(document: Mapping[str, Any]) -> str:
         + "<h2>What ours is measured on</h2>"
         + _measured(document)
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body>{body}<script>{SCRIPT}</script></body></html>\n"
-    )
+    return page(document["title"], body=body)
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -41,31 +36,35 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = ["row", *(f"{name} {part}" for name in names for part in parts[name])]
     cells = (
         [
-            _text(row["name"]),
-            *(_number(_value(row, name, part), signed=part == "difference") for name in names for part in parts[name]),
+            text(row["name"]),
+            *(
+                number(_value(row, name, part), digits=4, sign="+" if part == "difference" else "")
+                for name in names
+                for part in parts[name]
+            ),
         ]
         for row in rows
     )
     note = "<p class='muted'>Fractions from 0 to 1; the difference is ours minus published.</p>"
-    return _table(heads, rows=cells) + note
+    return table(heads, rows=cells) + note
 
 
 def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = ["row", "state", "trainable", "starts from", "epochs (published)", "patch (published)", "trial"]
     cells = (
         [
-            _text(row["name"]),
-            _text(f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]),
-            _text(f"mean of {', '.join(row['members'])}" if row["members"] else row["trainable"]),
-            _text(row["start"]),
-            _text("" if row["members"] else f"{row.get('epochs', '-')} ({row['published_epochs']})"),
-            _text("" if row["members"] else f"{_size(row.get('patch_size'))} ({_size(row['published_patch_size'])})"),
-            _text(row.get("trial", "")),
+            text(row["name"]),
+            text(f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]),
+            text(f"mean of {', '.join(row['members'])}" if row["members"] else row["trainable"]),
+            text(row["start"]),
+            text("" if row["members"] else f"{row.get('epochs', '-')} ({row['published_epochs']})"),
+            text("" if row["members"] else f"{_size(row.get('patch_size'))} ({_size(row['published_patch_size'])})"),
+            text(row.get("trial", "")),
         ]
         for row in rows
     )
     note = "<p class='muted'>Patches in voxels (z, y, x); where the paper gives none, the store's plan counts.</p>"
-    return _table(heads, rows=cells, kind="text") + note
+    return table(heads, rows=cells, kind="text") + note
 
 
 def _measured(document: Mapping[str, Any]) -> str:
@@ -83,19 +82,3 @@ def _value(row: Mapping[str, Any], name: str, part: str) -> float | None:
 
 def _size(size: Sequence[int] | None) -> str:
     return "x".join(map(str, size)) if size else "-"
-
-
-def _table(heads: Sequence[str], *, rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f'<th scope="col"><button>{html.escape(text)}</button></th>' for text in heads)
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _text(value: object) -> str:
-    return f"<td>{html.escape(str(value))}</td>"
-
-
-def _number(value: float | None, *, signed: bool) -> str:
-    if value is None or not math.isfinite(value):
-        return '<td data-v="">-</td>'
-    return f'<td data-v="{value!r}">{value:{"+" if signed else ""}.4f}</td>'

@@ -3,41 +3,18 @@
 import base64
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from segsweep.evaluation.charts import COLOURS, strips
 from segsweep.evaluation.metrics import Score
+from segsweep.evaluation.page import interval, number, page, table, text
 from segsweep.evaluation.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, three_planes
 from segsweep.evaluation.sources import Source, read_case
 
 NUM_PICTURES = 8
 METRICS = {"dice": "Dice", "nsd": "NSD"}
-
-STYLE = """
-:root{color-scheme:light}*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:0 auto;max-width:64rem;padding:1rem}
-h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;border-bottom:1px solid #ddd}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}table.text th:nth-child(2),table.text td:nth-child(2){text-align:left}
-th button{font:inherit;font-weight:600;border:0;background:none;padding:0;cursor:pointer}
-tr.all td{font-weight:600}.muted{color:#555;font-size:.9rem}.warn{background:#fff4d6;padding:.5rem .8rem;border-left:4px solid #E69F00}
-svg.strips{width:100%;height:auto;font:12px system-ui,sans-serif}svg .grid{stroke:#ddd}
-.key{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin:0 .3em 0 .8em;vertical-align:-.1em}
-figure{margin:1rem 0}figure img{width:100%;height:auto;background:#000}figcaption{font-size:.9rem}
-@media print{body{max-width:none;padding:0}figure,tr,svg{break-inside:avoid}.wide{overflow:visible}th,td{white-space:normal}}
-"""
-
-SCRIPT = """
-for(const button of document.querySelectorAll('th button'))button.onclick=()=>{
-const head=button.parentElement,body=head.closest('table').tBodies[0],i=head.cellIndex,up=head.ariaSort!=='ascending';
-for(const other of head.parentElement.cells)other.ariaSort=null;head.ariaSort=up?'ascending':'descending';
-const key=row=>row.cells[i].dataset.v??row.cells[i].textContent,num=v=>v===''||isNaN(v)?null:Number(v);
-[...body.rows].sort((a,b)=>{const p=key(a),q=key(b),x=num(p),y=num(q);if(p===''||q==='')return(p==='')-(q==='');
-return(x!==null&&y!==null?x-y:p.localeCompare(q))*(up?1:-1)}).forEach(row=>body.append(row))}
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +51,7 @@ def render(report: Report) -> str:
         "<h2>All scores</h2>",
         _all_scores(next(iter(report.scores.values()))),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(report.title)}: evaluation</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
-    )
+    return page(f"{report.title}: evaluation", body="".join(parts))
 
 
 def _remarks(summary: Mapping[str, Any]) -> str:
@@ -105,11 +77,11 @@ def _means(summary: Mapping[str, Any]) -> str:
     main = next(iter(models.values()))
     rows = []
     for name in summary["structures"]:
-        cells = [_interval(model["structures"][name][metric]) for model in models.values() for metric in METRICS]
+        cells = [interval(model["structures"][name][metric]) for model in models.values() for metric in METRICS]
         own = main["structures"][name]
-        rows.append([_text(name), *cells, _text(own["dice"]["cases"]), _number(own["hd95_mm"]["mean"], digits=2)])
-    overall = [_interval(model["overall"][metric]) for model in models.values() for metric in METRICS]
-    return _table(heads, rows=rows, foot=[_text("all"), *overall, _text(main["overall"]["dice"]["cases"]), _text("")])
+        rows.append([text(name), *cells, text(own["dice"]["cases"]), number(own["hd95_mm"]["mean"], digits=2)])
+    overall = [interval(model["overall"][metric]) for model in models.values() for metric in METRICS]
+    return table(heads, rows=rows, foot=[text("all"), *overall, text(main["overall"]["dice"]["cases"]), text("")])
 
 
 def _paired(summary: Mapping[str, Any]) -> str:
@@ -120,16 +92,16 @@ def _paired(summary: Mapping[str, Any]) -> str:
     rows = []
     for model, metrics in summary["differences"].items():
         for name in ("all", *summary["structures"]):
-            row = [_text(name), _text(model)]
+            row = [text(name), text(model)]
             for metric in METRICS:
                 entry = metrics[metric]["overall"] if name == "all" else metrics[metric]["structures"][name]
-                row += [_interval(entry, sign="+"), _number(entry.get("p_holm", math.nan), digits=3)]
+                row += [interval(entry, sign="+"), number(entry.get("p_holm", math.nan), digits=3)]
             rows.append(row)
     ranks = ", ".join(f"{html.escape(model)} {rank:.2f}" for model, rank in summary["mean_rank"].items())
     return (
         f"<h2>{main} against the others</h2><p class='muted'>{main} minus the other model on the same cases, with 95 % interval; "
         f"p by Wilcoxon's signed ranks, Holm-adjusted over structures. Mean rank over structures and metrics (1 is best): {ranks}.</p>"
-        + _table(heads, rows=rows, kind="text")
+        + table(heads, rows=rows, kind="text")
     )
 
 
@@ -171,32 +143,10 @@ def _all_scores(scores: Sequence[Score]) -> str:
     }  # fmt: skip
     names = ["Dice", "IoU", "NSD", "HD95 mm", "HD mm", "ASD ref→pred mm", "ASD pred→ref mm", "ref ml", "pred ml"]
     rows = [
-        [_text(s.case), _text(s.structure), *(_number(getattr(s, column), digits=n) for column, n in columns.items())]
+        [text(s.case), text(s.structure), *(number(getattr(s, column), digits=n) for column, n in columns.items())]
         for s in sorted(scores, key=lambda s: (math.isnan(s.dice), s.dice))
     ]
-    return _table(["case", "structure", *names], rows=rows, kind="text")
-
-
-def _table(heads: Sequence[str], *, rows: Iterable[Sequence[str]], foot: Sequence[str] = (), kind: str = "") -> str:
-    head = "".join(f'<th scope="col"><button>{html.escape(text)}</button></th>' for text in heads)
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    last = f'<tfoot><tr class="all">{"".join(foot)}</tr></tfoot>' if foot else ""
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{last}</table></div>'
-
-
-def _text(value: object) -> str:
-    return f"<td>{html.escape(str(value))}</td>"
-
-
-def _number(value: float, *, digits: int) -> str:
-    return f'<td data-v="{value!r}">{value:.{digits}f}</td>' if math.isfinite(value) else '<td data-v="">-</td>'
-
-
-def _interval(entry: Mapping[str, float], *, sign: str = "") -> str:
-    if not entry["cases"]:
-        return '<td data-v="">-</td>'
-    low, high = format(entry["low"], f"{sign}.3f"), format(entry["high"], f"{sign}.3f")
-    return f'<td data-v="{entry["mean"]!r}">{entry["mean"]:{sign}.3f} <span class="muted">[{low}, {high}]</span></td>'
+    return table(["case", "structure", *names], rows=rows, kind="text")
 
 
 def _key(scores: Mapping[str, Sequence[Score]]) -> str:

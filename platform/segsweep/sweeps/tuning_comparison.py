@@ -14,6 +14,7 @@ from segsweep.data.planning import Plan
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError
 from segsweep.evaluation.comparison import render
+from segsweep.evaluation.whole_scans import Scores, scan_dice
 from segsweep.inference.prediction import Predictor, load_member
 from segsweep.learning import checkpoint
 from segsweep.run import Run
@@ -23,7 +24,7 @@ from segsweep.sweeps.following import failure
 from segsweep.sweeps.initial import INITIAL
 from segsweep.sweeps.training import read_result
 from segsweep.sweeps.tuning_study import CONFIG, SweptTrial, swept
-from segsweep.sweeps.validation import Scores, scan_dice, summarise
+from segsweep.sweeps.validation import summarise
 
 ROW = "row"
 PAGE, FIGURES = "comparison.html", "comparison.json"

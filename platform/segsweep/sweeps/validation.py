@@ -9,12 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from segsweep.data.store import Store
+from segsweep.evaluation.whole_scans import Scores, scan_dice
 from segsweep.inference.prediction import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
 from segsweep.learning.task import Task
-
-# Case -> structure -> Dice.
-Scores = dict[str, dict[str, float]]
 
 
 def validate(
@@ -36,16 +34,6 @@ def validate(
     return dict(sorted((case_id, values) for part in everyone for case_id, values in part.items()))
 
 
-def scan_dice(predictor: Predictor, *, store: Store, case_id: str) -> dict[str, float]:
-    """Dice of every annotated structure on a whole scan at its own grid, without ignored voxels."""
-    grid, annotated = store.grid(case_id), store.cases[case_id].annotated
-    truth = grid.read_label()
-    found = predictor.segment(grid.read_image(), geometry=grid.geometry, structures=annotated)
-    found[truth == store.table.ignored] = 0
-    mask = store.table.mask
-    return {name: _dice(mask(found, structure=name), truth=mask(truth, structure=name)) for name in annotated}
-
-
 def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice") -> dict[str, float]:
     """`dice/STRUCTURE` (mean over cases) and `dice` (mean over structures) from case -> structure -> Dice; `prefix` may be another."""
     structures = sorted({name for values in scores.values() for name in values})
@@ -57,8 +45,3 @@ def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice"
         if means
         else {}
     )
-
-
-def _dice(found: np.ndarray, *, truth: np.ndarray) -> float:
-    total = int(found.sum()) + int(truth.sum())
-    return 2 * int((found & truth).sum()) / total if total else 1.0

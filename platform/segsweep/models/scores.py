@@ -1,0 +1,59 @@
+"""Scores of registered models on whole scans, kept in the workspace: no scan is segmented twice by the same model.
+
+One sealed JSON file a model and store, which says of what they are scores: a file of other digests, or a damaged one, is not used.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from segsweep.data import storage
+from segsweep.data.manifest import seal, unseal
+from segsweep.data.store import Store
+from segsweep.errors import StoreError
+from segsweep.evaluation.whole_scans import Scores, scan_dice
+from segsweep.models.catalogue import Registered
+from segsweep.models.ensemble import load_predictor
+from segsweep.workspace import Workspace
+
+
+def scan_scores(
+    model: Registered,
+    *,
+    store: Store,
+    case_ids: Sequence[str],
+    workspace: Workspace,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """`scan_dice` of a model on cases of a store; those that are not kept yet are segmented, and kept one by one.
+
+    Raises ModelError when the model is damaged. `progress` is told (scans done, scans to segment).
+    """
+    path = file_of(model, store=store, workspace=workspace)
+    known = _read(path, model=model, store=store)
+    missing = [case_id for case_id in case_ids if case_id not in known]
+    if missing:
+        predictor = load_predictor(model.uri, workspace=workspace)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for done, case_id in enumerate(missing, start=1):
+            known[case_id] = scan_dice(predictor, store=store, case_id=case_id)
+            storage.write_bytes(path, seal({"model": model.digest, "data": store.digest, "dice": known}))
+            if progress is not None:
+                progress(done, len(missing))
+    return {case_id: known[case_id] for case_id in case_ids}
+
+
+def file_of(model: Registered, *, store: Store, workspace: Workspace) -> Path:
+    """Where the scores of a model on a store are kept, whether there are any or not."""
+    name = hashlib.sha256(json.dumps([model.digest, store.digest]).encode()).hexdigest()
+    return workspace.scores / f"{name[:32]}.json"
+
+
+def _read(path: Path, *, model: Registered, store: Store) -> Scores:
+    """What is kept of exactly this model on exactly this store."""
+    try:
+        body = unseal(path.read_bytes(), name=path.name).body
+    except (FileNotFoundError, StoreError):
+        return {}
+    return dict(body["dice"]) if (body.get("model"), body.get("data")) == (model.digest, store.digest) else {}

@@ -1,0 +1,36 @@
+"""Scores of whole scans are kept for one model and one store, and never trusted when they are damaged or of others."""
+
+from collections.abc import Callable
+
+from segsweep.data.manifest import seal
+from segsweep.data.store import Store
+from segsweep.models.catalogue import Registered
+from segsweep.models.scores import file_of, scan_scores
+from segsweep.workspace import Workspace
+
+CASES = ["c00", "c01", "c02"]
+
+
+def test_no_scan_is_segmented_twice(enter: Callable[..., Registered], workspace: Workspace, organs: Store) -> None:
+    told: list[tuple[int, int]] = []
+
+    def scores(model: Registered, cases: list[str]) -> dict[str, dict[str, float]]:
+        return scan_scores(
+            model, store=organs, case_ids=cases, workspace=workspace, progress=lambda *done: told.append(done)
+        )
+
+    good, bad = enter("kept", 55.0), enter("kept", 1000.0)
+    found = scores(good, CASES[:2])
+    assert list(found) == CASES[:2] and all(0.1 < values["organ"] < 1 for values in found.values())
+    assert scores(bad, CASES[:1]) == {"c00": {"organ": 0.0}}
+    assert told == [(1, 2), (2, 2), (1, 1)]
+    every = scores(good, CASES)
+    assert {case: every[case] for case in CASES[:2]} == found and told[3:] == [(1, 1)]
+    kept = file_of(good, store=organs, workspace=workspace)
+    whole = kept.read_bytes()
+    kept.write_bytes(whole.replace(b"0.", b"1.", 1))
+    assert scores(good, CASES) == every and told[4:] == [(1, 3), (2, 3), (3, 3)]
+    assert kept.read_bytes() == whole
+    other = seal({"model": bad.digest, "data": organs.digest, "dice": {"c00": {"organ": 1.0}}})
+    kept.write_bytes(other)
+    assert scores(good, CASES[:1])["c00"] == every["c00"] and len(told) == 8
