@@ -34,7 +34,8 @@ def test_cases_out_of_fold_are_those_that_no_training_saw(
     # What the weights that a training began with have seen, this model has seen.
     later = enter("later", GOOD, fold=0, initial=pinned(registry.fetch(one.uri, workspace=workspace)))
     assert cases(later) == VALIDATION
-    moved = dataclasses.replace(organs, cases={name: organs.cases[name] for name in ("c00", "c08", "c11")})
+    cases_left = {name: organs.cases[name] for name in ("c00", "c08", "c11")}
+    moved = dataclasses.replace(organs, cases=cases_left, given_folds=(("c00",), ("c08",)))
     assert unseen(contender(zero, workspace=workspace), store=moved).cases == {"c00", "c11"}
 
 

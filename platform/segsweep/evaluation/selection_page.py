@@ -4,15 +4,15 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from segsweep.evaluation.report import SCRIPT, STYLE
+from segsweep.evaluation.page import page, table, text
 
 
 def render(record: Mapping[str, Any]) -> str:
     """The HTML text of what an ensemble's selection.json holds."""
-    title = html.escape(f"Ensemble of {record['dataset']}")
+    title = f"Ensemble of {record['dataset']}"
     kind = "" if record["better"] else ' class="warn"'
     body = (
-        f"<h1>{title}</h1><p{kind}>{html.escape(record['verdict'])}.</p>"
+        f"<h1>{html.escape(title)}</h1><p{kind}>{html.escape(record['verdict'])}.</p>"
         "<h2>Alone and together</h2>"
         + _table(
             ["models", "rule", "Dice", "difference to the best single", "seconds a case"],
@@ -48,11 +48,7 @@ def render(record: Mapping[str, Any]) -> str:
         + "<h2>Disagreement</h2>"
         + _disagreement(record)
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body>{body}<script>{SCRIPT}</script></body></html>\n"
-    )
+    return page(title, body=body)
 
 
 def interval(values: Mapping[str, float | None], *, sign: str = "") -> str:
@@ -81,6 +77,4 @@ def _disagreement(record: Mapping[str, Any]) -> str:
 
 
 def _table(heads: Sequence[str], *, rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f'<th scope="col"><button>{html.escape(text)}</button></th>' for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return table(heads, rows=([text(cell) for cell in row] for row in rows), kind=kind)
