@@ -40,6 +40,11 @@ class Workspace:
         """Sweeps, one folder each, with one folder a trial."""
         return self.root / "sweeps"
 
+    @property
+    def outbox(self) -> Path:
+        """What the tracking server has not taken yet, one file a driver."""
+        return self.root / "outbox"
+
 
 def current_workspace() -> Workspace:
     """The workspace that the environment names, made if it is not there yet."""
