@@ -39,7 +39,7 @@ Tags = Mapping[str, str]
 class Outbox:
     """The tracker's operations, as entries that are on the disk when a call returns. Begin a run first, `close` at the end.
 
-    `say` is told, from the thread that sends, when the server goes and comes back and when it refuses an entry.
+    `say` is told, from the thread that sends, when the server goes and comes back, and of an entry that it will never take.
     """
 
     def __init__(self, tracker: Tracker, *, name: str, say: Callable[[str], None]) -> None:
@@ -217,7 +217,7 @@ class Outbox:
 
     def _refuse(self, file: OutboxFile, *, reason: str) -> None:
         if not file.refused.exists():
-            self._say(f"failed: the server refuses an entry ({reason}); such entries are put aside in {file.refused}")
+            self._say(f"failed: an entry cannot be stored ({reason}); such entries are put aside in {file.refused}")
         file.set_first_aside(reason=reason)
         self._run_ids.clear()
 
