@@ -55,6 +55,11 @@ class Workspace:
         """Pages of promotion decisions."""
         return self.root / "reports"
 
+    @property
+    def outbox(self) -> Path:
+        """What the tracking server has not taken yet, one file a driver."""
+        return self.root / "outbox"
+
 
 def current_workspace() -> Workspace:
     """The workspace that the environment names, made if it is not there yet."""

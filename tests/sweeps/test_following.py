@@ -1,26 +1,29 @@
 """MLflow may go away: trials go on, nothing is lost or stored twice, and runs of interrupted trials are opened again."""
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import PARENT_TAG, Tracker
-from segsweep.sweeps import following
 from segsweep.sweeps.following import ERROR, Follow, failure
 from segsweep.workspace import Workspace
 
 
 class Flaky(Tracker):
-    """A tracker whose server can be away."""
+    """A tracker whose server can be away; `missed` is set when it was."""
 
-    away = False
+    away, missed = False, threading.Event()
 
     def metrics(self, run_id: str, values: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         if self.away:
+            self.missed.set()
             raise ConnectionError("server does not answer")
         super().metrics(run_id, values, step=step, timestamp_ms=timestamp_ms)
 
@@ -30,6 +33,18 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Flaky:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return Flaky(Workspace(root=tmp_path_factory.mktemp("workspace")), experiment="toy")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """All that was reported."""
+    return []
+
+
+@pytest.fixture
+def box(tracker: Flaky, said: list[str]) -> Iterator[Outbox]:
+    with closing(Outbox(tracker, name="toy", say=said.append)) as found:
+        yield found
 
 
 def trial(folder: Path) -> Any:
@@ -42,52 +57,53 @@ def epoch(number: int, *, loss: float) -> dict[str, Any]:
 
 
 def test_outage_loses_nothing_and_each_point_is_stored_once(
-    tracker: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Flaky, box: Outbox, said: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(following, "PAUSE", 0.0)
-    said: list[str] = []
-    parent = tracker.start("sweep")
-    follow = Follow(tracker, parent=parent, sweep="outage", report=lambda *words: said.append(words[3]))
+    box.begin({"kind": "sweep"}, name="sweep")
+    follow = Follow(box, parent={"kind": "sweep"}, sweep="outage", report=lambda *words: said.append(words[3]))
     one = trial(tmp_path / "trial-0000")
     follow.on_trial_start(0, [], one)
     follow.on_trial_result(0, [], one, epoch(1, loss=3.0))
     tracker.away = True
     follow.on_trial_result(0, [], one, epoch(2, loss=2.0))
     follow.on_trial_result(0, [], one, epoch(3, loss=1.0))
+    assert tracker.missed.wait(10)
     tracker.away = False
     result = {**epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "digest": "abc"}
     follow.on_trial_result(0, [], one, result)
     (tmp_path / "trial-0000" / "result.json").write_text(json.dumps(result))
     follow.on_trial_complete(0, [], one)
     follow.close()
+    box.flush()
     run_id = follow.run_of("trial-0000")
     assert run_id is not None
     history = tracker.client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     run = tracker.client.get_run(run_id)
     assert run.data.metrics["dice"] == 0.5
-    assert run.data.tags[PARENT_TAG] == parent
+    assert run.data.tags[PARENT_TAG] == tracker.find(tags={"kind": "sweep"})
     assert run.info.status == "FINISHED"
     assert [words for words in said if "does not answer" in words]
 
 
-def test_interrupted_run_is_killed_and_opened_again(tracker: Flaky, tmp_path: Path) -> None:
+def test_interrupted_run_is_killed_and_opened_again(tracker: Flaky, box: Outbox, tmp_path: Path) -> None:
     runs = []
     for _ in range(2):
-        follow = Follow(tracker, parent=None, sweep="interrupted", report=lambda *_: None)
+        follow = Follow(box, parent=None, sweep="interrupted", report=lambda *_: None)
         follow.on_trial_start(0, [], trial(tmp_path / "trial-0000"))
+        box.flush()
         run_id = follow.run_of("trial-0000")
         assert run_id is not None
         assert tracker.client.get_run(run_id).info.status == "RUNNING"
         follow.close()
+        box.flush()
         assert tracker.client.get_run(run_id).info.status == "KILLED"
         runs.append(run_id)
     assert runs[0] == runs[1]
 
 
-def test_trial_without_dice_is_told_by_its_status(tracker: Flaky, tmp_path: Path) -> None:
-    said: list[str] = []
-    follow = Follow(tracker, parent=None, sweep="words", report=lambda *words: said.append(words[3]))
+def test_trial_without_dice_is_told_by_its_status(box: Outbox, said: list[str], tmp_path: Path) -> None:
+    follow = Follow(box, parent=None, sweep="words", report=lambda *words: said.append(words[3]))
     for name, status in (("trial-0000", "stopped_early"), ("trial-0001", "finished")):
         one = trial(tmp_path / name)
         result = {**epoch(3, loss=1.0), "status": status, "digest": "abc"}
@@ -97,9 +113,10 @@ def test_trial_without_dice_is_told_by_its_status(tracker: Flaky, tmp_path: Path
     assert [words for words in said if words.startswith("ended")] == ["ended: stopped early", "ended: finished"]
 
 
-def test_failed_trial_keeps_its_log_even_when_it_never_started(tracker: Flaky, tmp_path: Path) -> None:
-    said: list[str] = []
-    follow = Follow(tracker, parent=None, sweep="failed", report=lambda *words: said.append(words[3]))
+def test_failed_trial_keeps_its_log_even_when_it_never_started(
+    tracker: Flaky, box: Outbox, said: list[str], tmp_path: Path
+) -> None:
+    follow = Follow(box, parent=None, sweep="failed", report=lambda *words: said.append(words[3]))
     log = tmp_path / "tune" / "error.txt"
     log.parent.mkdir()
     log.write_text("Traceback\n  ...\nValueError: no such loss\n\n")
@@ -109,6 +126,7 @@ def test_failed_trial_keeps_its_log_even_when_it_never_started(tracker: Flaky, t
     follow.on_trial_start(0, [], one)
     follow.on_trial_error(0, [], one)
     follow.close()
+    box.flush()
     folder = tmp_path / "trial-0000"
     assert failure(folder) == "ValueError: no such loss"
     assert said[0] == f"failed: ValueError: no such loss; see {folder / ERROR}"

@@ -19,7 +19,12 @@ from urllib.parse import urlparse
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# By itself MLflow asks a server that is away 8 times, for about four minutes. The outbox tries again on its own.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# Seconds until the answer begins: a server that stores a large model in a bucket answers when it is there.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -53,7 +58,7 @@ def answered() -> Iterator[None]:
         yield
     except MlflowException as error:
         raise ModelError(
-            f"MLflow could not do what was asked of it ({error.message}); "
+            f"MLflow could not do what was asked of it ({public(error.message)}); "
             "see that its server runs and MLFLOW_TRACKING_URI is right, then give the same command again"
         ) from error
 
@@ -79,18 +84,39 @@ class Tracker:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        started_ms: int | None = None,
     ) -> str:
-        """Begin a run and return its id. `parent` is the id of the run that it is shown under.
+        """Begin a run and return its id. `parent` is the id of the run that it is shown under; `started_ms` (since 1970) else is now.
 
         Values beyond MLflow's limits (6000 characters a parameter, 8000 a tag) are cut, with a note at the cut.
         """
         texts = {key: _cut(_text(value), limit=TAG_LENGTH) for key, value in (tags or {}).items()}
         if parent is not None:
             texts[PARENT_TAG] = parent
-        run_id = self.client.create_run(self.experiment_id, tags=texts, run_name=name).info.run_id
-        values = [Param(_key(key), _cut(_text(value), limit=PARAM_LENGTH)) for key, value in (params or {}).items()]
-        for first in range(0, len(values), PARAMS_AT_ONCE):
-            self.client.log_batch(run_id, params=values[first : first + PARAMS_AT_ONCE])
+        created = self.client.create_run(self.experiment_id, start_time=started_ms, tags=texts, run_name=name)
+        self._params(created.info.run_id, params or {})
+        return created.info.run_id
+
+    @answered()
+    def begin(
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, Any],
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        started_ms: int | None = None,
+    ) -> str:
+        """Go on with the run that carries these tags, or `start` it; return its id. Parameters that it lacks are added, none is changed.
+
+        Doing it twice is as doing it once, also when it was cut off the first time.
+        """
+        run_id = self.find(tags=tags)
+        if run_id is None:
+            return self.start(name, parent=parent, params=params, tags=tags, started_ms=started_ms)
+        self.resume(run_id)
+        known = self.client.get_run(run_id).data.params
+        self._params(run_id, {key: value for key, value in (params or {}).items() if _key(key) not in known})
         return run_id
 
     @answered()
@@ -151,9 +177,14 @@ class Tracker:
         self.client.log_text(run_id, text, path)
 
     @answered()
-    def finish(self, run_id: str, *, status: Status = "FINISHED") -> None:
-        """End a run."""
-        self.client.set_terminated(run_id, status=status)
+    def finish(self, run_id: str, *, status: Status = "FINISHED", ended_ms: int | None = None) -> None:
+        """End a run, at `ended_ms` (since 1970) or now."""
+        self.client.set_terminated(run_id, status=status, end_time=ended_ms)
+
+    def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        values = [Param(_key(key), _cut(_text(value), limit=PARAM_LENGTH)) for key, value in params.items()]
+        for first in range(0, len(values), PARAMS_AT_ONCE):
+            self.client.log_batch(run_id, params=values[first : first + PARAMS_AT_ONCE])
 
     @answered()
     def _experiment_id(self) -> str:

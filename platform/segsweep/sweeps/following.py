@@ -1,20 +1,17 @@
 """What a sweep tells while it runs: lines and bars on the terminal, and every trial as a child run in MLflow (driver only)."""
 
 import shutil
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
-from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status, Tracker
+from segsweep.models.outbox import Outbox, Tags
+from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status
 from segsweep.sweeps.training import RESULT, read_result
 
 ERROR = "error.txt"
-# A tracking server that did not answer is left alone this long (seconds): its client retries for minutes by itself.
-PAUSE = 60.0
 
 # Told what happens to trials: trial name, epochs done, epochs in all, a few words.
 Report = Callable[[str, int, int, str], None]
@@ -25,16 +22,12 @@ def silent(_trial: str, _done: int, _total: int, _words: str) -> None:
 
 
 class Follow(Callback):
-    """Logs trials under one parent run and reports their progress. `close` it when the trials are over.
+    """Logs trials under one parent run, through the outbox, and reports their progress. `close` it when the trials are over."""
 
-    What a tracking server does not take is kept and sent later, in order, with its first timestamp: an outage ends no training.
-    """
-
-    def __init__(self, tracker: Tracker, *, parent: str | None, sweep: str, report: Report) -> None:
-        self.tracker, self.sweep, self._parent, self._report = tracker, sweep, parent, report
-        self._open: dict[str, str] = {}
-        self._unsent: deque[Callable[[], None]] = deque()
-        self._silent_until = 0.0
+    def __init__(self, outbox: Outbox, *, parent: Tags | None, sweep: str, report: Report) -> None:
+        self.tracker, self.sweep = outbox.tracker, sweep
+        self._outbox, self._parent, self._report = outbox, parent, report
+        self._open: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a pickled copy for its own restore, which is never used: connections stay out of it."""
@@ -44,7 +37,8 @@ class Follow(Callback):
         """Open the trial's MLflow run, or the one that an interrupted sweep left."""
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
-        self._send(lambda: self._begin(name, params))
+        self._outbox.begin(self.tags(name), name=name, parent=self._parent, params=params)
+        self._open.add(name)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
     def on_trial_result(
@@ -58,10 +52,9 @@ class Follow(Callback):
         """Log one epoch; of the last report only what the epoch before it did not have."""
         if "epoch" not in result:
             return
-        name, step, moment = trial_name(trial), int(result["epoch"]), int(time.time() * 1000)
-        values = measurements(result)
+        name, step, values = trial_name(trial), int(result["epoch"]), measurements(result)
         new = values if result.get("status") == "training" else {k: v for k, v in values.items() if k == "dice"}
-        self._send(lambda: self.tracker.metrics(self._open[name], new, step=step, timestamp_ms=moment))
+        self._outbox.metrics(self.tags(name), new, step=step)
         words = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "patch_dice", "dice") if key in values)
         self._report(name, step, int(result.get("epochs", 0)), words)
 
@@ -71,7 +64,7 @@ class Follow(Callback):
         if not (folder / RESULT).is_file():
             return
         result = read_result(folder)
-        self._send(lambda: self._conclude(name, result))
+        self._conclude(name, result)
         words = f"dice {result['dice']:.3f}" if "dice" in result else result["status"].replace("_", " ")
         self._report(name, int(result["epoch"]), int(result["epoch"]), f"ended: {words}")
 
@@ -81,7 +74,8 @@ class Follow(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         if trial.error_file and Path(trial.error_file).is_file():
             shutil.copyfile(trial.error_file, folder / ERROR)
-        self._send(lambda: self._finish(name, status="FAILED"))
+        if name in self._open:  # a trial may fail before it starts
+            self._finish(name, status="FAILED")
         self._report(name, 0, 0, f"failed: {failure(folder)}; see {folder / ERROR}")
 
     def run_of(self, name: str) -> str | None:
@@ -93,48 +87,21 @@ class Follow(Callback):
         return {SWEEP_TAG: self.sweep, TRIAL_TAG: name}
 
     def close(self) -> None:
-        """Send what is left; runs of trials that did not end become KILLED (a later sweep opens them again)."""
-        self._silent_until = 0.0
-        self._send(lambda: None)
+        """Runs of trials that did not end become KILLED; a later sweep opens them again."""
         for name in list(self._open):
-            self._send(lambda name=name: self._finish(name, status="KILLED"))
-        if self._unsent:
-            self._report("MLflow", 0, 0, f"failed: {len(self._unsent)} entries could not be sent")
-
-    def _send(self, act: Callable[[], None]) -> None:
-        """Do this after everything that waits. The exceptions of a server that is away are of many kinds."""
-        self._unsent.append(act)
-        if time.monotonic() < self._silent_until:
-            return
-        while self._unsent:
-            try:
-                self._unsent[0]()
-            except Exception as error:
-                self._silent_until = time.monotonic() + PAUSE
-                self._report("MLflow", 0, 0, f"failed, its entries wait: {_last_line(str(error))}")
-                return
-            self._unsent.popleft()
-
-    def _begin(self, name: str, params: Mapping[str, Any]) -> None:
-        run_id = self.run_of(name)
-        if run_id is None:
-            run_id = self.tracker.start(name, parent=self._parent, params=params, tags=self.tags(name))
-        else:
-            self.tracker.resume(run_id)
-        self._open[name] = run_id
+            self._finish(name, status="KILLED")
 
     def _conclude(self, name: str, result: Mapping[str, Any]) -> None:
-        run_id = self._open[name]
+        run = self.tags(name)
         rows = [{"structure": key[5:], "dice": value} for key, value in result.items() if key.startswith("dice/")]
         if rows:
-            self.tracker.table(run_id, rows, path="dice_per_structure.json")
-        self.tracker.tag(run_id, {"segsweep.status": result["status"], DIGEST_TAG: result["digest"]})
+            self._outbox.table(run, rows, path="dice_per_structure.json")
+        self._outbox.tag(run, {"segsweep.status": result["status"], DIGEST_TAG: result["digest"]})
         self._finish(name, status="FINISHED")
 
     def _finish(self, name: str, *, status: Status) -> None:
-        if name in self._open:  # a trial may fail before it starts
-            self.tracker.finish(self._open[name], status=status)
-            del self._open[name]
+        self._outbox.finish(self.tags(name), status=status)
+        self._open.discard(name)
 
 
 def trial_name(trial: Any) -> str:

@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import ray.tune
 
 from segsweep.errors import SegsweepError
 from segsweep.models.catalogue import Registered
+from segsweep.models.outbox import Outbox
 from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, Tracker
 from segsweep.run import Run
@@ -45,16 +48,15 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     name = f"{run.trainable}-{dataset}-{run.digest}-{prepared.store.digest[:6]}"
     folder = place.runs / name
     tracker = Tracker(place, experiment=dataset)
-    follow = Follow(tracker, parent=None, sweep="", report=report)
-    if not (folder / RESULT).is_file():
-        demand_memory(prepared, available=memory_per_worker(workers=run.workers))
-        fitting = demand_fitting(prepared)
-        if fitting is not None:
-            report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
-        try:
+    outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
+    with closing(outbox), closing(Follow(outbox, parent=None, sweep="", report=report)) as follow:
+        if not (folder / RESULT).is_file():
+            demand_memory(prepared, available=memory_per_worker(workers=run.workers))
+            fitting = demand_fitting(prepared)
+            if fitting is not None:
+                report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
             _run(run, folder=folder, follow=follow)
-        finally:
-            follow.close()
+        outbox.flush()
     result = read_result(folder)
     run_id = follow.run_of(name)
     if run_id is None:

@@ -17,6 +17,7 @@ from segsweep.data.planning import Plan
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, SegsweepError, StoreError
 from segsweep.models.catalogue import Registered
+from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import KIND_TAG, SWEEP_TAG, Status, Tracker
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
@@ -124,8 +125,10 @@ def tune(
         _suggest, recipe=rows or recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place
     )
     tracker = Tracker(place, experiment=opened.dataset)
-    parent = _parent_run(tracker, name=name, base=base, store=opened)
-    follow = Follow(tracker, parent=parent, sweep=name, report=report)
+    outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
+    parent = {SWEEP_TAG: name, KIND_TAG: "sweep"}
+    outbox.begin(parent, name=name, params={**base.to_json(), "data": opened.digest, "cases": len(opened.cases)})
+    follow = Follow(outbox, parent=parent, sweep=name, report=report)
     status: Status = "KILLED"
     ended: tuple[SweptTrial, ...] = ()
     try:
@@ -141,6 +144,7 @@ def tune(
             ended = ended_trials(study, sweep=sweep)
             if search.remaining > 0 or has_unfinished(study):
                 return Swept(name=name, trials=ended, registered=(), interrupted=True)
+        outbox.flush()
         status = "FAILED"
         _demand_any(ended, name=name)
         registered = register_best(ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened)
@@ -149,11 +153,12 @@ def tune(
             title = f"{space} on {opened.dataset}"
             page = compare(rows, title=title, base=base, store=opened, shared=fixed, resources=resources)
             for file in (PAGE, FIGURES):
-                tracker.file(parent, (sweep / file).read_text(), path=file)
+                outbox.file(parent, (sweep / file).read_text(), path=file)
         status = "FINISHED"
         return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page)
     finally:
-        tracker.finish(parent, status=status)
+        outbox.finish(parent, status=status)
+        outbox.close()
 
 
 def first_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
@@ -286,13 +291,3 @@ def _queue(recipe: ModuleType, *, rows: Rows | None, study: Any, plan: Plan, tri
         for params in recipe.first(plan):
             study.enqueue_trial(params)
     yield trials
-
-
-def _parent_run(tracker: Tracker, *, name: str, base: Run, store: Store) -> str:
-    tags = {SWEEP_TAG: name, KIND_TAG: "sweep"}
-    found = tracker.find(tags=tags)
-    if found is not None:
-        tracker.resume(found)
-        return found
-    params = {**base.to_json(), "data": store.digest, "cases": len(store.cases)}
-    return tracker.start(name, params=params, tags=tags)
