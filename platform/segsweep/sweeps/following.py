@@ -11,6 +11,7 @@ from ray.tune import Callback
 
 from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status, Tracker
 from segsweep.sweeps.training import RESULT, read_result
+from segsweep.sweeps.tuning_objectives import DIRECTIONS
 
 ERROR = "error.txt"
 # A tracking server that did not answer is left alone this long (seconds): its client retries for minutes by itself.
@@ -60,7 +61,7 @@ class Follow(Callback):
             return
         name, step, moment = trial_name(trial), int(result["epoch"]), int(time.time() * 1000)
         values = measurements(result)
-        new = values if result.get("status") == "training" else {k: v for k, v in values.items() if k == "dice"}
+        new = values if result.get("status") == "training" else {k: v for k, v in values.items() if k in DIRECTIONS}
         self._send(lambda: self.tracker.metrics(self._open[name], new, step=step, timestamp_ms=moment))
         words = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "patch_dice", "dice") if key in values)
         self._report(name, step, int(result.get("epochs", 0)), words)
@@ -154,7 +155,7 @@ def failure(folder: Path) -> str:
 
 def measurements(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a result, without Ray's own entries and without per-structure values (those are a table)."""
-    keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", "dice")
+    keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", *DIRECTIONS)
     return {key: float(result[key]) for key in keys if key in result}
 
 

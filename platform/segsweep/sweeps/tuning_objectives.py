@@ -16,7 +16,7 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 
 def parse_objectives(text: str) -> tuple[str, ...]:
     """`dice,seconds_per_case` as names. Raises ValueError for other names, one twice, or none that is dice: by it trials are listed."""
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(text.split(","))
     for name in names:
         if name not in DIRECTIONS:
             raise ValueError(f"objective={text}: {unknown(name, kind='objectives', known=DIRECTIONS)}")
