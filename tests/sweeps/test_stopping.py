@@ -2,19 +2,29 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import ray.tune
+import torch
 from ray.tune.schedulers import TrialScheduler
 from ray.util import placement_group_table
 
+from segsweep import recipes
+from segsweep.data.structures import LabelSet
 from segsweep.errors import RecipeError
 from segsweep.learning import checkpoint
+from segsweep.learning.loop import Epoch, train
+from segsweep.learning.method import load_method
 from segsweep.run import Run
+from segsweep.sweeps import training
+from segsweep.sweeps.kept import keep
+from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.stopping import CooperativeASHA, CooperativePaired, demand_pairs, make_scheduler
 from segsweep.sweeps.training import STOP, as_trainable, read_result
 
@@ -148,6 +158,47 @@ def test_pairs_need_validations_and_enough_cases() -> None:
     assert demand_pairs(every=2, epochs=10, cases=5).endswith(
         "the fold holds out 5, and at a rate of 0.1 stop=paired needs 6"
     )
+
+
+@pytest.mark.parametrize("trainable", recipes.names("trainables"))
+def test_learning_rates_run_over_a_trials_own_epochs_whoever_stops_it(trainable: str) -> None:
+    method = load_method(trainable)
+    short, long = (method.stages(method.params({"epochs": epochs})) for epochs in (60, 120))
+    assert (sum(stage.epochs for stage in short), sum(stage.epochs for stage in long)) == (60, 120)
+    for half, whole in zip(short, long, strict=True):
+        # Steps come every so many epochs by their paper; what decays, decays as far in half as many.
+        if half.schedule != "step":
+            rates = [half.rate(epoch) for epoch in range(half.epochs)]
+            assert rates == pytest.approx([whole.rate(2 * epoch) for epoch in range(half.epochs)])
+
+
+def test_a_stopped_trials_folder_goes_on_where_it_was(
+    tiny_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "get_device", lambda: torch.device("cpu"))
+    label = np.zeros((16, 32, 32), dtype=np.uint8)
+    label[:8] = 1
+    liver = LabelSet(structures=("liver",))
+    pair = ",".join(str(tiny_store(name, labels=liver, cases={"c": label})) for name in "ab")
+    params = {"epochs": 4, "iterations": 1, "patch_size": [16, 32, 32], "batch_size": 2, "features": 4, "levels": 2}
+    prepared = prepare(Run(trainable="unet", store=pair, fold="all", params=params))
+    whole = trained(prepared, folder=tmp_path / "whole", until=4)
+    stopped = trained(prepared, folder=tmp_path / "stopped", until=2)
+    continued = trained(prepared, folder=tmp_path / "stopped", until=4)
+    assert [epoch.number for epoch in continued] == [2, 3]
+    assert [epoch.metrics for epoch in (*stopped, *continued)] == [epoch.metrics for epoch in whole]
+
+
+def trained(prepared: Prepared, *, folder: Path, until: int) -> list[Epoch]:
+    """What a worker does with a run's folder, without Ray around it, until it is told to stop."""
+    begin = checkpoint.latest(folder)
+    found = []
+    for epoch in train(training._setting(prepared), resume=None if begin is None else checkpoint.load(begin)):
+        keep(epoch, checkpoints=folder, document={})
+        found.append(epoch)
+        if epoch.number + 1 == until:
+            break
+    return found
 
 
 @pytest.mark.usefixtures("cluster")
