@@ -224,7 +224,7 @@ def test_space_without_any_trainable_point_ends_the_search(sweep: Sweep) -> None
 
 
 def test_of_several_objectives_the_front_comes_first_by_dice(sweep: Sweep) -> None:
-    several = {"objective": "dice,seconds_per_case"}
+    several: dict[str, Any] = {"objective": "dice,seconds_per_case"}
     search = sweep.search(trials=5, **several)
     given(search, times=5)
     costs = ((0.9, 40.0), (0.85, 50.0), (0.7, 10.0), (0.8, 20.0))

@@ -5,9 +5,11 @@ from typing import Literal
 
 from segsweep.errors import unknown
 
+Direction = Literal["maximize", "minimize"]
+
 DICE = "dice"
 # By the names that a result has: Dice as a fraction, the median seconds of a held-out scan, the most memory (10^9 bytes).
-DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
+DIRECTIONS: Mapping[str, Direction] = {
     DICE: "maximize",
     "seconds_per_case": "minimize",
     "memory_gb": "minimize",

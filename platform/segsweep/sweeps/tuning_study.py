@@ -20,7 +20,7 @@ from segsweep.models.tracking import public
 from segsweep.sweeps.following import ERROR, Report
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import RESULT, read_result
-from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, front, parse_objectives, worst
+from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, Direction, front, parse_objectives, worst
 from segsweep.sweeps.tuning_sampling import WARM, Ask, drawn, make_sampler
 
 # So many suggestions in a row that cannot be trained end a sweep.
@@ -57,15 +57,10 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    try:
-        database = optuna.storages.get_storage(storage)
-    except Exception as error:  # every database's driver raises its own
-        reason = public(str(error).partition("\n")[0])
-        raise ResourceError(
-            f"study database {public(storage)!r} cannot be used ({reason}); "
-            "expected sqlite:///FILE or the address of a database that runs in SEGSWEEP_STUDIES"
-        ) from error
-    directions = [DIRECTIONS[objective] for objective in parse_objectives(settings.get(OBJECTIVE, DICE))]
+    database = open_database(storage)
+    directions: list[Direction] = [
+        DIRECTIONS[objective] for objective in parse_objectives(settings.get(OBJECTIVE, DICE))
+    ]
     study = optuna.create_study(storage=database, study_name=name, directions=directions, load_if_exists=True)
     # Trials that exist have used up the first draws: a resumed sweep must not draw them again.
     study.sampler = make_sampler(sampler, seed=seed + len(study.trials))
@@ -80,6 +75,18 @@ def open_study(
             f"sweep {name!r} was begun with other settings ({detail}); choose another name=… or the same settings"
         )
     return study
+
+
+def open_database(storage: str) -> Any:
+    """Where studies are kept, as Optuna takes it. Raises ResourceError when it cannot be used."""
+    try:
+        return optuna.storages.get_storage(storage)
+    except Exception as error:  # every database's driver raises its own
+        reason = public(str(error).partition("\n")[0])
+        raise ResourceError(
+            f"study database {public(storage)!r} cannot be used ({reason}); "
+            "expected sqlite:///FILE or the address of a database that runs in SEGSWEEP_STUDIES"
+        ) from error
 
 
 def trial_folder(sweep: Path, *, number: int) -> Path:

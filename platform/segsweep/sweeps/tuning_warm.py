@@ -8,16 +8,22 @@ from optuna.trial import TrialState
 
 from segsweep.errors import RecipeError, unknown
 from segsweep.sweeps.tuning_sampling import WARM, Draw, fitting
-from segsweep.sweeps.tuning_study import HAD, MEMORY, SETTINGS, failed, objectives_of, own_trials
+from segsweep.sweeps.tuning_study import HAD, MEMORY, SETTINGS, failed, objectives_of, open_database, own_trials
 
 
 def earlier_studies(storage: str, *, names: Sequence[str], objectives: Sequence[str]) -> tuple[optuna.Study, ...]:
-    """The studies of earlier sweeps. Raises RecipeError for one that is not in the database, or that optimised something else."""
-    known = optuna.get_all_study_names(storage) if names else []
+    """The studies of earlier sweeps.
+
+    Raises RecipeError for one that is not in the database or that optimised something else, ResourceError like `open_database`.
+    """
+    if not names:
+        return ()
+    database = open_database(storage)
+    known = optuna.get_all_study_names(database)
     for name in names:
         if name not in known:
             raise RecipeError(f"warm={name}: {unknown(name, kind='sweeps', known=known)}")
-    studies = tuple(optuna.load_study(study_name=name, storage=storage) for name in names)
+    studies = tuple(optuna.load_study(study_name=name, storage=database) for name in names)
     for study in studies:
         if objectives_of(study) != tuple(objectives):
             raise RecipeError(
