@@ -123,6 +123,9 @@ def test_scans_are_validated_between_and_the_best_epoch_becomes_the_model(run: R
     result = fit(chosen, folder=folder, resources=Resources(cpus=1), callbacks=[written])
     epochs = [ranks[0] for ranks in written.read()]
     assert ["dice_scan" in epoch for epoch in epochs] == [False, True, False, False]
+    between = json.loads((folder / "validation-00002.json").read_text())
+    assert summarise(between, prefix="dice_scan")["dice_scan"] == epochs[1]["dice_scan"]
+    assert result["seconds_per_case"] > 0 and result["memory_gb"] > 0
     structures = {name for name in epochs[1] if name.startswith("dice_scan/")}
     assert structures == {name.replace("dice/", "dice_scan/") for name in result if name.startswith("dice/")}
     smoothed = [epoch["patch_dice_smoothed"] for epoch in epochs[:3]]
