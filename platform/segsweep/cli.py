@@ -245,8 +245,8 @@ def tune(
     names = options.objective.split(",")
     table = Table("trial", "state", *names, "epochs", "parameters", box=None)
     for trial in swept.trials:
-        values = (f"{trial.values[name]:.4f}" if name in trial.values else "" for name in names)
-        table.add_row(trial.name, trial.state, *values, str(trial.epochs), escape(describe(trial.config)))
+        measured = (f"{trial.values[name]:.4f}" if name in trial.values else "" for name in names)
+        table.add_row(trial.name, trial.state, *measured, str(trial.epochs), escape(describe(trial.config)))
     console.print(table)
     for version in swept.registered:
         say(f"registered {version.uri}")
