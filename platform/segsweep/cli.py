@@ -225,7 +225,7 @@ def tune(
       pretrained  model that its pre-trained rows start from         (none)
     Every other key is a parameter that all trials share.
 
-    stop=paired compares whole scans: scan_validation_every=EPOCHS, grace or not.
+    stop=paired compares whole scans: give it scan_validation_every=EPOCHS.
     Give the same command again to resume, with more trials to extend.
 
     Examples:

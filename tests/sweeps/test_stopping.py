@@ -68,15 +68,26 @@ def test_verdict_becomes_a_flag_and_better_trials_go_on(tmp_path: Path) -> None:
 
 
 def test_rules_and_what_they_are_without_grace() -> None:
-    assert isinstance(make_scheduler("asha", grace=5), CooperativeASHA)
-    assert isinstance(make_scheduler("hyperband", grace=5), CooperativeASHA)
-    assert isinstance(make_scheduler("paired", grace=0), CooperativePaired)
-    assert make_scheduler("asha", grace=0) is make_scheduler("none", grace=5) is None
+    assert isinstance(make_scheduler("asha", grace=5, curves={}), CooperativeASHA)
+    assert isinstance(make_scheduler("hyperband", grace=5, curves={}), CooperativeASHA)
+    assert isinstance(make_scheduler("paired", grace=0, curves={}), CooperativePaired)
+    assert make_scheduler("asha", grace=0, curves={}) is make_scheduler("none", grace=5, curves={}) is None
+
+
+def test_asha_knows_the_trials_that_ended_under_another_driver(tmp_path: Path) -> None:
+    curves = {"trial-0000": {1: 0.3, 2: 0.8}, "trial-0001": {2: 0.9}}
+    for known in ({}, curves):
+        scheduler = make_scheduler("asha", grace=2, curves=known)
+        assert scheduler is not None
+        trial = rival(tmp_path / f"after {len(known)}")
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        scheduler.on_trial_result(None, trial, {"epoch": 2, "patch_dice_smoothed": 0.7})  # type: ignore[arg-type]
+        assert (tmp_path / trial.trial_id / STOP).exists() == bool(known)
 
 
 def test_hyperbands_brackets_judge_at_other_epochs_and_only_ask(tmp_path: Path) -> None:
     """Of very many trials, each a little worse than the one before it, some are first judged later than others; all may go on."""
-    scheduler = make_scheduler("hyperband", grace=2)
+    scheduler = make_scheduler("hyperband", grace=2, curves={})
     assert scheduler is not None
     stopped: dict[int, int] = {}
     for number in range(60):

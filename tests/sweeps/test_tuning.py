@@ -208,6 +208,8 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
         RecipeError, match=r"stop=paired compares whole scans .* scan_validation_every=0 of 1000 epochs"
     ):
         start(stop="paired")
+    with pytest.raises(RecipeError, match="warm=never: 'never' is this sweep itself"):
+        start(warm="never")
     with pytest.raises(ValueError, match="trials=0 cannot be used: expected at least 1"):
         SweepOptions(trials=0)
     assert list(workspace.root.iterdir()) == []

@@ -20,6 +20,7 @@ from segsweep.sweeps.tuning_study import (
     StudySearch,
     ended_trials,
     has_unfinished,
+    learning_curves,
     open_study,
     trial_folder,
     trials_left,
@@ -186,6 +187,7 @@ def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:
     assert sweep.states() == [TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
     assert [trial.dice for trial in ended_trials(sweep.study(), sweep=sweep.folder)] == [None, None]
     assert sweep.study().trials[0].intermediate_values == {1: 0.1}
+    assert learning_curves(sweep.study()) == {"trial-0000": {1: 0.1}}
     assert has_unfinished(sweep.study())
     # Tune says the end again when a callback of its own failed; that changes nothing.
     search.on_trial_complete("tune-0", error=True)

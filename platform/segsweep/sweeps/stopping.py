@@ -4,7 +4,9 @@ A trial that Tune kills outright leaves its Ray Train workers and placement grou
 a trial was meant to train: its learning rates are those of its own epochs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -39,6 +41,14 @@ class CooperativeASHA(AsyncHyperBandScheduler):
             brackets=brackets,
             stop_last_trials=False,
         )
+
+    def recall(self, curves: Mapping[str, Mapping[int, float]]) -> None:
+        """Judge as if the trials that ended under an earlier driver had been seen: smoothed patch Dice by epoch, by a trial's name."""
+        for name, curve in curves.items():
+            past: Any = SimpleNamespace(trial_id=name)
+            self.on_trial_add(None, past)  # type: ignore[arg-type]  ASHA asks nothing of Tune
+            for epoch in sorted(curve):
+                super().on_trial_result(None, past, {"epoch": epoch, "patch_dice_smoothed": curve[epoch]})  # type: ignore[arg-type]
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002
         """The sweep optimises the final Dice; this scheduler keeps to the metric that every epoch has."""
@@ -80,13 +90,15 @@ class CooperativePaired(FIFOScheduler):
         self._running.pop(Path(trial.config["folder"]), None)
 
 
-def make_scheduler(rule: str, *, grace: int) -> TrialScheduler | None:
-    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: epochs before a trial may be."""
+def make_scheduler(rule: str, *, grace: int, curves: Mapping[str, Mapping[int, float]]) -> TrialScheduler | None:
+    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: epochs before a trial may be; `curves` as for `recall`."""
     if rule == "paired":
         return CooperativePaired(grace_epochs=grace)
     if rule == "none" or not grace:
         return None
-    return CooperativeASHA(grace_epochs=grace, brackets=BRACKETS if rule == "hyperband" else 1)
+    scheduler = CooperativeASHA(grace_epochs=grace, brackets=BRACKETS if rule == "hyperband" else 1)
+    scheduler.recall(curves)
+    return scheduler
 
 
 def demand_pairs(*, every: int, epochs: int, cases: int) -> str:

@@ -40,6 +40,7 @@ from segsweep.sweeps.tuning_study import (
     SweptTrial,
     ended_trials,
     has_unfinished,
+    learning_curves,
     open_study,
     trials_left,
 )  # fmt: skip
@@ -131,10 +132,12 @@ def tune(
     base = dataclasses.replace(base, params=pin(base.params, workspace=place))
     prepared = prepare(changed(base, config={**first_config(space, store=store, options=chosen), **base.params}))
     opened = prepared.store
+    name = chosen.name or f"{space}-{opened.dataset}"
+    if name in chosen.earlier:
+        raise RecipeError(f"warm={chosen.warm}: {name!r} is this sweep itself; expected earlier ones")
     start = _start(recipe, options=chosen, prepared=prepared, fixed=fixed, workspace=place, report=report)
     connect()
     least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
-    name = chosen.name or f"{space}-{opened.dataset}"
     settings = {**_settings(space, base=base, store=opened, options=chosen), "fixed": fixed}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler)
     sweep = place.sweeps / name
@@ -158,7 +161,8 @@ def tune(
             search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
             if search.remaining:
                 trainable = as_trainable(base, resources=resources)
-                _run_trials(trainable, search=search, follow=follow, options=chosen, concurrent=concurrent, sweep=sweep)
+                rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study))
+                _run_trials(trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep)
             ended = ended_trials(study, sweep=sweep)
             if search.remaining > 0 or has_unfinished(study):
                 return Swept(name=name, trials=ended, registered=(), interrupted=True)
@@ -278,10 +282,9 @@ def _start(
 
 
 def _run_trials(
-    trainable: Any, *, search: StudySearch, follow: Follow, options: SweepOptions, concurrent: int, sweep: Path
+    trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
 ) -> None:
     """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed."""
-    scheduler = make_scheduler(options.stop, grace=options.grace)
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(

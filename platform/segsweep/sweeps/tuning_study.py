@@ -249,6 +249,12 @@ def own_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if WARM not in trial.user_attrs]
 
 
+def learning_curves(study: optuna.Study) -> dict[str, dict[int, float]]:
+    """Smoothed patch Dice by epoch of every own trial that ended, by its folder's name; none where several objectives are sought."""
+    ended = [trial for trial in own_trials(study) if trial.state.is_finished() and trial.intermediate_values]
+    return {trial_folder(Path(), number=trial.number).name: trial.intermediate_values for trial in ended}
+
+
 def has_unfinished(study: optuna.Study) -> bool:
     """Whether a trial was begun and not ended."""
     return any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
