@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -40,8 +41,8 @@ def worse(own: Mapping[str, float], best: Mapping[str, float], *, threshold: flo
     ours, theirs = (np.array([scores[case_id] for case_id in shared]) for scores in (own, best))
     if ours.mean() >= theirs.mean():
         return False
-    _, p = wilcoxon(ours - theirs, alternative="less", zero_method="zsplit")
-    return bool(p < threshold)
+    test: Any = wilcoxon(ours - theirs, alternative="less", zero_method="zsplit")
+    return bool(test.pvalue < threshold)
 
 
 def fewest_cases(*, share: float) -> int:
