@@ -203,6 +203,17 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
             "tune default store fold=all",
             "fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number",
         ),
+        ("tune default store sampler=tpa", "no 'tpa' among values of sampler (there are: *); did you mean 'tpe'?"),
+        ("tune default store stop=never", "no 'never' among values of stop (there are: asha, hyperband, none, paired)"),
+        (
+            "tune default store stop=hyperband",
+            "stop=hyperband cannot be used with grace=0: expected at least one epoch *",
+        ),
+        ("tune default store objective=speed", "objective=speed: no 'speed' among objectives (there are: *)"),
+        (
+            "tune gtv_loss store sampler=gp",
+            "gtv_loss is a published comparison, whose rows are the trials; expected no *",
+        ),
         ("tune default store scale=half", "scale='half' cannot be used: expected a share above 0, at most 1"),
         ("tune gtv_loss store scale=2", "scale=2 cannot be used: expected a share above 0, at most 1"),
         ("tune default store scale=0.5", "default is no published comparison; expected scale=… and *"),

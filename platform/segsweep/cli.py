@@ -220,6 +220,10 @@ def tune(
       concurrent  at a time; 0 = as many as fit                         (0)
       workers     processes of each trial, one core or GPU each         (1)
       fold, seed  as in `segsweep train`; a fold, not all               (0)
+      sampler     tpe, gp, random, grid or nsga2                      (tpe)
+      objective   dice, also with seconds_per_case, memory_gb        (dice)
+      warm        earlier sweeps to learn from: NAME,NAME            (none)
+      stop        bad trials by asha, hyperband, paired or none      (asha)
       grace       epochs before a bad trial may be stopped; 0 = never   (0)
       register    how many of the best become registered models         (3)
       name        of the sweep                              (SPACE-DATASET)
@@ -228,6 +232,7 @@ def tune(
       pretrained  model that its pre-trained rows start from         (none)
     Every other key is a parameter that all trials share.
 
+    stop=paired compares whole scans: give it scan_validation_every=EPOCHS.
     Give the same command again to resume, with more trials to extend.
 
     Examples:
@@ -244,10 +249,11 @@ def tune(
     workspace = current_workspace()
     with bars() as shown:
         swept = run(space, store=str(store), workspace=workspace, options=options, params=params, report=shown.trial)
-    table = Table("trial", "state", "dice", "epochs", "parameters", box=None)
+    names = options.objective.split(",")
+    table = Table("trial", "state", *names, "epochs", "parameters", box=None)
     for trial in swept.trials:
-        dice = "" if trial.dice is None else f"{trial.dice:.4f}"
-        table.add_row(trial.name, trial.state, dice, str(trial.epochs), escape(describe(trial.config)))
+        measured = (f"{trial.values[name]:.4f}" if name in trial.values else "" for name in names)
+        table.add_row(trial.name, trial.state, *measured, str(trial.epochs), escape(describe(trial.config)))
     console.print(table)
     for version in swept.registered:
         say(f"registered {version.uri}")
@@ -554,7 +560,8 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     from segsweep.sweeps.tuning import SweepOptions
 
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
-    texts = {key: own.pop(key) for key in ("name", "pretrained") if key in own}
+    words = ("name", "pretrained", "sampler", "objective", "warm", "stop")
+    texts = {key: own.pop(key) for key in words if key in own}
     numbers = _parsed(own)
     for key, value in numbers.items():
         if key == "scale" and type(value) not in (int, float):

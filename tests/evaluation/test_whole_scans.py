@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segsweep.data.structures import LabelSet
-from segsweep.evaluation.whole_scans import scan_dice
+from segsweep.evaluation.whole_scans import score_case
 from segsweep.inference.prediction import Member, Predictor
 from segsweep.run import Run
 from segsweep.sweeps.preparing import prepare
@@ -36,5 +36,5 @@ def test_whole_scans_are_scored_in_their_datasets_structures_without_ignored_vox
     chosen = prepare(Run(trainable="unet", store=pair, fold="all", params={"patch_size": [16, 32, 32], "features": 4}))
     assert chosen.params.head == "sigmoid"
     predictor = Predictor(members=(Member(model=Everywhere(2), task=chosen.task, weight=1.0),))
-    assert scan_dice(predictor, store=chosen.store, case_id="a.c") == {"a/liver": 1.0}
-    assert scan_dice(predictor, store=chosen.store, case_id="b.c") == {"b/liver": pytest.approx(2 / 3)}
+    assert score_case(predictor, store=chosen.store, case_id="a.c").dice == {"a/liver": 1.0}
+    assert score_case(predictor, store=chosen.store, case_id="b.c").dice == {"b/liver": pytest.approx(2 / 3)}

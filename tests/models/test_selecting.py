@@ -14,11 +14,12 @@ from segsweep.data.manifest import seal, unseal
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet
 from segsweep.evaluation.selection import Limits
+from segsweep.evaluation.whole_scans import score_case
 from segsweep.models import registry
 from segsweep.models.ensemble import load_predictor
 from segsweep.models.selecting import PAGE, RECORD, build_greedy
 from segsweep.models.tracking import DATA_TAG
-from segsweep.sweeps.validation import scan_dice, summarise
+from segsweep.sweeps.validation import summarise
 
 Put = Callable[..., list[str]]
 
@@ -69,11 +70,11 @@ def test_the_registered_ensemble_predicts_as_it_was_scored(store: Store, candida
     chosen = done.record["rows"][-1]
     predictor = load_predictor(done.registered.uri, workspace=workspace)
     assert [member.weight for member in predictor.members] == [one["weight"] for one in done.record["members"]]
-    scores = {case_id: scan_dice(predictor, store=store, case_id=case_id) for case_id in store.cases}
+    scores = {case_id: score_case(predictor, store=store, case_id=case_id).dice for case_id in store.cases}
     assert summarise(scores)["dice"] == pytest.approx(chosen["dice"]["mean"], abs=0.005)
     for row, uri in zip(done.record["rows"], uris, strict=False):
         single = load_predictor(uri, workspace=workspace)
-        scores = {case_id: scan_dice(single, store=store, case_id=case_id) for case_id in store.cases}
+        scores = {case_id: score_case(single, store=store, case_id=case_id).dice for case_id in store.cases}
         assert summarise(scores)["dice"] == pytest.approx(row["dice"]["mean"], abs=0.005)
 
 

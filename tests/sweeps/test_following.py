@@ -69,7 +69,9 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     follow.on_trial_result(0, [], one, epoch(3, loss=1.0))
     assert tracker.missed.wait(10)
     tracker.away = False
-    result = {**epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "digest": "abc"}
+    result = {
+        **epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "seconds_per_case": 7.0, "digest": "abc",
+    }  # fmt: skip
     follow.on_trial_result(0, [], one, result)
     (tmp_path / "trial-0000" / "result.json").write_text(json.dumps(result))
     follow.on_trial_complete(0, [], one)
@@ -80,7 +82,7 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     history = tracker.client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     run = tracker.client.get_run(run_id)
-    assert run.data.metrics["dice"] == 0.5
+    assert (run.data.metrics["dice"], run.data.metrics["seconds_per_case"]) == (0.5, 7.0)
     assert run.data.tags[PARENT_TAG] == tracker.find(tags={"kind": "sweep"})
     assert run.info.status == "FINISHED"
     assert [words for words in said if "does not answer" in words]

@@ -1,19 +1,31 @@
 """A trial that the scheduler wants to stop ends by itself, keeps what it learned and frees everything that it held."""
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import ray.tune
+import torch
 from ray.tune.schedulers import TrialScheduler
 from ray.util import placement_group_table
 
+from segsweep import recipes
+from segsweep.data.structures import LabelSet
+from segsweep.errors import RecipeError
 from segsweep.learning import checkpoint
+from segsweep.learning.loop import Epoch, train
+from segsweep.learning.method import load_method
 from segsweep.run import Run
-from segsweep.sweeps.stopping import CooperativeASHA
+from segsweep.sweeps import training
+from segsweep.sweeps.kept import keep
+from segsweep.sweeps.preparing import Prepared, prepare
+from segsweep.sweeps.stopping import CooperativeASHA, CooperativePaired, demand_pairs, make_scheduler
 from segsweep.sweeps.training import STOP, as_trainable, read_result
 
 
@@ -53,6 +65,151 @@ def test_verdict_becomes_a_flag_and_better_trials_go_on(tmp_path: Path) -> None:
             verdict = scheduler.on_trial_result(None, trial, {"epoch": epoch, "patch_dice_smoothed": dice})
             assert verdict == TrialScheduler.CONTINUE
             assert (tmp_path / name / STOP).exists() == (name == "bad" and epoch == 2)
+
+
+def test_rules_and_what_they_are_without_grace() -> None:
+    assert isinstance(make_scheduler("asha", grace=5, curves={}), CooperativeASHA)
+    assert isinstance(make_scheduler("hyperband", grace=5, curves={}), CooperativeASHA)
+    assert isinstance(make_scheduler("paired", grace=0, curves={}), CooperativePaired)
+    assert make_scheduler("asha", grace=0, curves={}) is make_scheduler("none", grace=5, curves={}) is None
+
+
+def test_asha_knows_the_trials_that_ended_under_another_driver(tmp_path: Path) -> None:
+    curves = {"trial-0000": {1: 0.3, 2: 0.8}, "trial-0001": {2: 0.9}}
+    for known in ({}, curves):
+        scheduler = make_scheduler("asha", grace=2, curves=known)
+        assert scheduler is not None
+        trial = rival(tmp_path / f"after {len(known)}")
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        scheduler.on_trial_result(None, trial, {"epoch": 2, "patch_dice_smoothed": 0.7})  # type: ignore[arg-type]
+        assert (tmp_path / trial.trial_id / STOP).exists() == bool(known)
+
+
+def test_hyperbands_brackets_judge_at_other_epochs_and_only_ask(tmp_path: Path) -> None:
+    """Of very many trials, each a little worse than the one before it, some are first judged later than others; all may go on."""
+    scheduler = make_scheduler("hyperband", grace=2, curves={})
+    assert scheduler is not None
+    stopped: dict[int, int] = {}
+    for number in range(60):
+        trial = rival(tmp_path / f"trial-{number:04d}")
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        for epoch in range(1, 20):
+            result = {"epoch": epoch, "epochs": 19, "patch_dice_smoothed": 0.9 - number / 100}
+            assert scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
+            if (tmp_path / trial.trial_id / STOP).exists():
+                stopped[epoch] = stopped.get(epoch, 0) + 1
+                break
+    assert set(stopped) <= {2, 6, 18}
+    assert stopped.get(2) and stopped.get(6)
+
+
+class Paired:
+    """Trials of ten epochs that validate twelve scans every second epoch, as their driver sees them."""
+
+    def __init__(self, sweep: Path, *, grace: int = 0) -> None:
+        self.sweep, self.scheduler = sweep, CooperativePaired(grace_epochs=grace)
+
+    def validated(self, name: str, *, epoch: int, dice: float) -> bool:
+        """Whether the trial was told to stop by then."""
+        folder = self.sweep / name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder / f"validation-{epoch:05d}.json", dice=dice)
+        result = {"epoch": epoch, "epochs": 10, "dice_scan": dice}
+        trial: Any = rival(folder)
+        assert self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
+        return (folder / STOP).exists()
+
+    def ended(self, name: str, *, dice: float) -> None:
+        folder = self.sweep / name
+        self._write(folder / "validation.json", dice=dice)
+        result = {"status": "finished", "epoch": 10, "epochs": 10, "dice": dice}
+        (folder / "result.json").write_text(json.dumps(result))
+        self.scheduler.on_trial_complete(None, rival(folder), result)
+
+    def _write(self, path: Path, *, dice: float) -> None:
+        cases = {f"case-{number}": {"Eye": dice * (0.8 + number / 100)} for number in range(12)}
+        path.write_text(json.dumps(cases))
+
+
+def test_pairs_are_of_validations_alone_and_after_the_grace(tmp_path: Path) -> None:
+    sweep = Paired(tmp_path, grace=4)
+    good, bad = "trial-0000", "trial-0001"
+    assert not sweep.validated(good, epoch=2, dice=0.7)
+    assert not sweep.validated(bad, epoch=2, dice=0.3), "grace"
+    trial: Any = rival(tmp_path / bad)
+    sweep.scheduler.on_trial_result(None, trial, {"epoch": 5, "epochs": 10, "patch_dice": 0.0})
+    assert not (tmp_path / bad / STOP).exists(), "an epoch without whole scans says nothing"
+    assert sweep.validated(bad, epoch=6, dice=0.3)
+    assert not sweep.validated(good, epoch=4, dice=0.8)
+
+
+def test_a_new_driver_knows_the_trials_of_the_one_before(tmp_path: Path) -> None:
+    before = Paired(tmp_path)
+    for epoch in (2, 4, 6, 8):
+        assert not before.validated("trial-0000", epoch=epoch, dice=epoch / 10)
+    before.ended("trial-0000", dice=0.9)
+    after = Paired(tmp_path)
+    assert not after.validated("trial-0001", epoch=2, dice=0.2)
+    assert after.validated("trial-0001", epoch=4, dice=0.2)
+
+
+def test_a_failed_trial_is_no_rival(tmp_path: Path) -> None:
+    sweep = Paired(tmp_path)
+    sweep.validated("trial-0000", epoch=2, dice=0.9)
+    trial: Any = rival(tmp_path / "trial-0000")
+    sweep.scheduler.on_trial_error(None, trial)
+    assert not sweep.validated("trial-0001", epoch=2, dice=0.1)
+
+
+def test_pairs_need_validations_and_enough_cases() -> None:
+    for every, epochs in ((0, 10), (10, 10), (11, 10)):
+        with pytest.raises(RecipeError, match=f"scan_validation_every={every} of {epochs} epochs validates none"):
+            demand_pairs(every=every, epochs=epochs, cases=100)
+    assert demand_pairs(every=2, epochs=10, cases=6) == ""
+    assert demand_pairs(every=2, epochs=10, cases=5).endswith(
+        "the fold holds out 5, and at a rate of 0.1 stop=paired needs 6"
+    )
+
+
+@pytest.mark.parametrize("trainable", recipes.names("trainables"))
+def test_learning_rates_run_over_a_trials_own_epochs_whoever_stops_it(trainable: str) -> None:
+    method = load_method(trainable)
+    short, long = (method.stages(method.params({"epochs": epochs})) for epochs in (60, 120))
+    assert (sum(stage.epochs for stage in short), sum(stage.epochs for stage in long)) == (60, 120)
+    for half, whole in zip(short, long, strict=True):
+        # Steps come every so many epochs by their paper; what decays, decays as far in half as many.
+        if half.schedule != "step":
+            rates = [half.rate(epoch) for epoch in range(half.epochs)]
+            assert rates == pytest.approx([whole.rate(2 * epoch) for epoch in range(half.epochs)])
+
+
+def test_a_stopped_trials_folder_goes_on_where_it_was(
+    tiny_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "get_device", lambda: torch.device("cpu"))
+    label = np.zeros((16, 32, 32), dtype=np.uint8)
+    label[:8] = 1
+    liver = LabelSet(structures=("liver",))
+    pair = ",".join(str(tiny_store(name, labels=liver, cases={"c": label})) for name in "ab")
+    params = {"epochs": 4, "iterations": 1, "patch_size": [16, 32, 32], "batch_size": 2, "features": 4, "levels": 2}
+    prepared = prepare(Run(trainable="unet", store=pair, fold="all", params=params))
+    whole = trained(prepared, folder=tmp_path / "whole", until=4)
+    stopped = trained(prepared, folder=tmp_path / "stopped", until=2)
+    continued = trained(prepared, folder=tmp_path / "stopped", until=4)
+    assert [epoch.number for epoch in continued] == [2, 3]
+    assert [epoch.metrics for epoch in (*stopped, *continued)] == [epoch.metrics for epoch in whole]
+
+
+def trained(prepared: Prepared, *, folder: Path, until: int) -> list[Epoch]:
+    """What a worker does with a run's folder, without Ray around it, until it is told to stop."""
+    begin = checkpoint.latest(folder)
+    found = []
+    for epoch in train(training._setting(prepared), resume=None if begin is None else checkpoint.load(begin)):
+        keep(epoch, checkpoints=folder, document={})
+        found.append(epoch)
+        if epoch.number + 1 == until:
+            break
+    return found
 
 
 @pytest.mark.usefixtures("cluster")

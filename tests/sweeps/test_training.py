@@ -3,21 +3,25 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
-from ray.train import UserCallback
+from ray.train import UserCallback, WorkerGroupError
 
 from segsweep.data.fingerprint import patch_and_batch
+from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
-from segsweep.sweeps import preparing
+from segsweep.sweeps import preparing, training
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
+from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import fit
 from segsweep.sweeps.validation import summarise
 
@@ -123,6 +127,9 @@ def test_scans_are_validated_between_and_the_best_epoch_becomes_the_model(run: R
     result = fit(chosen, folder=folder, resources=Resources(cpus=1), callbacks=[written])
     epochs = [ranks[0] for ranks in written.read()]
     assert ["dice_scan" in epoch for epoch in epochs] == [False, True, False, False]
+    between = json.loads((folder / "validation-00002.json").read_text())
+    assert summarise(between, prefix="dice_scan")["dice_scan"] == epochs[1]["dice_scan"]
+    assert result["seconds_per_case"] > 0 and result["memory_gb"] > 0
     structures = {name for name in epochs[1] if name.startswith("dice_scan/")}
     assert structures == {name.replace("dice/", "dice_scan/") for name in result if name.startswith("dice/")}
     smoothed = [epoch["patch_dice_smoothed"] for epoch in epochs[:3]]
@@ -173,3 +180,43 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     assert (final["status"], final["epoch"]) == ("finished", 3)
     assert {path.name for path in (longer / "checkpoints").iterdir()} == {"best", "epoch-00002"}
     assert len(list((longer / "checkpoints" / "best").iterdir())) == 1
+
+
+class Failing:
+    """A training whose workers fail as often as there are errors, and then finish."""
+
+    def __init__(self, *errors: Exception, folder: Path) -> None:
+        self.errors, self.folder = list(errors), folder
+
+    def fit(self) -> None:
+        if self.errors:
+            raise WorkerGroupError("Connection closed by peer", {0: self.errors.pop(0)})
+        (self.folder / "result.json").write_text('{"status": "finished"}')
+
+
+def test_dead_workers_are_replaced_unless_memory_was_short(
+    tiny_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = np.zeros((16, 32, 32), dtype=np.uint8)
+    label[:8] = 1
+    liver = LabelSet(structures=("liver",))
+    pair = ",".join(str(tiny_store(name, labels=liver, cases={"c": label})) for name in "ab")
+    params = {"patch_size": [16, 32, 32], "batch_size": 3}
+    chosen, folder = Run(trainable="unet", store=pair, fold="all", params=params), tmp_path / "run"
+    monkeypatch.setattr(training, "demand_resources", lambda *_, **__: None)
+
+    def fitted(*errors: Exception) -> Any:
+        failing = Failing(*errors, folder=folder)
+        monkeypatch.setattr(training, "_trainer", lambda *_, **__: failing)
+        try:
+            return fit(chosen, folder=folder, resources=Resources(cpus=1))
+        except WorkerGroupError:
+            return f"{len(failing.errors)} not met"
+
+    lost = RuntimeError("a worker died")
+    assert fitted(*[lost] * 5) == "2 not met"
+    assert noted(folder) is None
+    assert fitted(lost, torch.OutOfMemoryError("CUDA out of memory."), lost) == "1 not met"
+    assert noted(folder) == {"patch_size": [16, 32, 32], "batch_size": 3}
+    assert fitted(lost, lost) == {"status": "finished"}
+    assert noted(folder) is None, "it had memory enough in the end"

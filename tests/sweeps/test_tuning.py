@@ -202,9 +202,38 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
         start(workers=1000)
     with pytest.raises(ResourceError, match="1000 runs of 1 workers at once"):
         start(concurrent=1000)
+    with pytest.raises(RecipeError, match="sampler=grid: the space draws foreground"):
+        start(sampler="grid")
+    with pytest.raises(
+        RecipeError, match=r"stop=paired compares whole scans .* scan_validation_every=0 of 1000 epochs"
+    ):
+        start(stop="paired")
+    with pytest.raises(RecipeError, match="warm=never: 'never' is this sweep itself"):
+        start(warm="never")
     with pytest.raises(ValueError, match="trials=0 cannot be used: expected at least 1"):
         SweepOptions(trials=0)
     assert list(workspace.root.iterdir()) == []
+
+
+def test_options_that_do_not_exist_are_refused() -> None:
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"sampler": "tpa"}, "no 'tpa' among values of sampler .*did you mean 'tpe'"),
+        ({"stop": "never"}, "no 'never' among values of stop"),
+        ({"stop": "hyperband"}, "stop=hyperband cannot be used with grace=0"),
+        ({"objective": "dice,speed"}, "no 'speed' among objectives"),
+    )
+    for options, words in refused:
+        with pytest.raises(ValueError, match=words):
+            SweepOptions(**options)
+    assert SweepOptions(stop="hyperband", grace=1, warm="a,b").earlier == ("a", "b")
+    assert SweepOptions().earlier == ()
+
+
+def test_a_published_comparison_is_not_searched(phantom_store: Path) -> None:
+    searching: tuple[dict[str, Any], ...] = ({"sampler": "gp"}, {"objective": "dice,memory_gb"}, {"warm": "earlier"})
+    for options in searching:
+        with pytest.raises(RecipeError, match="gtv_loss is a published comparison, whose rows are the trials"):
+            tuning.first_config("gtv_loss", store=str(phantom_store), options=SweepOptions(**options))
 
 
 def test_fold_that_holds_nothing_out_is_refused(phantom_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

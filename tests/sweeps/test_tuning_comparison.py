@@ -21,7 +21,7 @@ from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.comparison import Comparison, Row
 from segsweep.sweeps.tuning import SweepOptions, first_run, tune
 from segsweep.sweeps.tuning_comparison import Rows, report
-from segsweep.sweeps.tuning_study import CONFIG, trial_folder
+from segsweep.sweeps.tuning_study import CONFIG, SHORTAGE, trial_folder
 from segsweep.workspace import Workspace
 
 PLAN = Plan(
@@ -98,14 +98,21 @@ def written(rows: Rows, **shared: Any) -> dict[str, Any]:
     return json.loads((rows.sweep / "comparison.json").read_text())
 
 
-def test_every_row_gets_one_trial_and_a_failed_one_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking_memory", [False, True])
+def test_every_row_gets_one_trial_and_a_failed_one_another(tmp_path: Path, *, lacking_memory: bool) -> None:
     rows = rows_in(tmp_path)
     (plain,), (fine,) = rows.waves()
     assert (plain.name, fine.name) == ("plain", "fine")
     assert [rows.enqueue([plain]), rows.enqueue([plain])] == [1, 1]
     trial = ask(rows)
     assert rows.enqueue([plain]) == 1, "it runs"
-    rows.study.tell(trial.number, state=TrialState.FAIL)
+    if lacking_memory:
+        trial.set_user_attr(SHORTAGE, {"patch_size": [96, 96, 96], "batch_size": 2})
+        rows.study.tell(trial.number, 0.0)
+        found = rows.trial_of("plain")
+        assert found is not None and (found.state, found.dice) == ("out of memory", None)
+    else:
+        rows.study.tell(trial.number, state=TrialState.FAIL)
     assert rows.enqueue([plain]) == 1 and len(rows.study.trials) == 2
     end(rows, ask(rows), dice=0.5)
     assert rows.enqueue([plain]) == 1 and len(rows.study.trials) == 2, "it was trained"

@@ -11,13 +11,16 @@ from ray.tune.search import Searcher
 
 from segsweep.errors import RecipeError, ResourceError
 from segsweep.sweeps.following import ERROR
+from segsweep.sweeps.shortage import note
+from segsweep.sweeps.tuning_sampling import Ask, drawn, make_sampler, queued
 from segsweep.sweeps.tuning_study import (
     CONFIG,
     MOST_REFUSED,
-    FixedTrial,
+    SHORTAGE,
     StudySearch,
     ended_trials,
     has_unfinished,
+    learning_curves,
     open_study,
     trial_folder,
     trials_left,
@@ -36,14 +39,14 @@ class Sweep:
     def study(self, **settings: Any) -> optuna.Study:
         return open_study(self.storage, name="toy", settings={**SETTINGS, **settings}, seed=3)
 
-    def search(self, *, trials: int, suggest: Any = None, queued: bool = False) -> StudySearch:
+    def search(self, *, trials: int, suggest: Any = None, ask: Ask = drawn, **settings: Any) -> StudySearch:
         return StudySearch(
-            self.study(),
+            self.study(**settings),
             suggest_config=suggest or propose,
             sweep=self.folder,
             trials=trials,
             report=lambda name, _done, _total, words: self.said.append((name, words)),
-            queued=queued,
+            ask=ask,
         )
 
     def end(self, number: int, **result: Any) -> None:
@@ -138,7 +141,7 @@ def test_queued_trials_are_all_there_are_also_when_one_is_refused(sweep: Sweep) 
 
     for row in ("a", "b", "c"):
         sweep.study().enqueue_trial({"row": row})
-    search = sweep.search(trials=3, suggest=refusing, queued=True)
+    search = sweep.search(trials=3, suggest=refusing, ask=queued)
     assert [config["row"] for config in given(search, times=2)] == ["a", "c"]
     assert search.suggest("one too many") == Searcher.FINISHED
     assert search.remaining == 0
@@ -173,23 +176,6 @@ def test_trials_left_are_the_unfinished_and_those_still_asked_for(sweep: Sweep) 
     assert [trials_left(study, trials=trials) for trials in (1, 2, 3, 9)] == [1, 1, 1, 7]
 
 
-def test_nothing_is_drawn_for_what_the_user_fixed(sweep: Sweep) -> None:
-    fixed = {"loss": "focal", "patch_size": [16, 32, 32], "foreground": 0.9, "levels": 3}
-    trial = sweep.study().ask()
-    given = FixedTrial(trial, fixed=fixed)
-    assert given.suggest_categorical("loss", ("ce", "focal")) == "focal"
-    assert given.suggest_categorical("patch_size", ("plan", "smaller")) == "plan", "a name for what was fixed"
-    assert given.suggest_float("foreground", 0.2, 0.8, step=0.1) == 0.9
-    assert given.suggest_int("levels", 4, 6) == 3
-    assert trial.params == {}
-    drawn = {
-        "head": given.suggest_categorical("head", ("a", "b")),
-        "rate": given.suggest_float("rate", 1e-4, 1e-1, log=True),
-        "width": given.suggest_int("width", 8, 32, step=8),
-    }
-    assert trial.params == drawn and given.number == trial.number
-
-
 def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:
     search = sweep.search(trials=3)
     given(search, times=3)
@@ -201,6 +187,7 @@ def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:
     assert sweep.states() == [TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
     assert [trial.dice for trial in ended_trials(sweep.study(), sweep=sweep.folder)] == [None, None]
     assert sweep.study().trials[0].intermediate_values == {1: 0.1}
+    assert learning_curves(sweep.study()) == {"trial-0000": {1: 0.1}}
     assert has_unfinished(sweep.study())
     # Tune says the end again when a callback of its own failed; that changes nothing.
     search.on_trial_complete("tune-0", error=True)
@@ -236,3 +223,82 @@ def test_space_without_any_trainable_point_ends_the_search(sweep: Sweep) -> None
     assert search.suggest("tune-0") == Searcher.FINISHED
     assert search.remaining == 0
     assert sweep.states() == [TrialState.FAIL] * MOST_REFUSED
+
+
+def test_of_several_objectives_the_front_comes_first_by_dice(sweep: Sweep) -> None:
+    several: dict[str, Any] = {"objective": "dice,seconds_per_case"}
+    search = sweep.search(trials=5, **several)
+    given(search, times=5)
+    costs = ((0.9, 40.0), (0.85, 50.0), (0.7, 10.0), (0.8, 20.0))
+    for number, (dice, seconds) in enumerate(costs):
+        search.on_trial_result(f"tune-{number}", {"epoch": 1, "patch_dice_smoothed": 0.1})
+        sweep.end(number, dice=dice, seconds_per_case=seconds, memory_gb=2.0)
+        search.on_trial_complete(f"tune-{number}")
+    sweep.end(4, status="stopped_early")
+    search.on_trial_complete("tune-4")
+    study = sweep.study(**several)
+    assert study.trials[0].values == [0.9, 40.0]
+    ended = ended_trials(study, sweep=sweep.folder)
+    assert [(trial.name, trial.dice) for trial in ended] == [
+        ("trial-0000", 0.9),
+        ("trial-0003", 0.8),
+        ("trial-0002", 0.7),
+        ("trial-0001", 0.85),
+        ("trial-0004", None),
+    ]
+    assert ended[0].values == {"dice": 0.9, "seconds_per_case": 40.0, "memory_gb": 2.0}
+    with pytest.raises(RecipeError, match=r"objective was 'dice,seconds_per_case', now None"):
+        sweep.study()
+
+
+def search_edges(sweep: Sweep, *, sampler: str, trials: int, told: bool) -> list[int]:
+    """Edges that a sampler tries where Dice grows with the edge and those above 64 lack memory, which the study is told or not."""
+    search = sweep.search(trials=trials, suggest=lambda trial: {"edge": trial.suggest_int("edge", 16, 128)})
+    search._study.sampler = make_sampler(sampler, seed=3)
+    edges = []
+    for _ in range(trials):
+        (config,) = given(search, times=1)
+        edge, folder = config["edge"], Path(config["folder"])
+        folder.mkdir()
+        if edge > 64 and told:
+            note(folder, patch_size=(16, edge, edge), batch_size=2)
+        elif edge <= 64:
+            sweep.end(int(folder.name[-4:]), dice=edge / 100)
+        search.on_trial_complete("tune-0", error=edge > 64)
+        edges.append(edge)
+    return edges
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 20), ("gp", 14)])
+def test_lack_of_memory_steers_the_sampler(tmp_path: Path, sampler: str, trials: int) -> None:
+    lacking = {}
+    for told in (True, False):
+        folder = tmp_path / str(told)
+        folder.mkdir()
+        edges = search_edges(Sweep(folder), sampler=sampler, trials=trials, told=told)
+        lacking[told] = sum(edge > 64 for edge in edges[trials // 2 :])
+    assert 2 * lacking[True] <= lacking[False]
+
+
+def test_trial_that_lacked_memory_says_so_and_is_never_the_best(sweep: Sweep) -> None:
+    edges = search_edges(sweep, sampler="nsga2", trials=12, told=True)
+    study = sweep.study()
+    lacking = [trial for trial in study.trials if SHORTAGE in trial.user_attrs]
+    assert [trial.params["edge"] for trial in lacking] == [edge for edge in edges if edge > 64]
+    assert lacking[0].user_attrs[SHORTAGE] == {"patch_size": [16, *[lacking[0].params["edge"]] * 2], "batch_size": 2}
+    assert study.best_trial.params["edge"] == max(edge for edge in edges if edge <= 64)
+    ended = ended_trials(study, sweep=sweep.folder)
+    assert ended[0].dice == study.best_value
+    assert {(trial.state, trial.dice) for trial in ended if trial.config["edge"] > 64} == {("out of memory", None)}
+    # It counts as little as a failure: others are drawn in their place.
+    assert trials_left(study, trials=12) == len(lacking) > 0
+
+
+def test_lack_of_memory_that_a_dead_driver_could_not_tell_is_settled(sweep: Sweep) -> None:
+    given(sweep.search(trials=2), times=2)
+    folder = trial_folder(sweep.folder, number=1)
+    folder.mkdir()
+    note(folder, patch_size=(16, 32, 32), batch_size=2)
+    assert sweep.search(trials=2).remaining == 2
+    (lacking,) = ended_trials(sweep.study(), sweep=sweep.folder)
+    assert (lacking.name, lacking.state) == ("trial-0001", "out of memory")

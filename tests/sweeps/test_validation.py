@@ -13,19 +13,26 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
+from segsweep.evaluation.whole_scans import Case
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.inference import CleanUp, Inference
 from segsweep.learning.method import load_method
 from segsweep.learning.task import Task
 from segsweep.run import Run
-from segsweep.sweeps.validation import summarise, validate
+from segsweep.sweeps.validation import Validated, summarise, validate
 
 
 def test_scores_are_averaged_over_cases_then_over_structures() -> None:
     scores = {"a": {"Eye": 1.0, "Brain": 0.5}, "b": {"Eye": 0.5}, "c": {}}
     assert summarise(scores) == {"dice": 0.625, "dice/Brain": 0.5, "dice/Eye": 0.75}
     assert summarise({}) == {}
+
+
+def test_a_cases_costs_are_those_of_the_median_case() -> None:
+    cases = {name: Case(dice={}, seconds=seconds) for name, seconds in (("a", 2.0), ("b", 9.0), ("c", 3.0))}
+    assert Validated(cases=cases, memory=4 * 10**9).costs() == {"seconds_per_case": 3.0, "memory_gb": 4.0}
+    assert Validated(cases={}, memory=1).costs() == {}
 
 
 class Everywhere(torch.nn.Module):
@@ -52,7 +59,10 @@ def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Pat
     anchored = CleanUp(anchors=("liver",), farthest_mm=-1.0)
     for rules, dice in ((CleanUp(), 2 / 3), (anchored, 0.0)):
         found = validate(Everywhere(2), inference=Inference(clean_up=rules), finder=None, **given)
-        assert found == {"c": {"liver": pytest.approx(dice)}}
+        assert found.scores == {"c": {"liver": pytest.approx(dice)}}
+        costs = found.costs()
+        assert costs["seconds_per_case"] == found.cases["c"].seconds > 0
+        assert 0.01 < costs["memory_gb"] < 1000
     # A finder that takes two channels cannot look at this scan: whoever asks it says so.
     two, method = dataclasses.replace(task, channels=("CT", "PET"), normalisation=(rule, rule)), load_method("unet")
     params = method.params({"features": 4})

@@ -12,7 +12,7 @@ from segsweep.data import storage
 from segsweep.data.manifest import seal, unseal
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
-from segsweep.evaluation.whole_scans import Scores, scan_dice
+from segsweep.evaluation.whole_scans import Scores, score_case
 from segsweep.models.catalogue import Registered
 from segsweep.models.ensemble import load_predictor
 from segsweep.workspace import Workspace
@@ -26,7 +26,7 @@ def scan_scores(
     workspace: Workspace,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """`scan_dice` of a model on cases of a store; those that are not kept yet are segmented, and kept one by one.
+    """Dice of a model on cases of a store; those that are not kept yet are segmented, and kept one by one.
 
     Raises ModelError when the model is damaged. `progress` is told (scans done, scans to segment).
     """
@@ -37,7 +37,7 @@ def scan_scores(
         predictor = load_predictor(model.uri, workspace=workspace)
         path.parent.mkdir(parents=True, exist_ok=True)
         for done, case_id in enumerate(missing, start=1):
-            known[case_id] = scan_dice(predictor, store=store, case_id=case_id)
+            known[case_id] = score_case(predictor, store=store, case_id=case_id).dice
             storage.write_bytes(path, seal({"model": model.digest, "data": store.digest, "dice": known}))
             if progress is not None:
                 progress(done, len(missing))

@@ -10,6 +10,7 @@ from ray.tune import Callback
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status
 from segsweep.sweeps.training import RESULT, read_result
+from segsweep.sweeps.tuning_objectives import DIRECTIONS
 
 ERROR = "error.txt"
 
@@ -53,7 +54,7 @@ class Follow(Callback):
         if "epoch" not in result:
             return
         name, step, values = trial_name(trial), int(result["epoch"]), measurements(result)
-        new = values if result.get("status") == "training" else {k: v for k, v in values.items() if k == "dice"}
+        new = values if result.get("status") == "training" else {k: v for k, v in values.items() if k in DIRECTIONS}
         self._outbox.metrics(self.tags(name), new, step=step)
         words = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "patch_dice", "dice") if key in values)
         self._report(name, step, int(result.get("epochs", 0)), words)
@@ -121,7 +122,7 @@ def failure(folder: Path) -> str:
 
 def measurements(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a result, without Ray's own entries and without per-structure values (those are a table)."""
-    keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", "dice")
+    keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", *DIRECTIONS)
     return {key: float(result[key]) for key in keys if key in result}
 
 

@@ -1,20 +1,36 @@
 """Early stopping that asks: the scheduler raises a flag, the training saves, reports and returns, and so frees all it held.
 
-A trial that Tune kills outright leaves its Ray Train workers and placement groups behind (DESIGN.md 7.1).
+A trial that Tune kills outright leaves its Ray Train workers and placement groups behind (DESIGN.md 7.1). No rule changes how long
+a trial was meant to train: its learning rates are those of its own epochs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from segsweep.errors import RecipeError
+from segsweep.sweeps.pairing import RATE, fewest_cases, verdict
 from segsweep.sweeps.training import request_stop
+
+RULES = ("asha", "hyperband", "paired", "none")
+# Upper rung of ASHA and Hyperband: trials end by their own number of epochs.
+MOST_EPOCHS = 10**6
+# Hyperband's: each gives its trials three times as many epochs as the one before it until the first verdict.
+BRACKETS, REDUCTION = 3, 3
 
 
 class CooperativeASHA(AsyncHyperBandScheduler):
-    """ASHA over epochs on the smoothed patch Dice. Where ASHA would stop a trial, the trial's folder gets a stop flag."""
+    """ASHA over epochs on the smoothed patch Dice. Where ASHA would stop a trial, the trial's folder gets a stop flag.
 
-    def __init__(self, *, grace_epochs: int, most_epochs: int, reduction: int = 3) -> None:
+    With several brackets it is Hyperband, run asynchronously (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020).
+    """
+
+    def __init__(
+        self, *, grace_epochs: int, most_epochs: int = MOST_EPOCHS, reduction: int = REDUCTION, brackets: int = 1
+    ) -> None:
         super().__init__(
             time_attr="epoch",
             metric="patch_dice_smoothed",
@@ -22,8 +38,17 @@ class CooperativeASHA(AsyncHyperBandScheduler):
             grace_period=grace_epochs,
             max_t=most_epochs,
             reduction_factor=reduction,
+            brackets=brackets,
             stop_last_trials=False,
         )
+
+    def recall(self, curves: Mapping[str, Mapping[int, float]]) -> None:
+        """Judge as if the trials that ended under an earlier driver had been seen: smoothed patch Dice by epoch, by a trial's name."""
+        for name, curve in curves.items():
+            past: Any = SimpleNamespace(trial_id=name)
+            self.on_trial_add(None, past)  # type: ignore[arg-type]  ASHA asks nothing of Tune
+            for epoch in sorted(curve):
+                super().on_trial_result(None, past, {"epoch": epoch, "patch_dice_smoothed": curve[epoch]})  # type: ignore[arg-type]
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002
         """The sweep optimises the final Dice; this scheduler keeps to the metric that every epoch has."""
@@ -34,3 +59,62 @@ class CooperativeASHA(AsyncHyperBandScheduler):
         if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
             request_stop(Path(trial.config["folder"]))
         return TrialScheduler.CONTINUE
+
+
+class CooperativePaired(FIFOScheduler):
+    """Stops a trial that is significantly worse than the best one on the same scans, whenever whole scans were validated.
+
+    All that it knows lies in the trials' folders, beside each other: a driver that takes over a sweep decides as the one before it.
+    """
+
+    def __init__(self, *, grace_epochs: int) -> None:
+        super().__init__()
+        self._grace = grace_epochs
+        self._running: dict[Path, int] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
+        """CONTINUE always; a trial that is worse gets a flag."""
+        folder, epoch = Path(trial.config["folder"]), result.get("epoch", 0)
+        if "dice_scan" in result:
+            self._running[folder] = result["epochs"]
+            if epoch >= self._grace and verdict(folder, running=self._running):
+                request_stop(folder)
+        return TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ARG002
+        """From now on its folder has a result."""
+        self._running.pop(Path(trial.config["folder"]), None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
+        """A trial that failed is no rival."""
+        self._running.pop(Path(trial.config["folder"]), None)
+
+
+def make_scheduler(rule: str, *, grace: int, curves: Mapping[str, Mapping[int, float]]) -> TrialScheduler | None:
+    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: epochs before a trial may be; `curves` as for `recall`."""
+    if rule == "paired":
+        return CooperativePaired(grace_epochs=grace)
+    if rule == "none" or not grace:
+        return None
+    scheduler = CooperativeASHA(grace_epochs=grace, brackets=BRACKETS if rule == "hyperband" else 1)
+    scheduler.recall(curves)
+    return scheduler
+
+
+def demand_pairs(*, every: int, epochs: int, cases: int) -> str:
+    """What is to be said before trials are compared in pairs; nothing when enough cases are held out.
+
+    `every`: epochs from one validation of whole scans to the next. Raises RecipeError when there is none before the last epoch.
+    """
+    if not 0 < every < epochs:
+        raise RecipeError(
+            f"stop=paired compares whole scans between epochs, and scan_validation_every={every} of {epochs} epochs validates none; "
+            f"expected a number from 1 to {epochs - 1}"
+        )
+    needed = fewest_cases(share=every / epochs)
+    if cases >= needed:
+        return ""
+    return (
+        f"starting with too few cases to stop any trial: the fold holds out {cases}, and at a rate of {RATE:g} "
+        f"stop=paired needs {needed}"
+    )

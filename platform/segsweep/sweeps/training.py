@@ -1,8 +1,8 @@
 """One Run as a Ray Train job: workers train together, save after every epoch, stop when told, validate whole scans at the end.
 
 A run's folder holds checkpoints/ (the last and the best one), model/ (weights without optimizer), finder/ (the model that shows a
-cascade's where to look), validation.json and, last of all, result.json. A folder with a result is never trained again; one without
-goes on from its last checkpoint.
+cascade's where to look), validation.json and, last of all, result.json; validations between epochs are validation-EPOCH.json. A
+folder with a result is never trained again; one without goes on from its last checkpoint.
 """
 
 import dataclasses
@@ -36,10 +36,11 @@ from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
 from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.preparing import Prepared, prepare
-from segsweep.sweeps.validation import summarise, validate
+from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
+from segsweep.sweeps.validation import Validated, summarise, validate
 
 RESULT, STOP, VALIDATION, TRANSFER = "result.json", "stop", "validation.json", "transfer.json"
-# Worker processes that die (spot nodes, memory) are replaced this often; the new ones go on from the last checkpoint.
+# Worker processes that die are replaced this often, unless memory was short; the new ones go on from the last checkpoint.
 MOST_RESTARTS = 2
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
@@ -75,7 +76,10 @@ def train_run(config: Mapping[str, Any]) -> None:
             keep(epoch, checkpoints=checkpoints, document=document)
         epochs, metrics = epoch.number + 1, epoch.metrics
         due = every and epochs % every == 0 and epochs < epoch.total
-        seen = summarise(score(epoch.model, case_ids=held_out), prefix="dice_scan") if due else {}
+        between = score(epoch.model, case_ids=held_out).scores if due else {}
+        if between and rank() == 0:
+            write_json(folder / f"validation-{epochs:05d}.json", between)
+        seen = summarise(between, prefix="dice_scan")
         ray.train.report({**metrics, **seen, "epoch": epochs, "epochs": epoch.total, "status": "training"})
         if epochs < epoch.total and _told_to_stop(folder):
             status = "stopped_early"
@@ -84,16 +88,23 @@ def train_run(config: Mapping[str, Any]) -> None:
         dist.barrier()  # rank 0 has written the checkpoint that all read now
     final = chosen(checkpoints, select=prepared.params.select)
     setting.model.load_state_dict(dict(final.weights))
-    scores = score(setting.model, case_ids=held_out) if status == "finished" else {}
+    measured = score(setting.model, case_ids=held_out) if status == "finished" else Validated(cases={}, memory=0)
     total = sum(stage.epochs for stage in setting.stages)
-    result = {**metrics, **summarise(scores), "epoch": epochs, "epochs": total, "status": status}
+    result = {
+        **metrics,
+        **summarise(measured.scores),
+        **measured.costs(),
+        "epoch": epochs,
+        "epochs": total,
+        "status": status,
+    }
     if rank() == 0:
         summary = {name: value for name, value in result.items() if isinstance(value, int | float)}
         summary |= {**final.metrics, "epoch": final.epoch + 1}
         result["digest"] = checkpoint.save(
             folder / "model", snapshot=dataclasses.replace(final.final(), metrics=summary), run=document, finder=finder
         )
-        write_json(folder / VALIDATION, scores)
+        write_json(folder / VALIDATION, measured.scores)
         write_json(folder / RESULT, result)
     ray.train.report(result)
 
@@ -107,22 +118,19 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
         return read_result(folder)
     demand_resources(resources, workers=run.workers)
     folder.mkdir(parents=True, exist_ok=True)
-    _tidy(folder)
-    per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    trainer = TorchTrainer(
-        train_run,
-        train_loop_config={"run": run.to_json(), "folder": str(folder)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=run.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"train-{os.getpid()}",
-            storage_path=str(folder / "ray"),
-            callbacks=callbacks or [],
-            failure_config=ray.train.FailureConfig(max_failures=MOST_RESTARTS),
-        ),
-    )
-    trainer.fit()
+    (folder / SHORTAGE).unlink(missing_ok=True)
+    for restarts_left in reversed(range(MOST_RESTARTS + 1)):
+        _tidy(folder)
+        try:
+            _trainer(run, folder=folder, resources=resources, callbacks=callbacks or []).fit()
+            break
+        except ray.train.TrainingFailedError as error:
+            lacked = ran_out(error)
+            if lacked:
+                prepared = prepare(run)
+                note(folder, patch_size=prepared.task.patch_size, batch_size=prepared.params.batch_size or 1)
+            if lacked or not restarts_left:
+                raise
     _tidy(folder)
     return read_result(folder)
 
@@ -184,6 +192,20 @@ def training_cases(
         )
         for case_id in case_ids
         if bool(store.cases[case_id].annotated) == annotated
+    )
+
+
+def _trainer(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
+    per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    return TorchTrainer(
+        train_run,
+        train_loop_config={"run": run.to_json(), "folder": str(folder)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{os.getpid()}", storage_path=str(folder / "ray"), callbacks=callbacks
+        ),
     )
 
 

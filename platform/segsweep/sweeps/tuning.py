@@ -15,7 +15,7 @@ from segsweep import recipes
 from segsweep.data.joint import open_stores
 from segsweep.data.planning import Plan
 from segsweep.data.store import Store
-from segsweep.errors import RecipeError, SegsweepError, StoreError
+from segsweep.errors import RecipeError, SegsweepError, StoreError, unknown
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import KIND_TAG, SWEEP_TAG, Status, Tracker
@@ -25,30 +25,37 @@ from segsweep.sweeps.comparison import Comparison, comparison_of, config_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
-from segsweep.sweeps.stopping import CooperativeASHA
+from segsweep.sweeps.stopping import RULES, demand_pairs, make_scheduler
 from segsweep.sweeps.training import as_trainable, changed
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best
+from segsweep.sweeps.tuning_objectives import DICE, parse_objectives
+from segsweep.sweeps.tuning_sampling import SAMPLERS, FixedTrial, queued
+from segsweep.sweeps.tuning_start import Start, search_start
 from segsweep.sweeps.tuning_study import (
-    FixedTrial,
+    FAILED,
+    OBJECTIVE,
+    OUT_OF_MEMORY,
     StudySearch,
     SweptTrial,
     ended_trials,
     has_unfinished,
+    learning_curves,
     open_study,
     trials_left,
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
 
-# ASHA's upper rung: trials end by their own number of epochs.
-MOST_EPOCHS = 10**6
-
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `grace` is the epochs before a trial may be stopped
-    early (0 = never); `register` is how many of the best trials become versions of the registered model.
+    """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `register` is how many of the best trials become versions
+    of the registered model.
+
+    `sampler` proposes (tpe, gp, random, grid, nsga2) for what `objective` names, and knows the finished trials of the sweeps in `warm`;
+    both may be several names with commas. `stop` is the rule by which bad trials end early (asha, hyperband, paired, none), `grace`
+    the epochs before one may: with 0 only `paired` ever stops any.
 
     A published comparison has one trial a row, whatever `trials` is. `scale` below 1 shrinks its epochs and patches, `pretrained` is the
     model that its pre-trained rows start from.
@@ -62,6 +69,10 @@ class SweepOptions:
     seed: int = 0
     grace: int = 0
     register: int = 3
+    sampler: str = "tpe"
+    objective: str = DICE
+    warm: str = ""
+    stop: str = "asha"
     scale: float = 1.0
     pretrained: str = ""
 
@@ -71,6 +82,19 @@ class SweepOptions:
                 raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
         if not 0.0 < self.scale <= 1.0:
             raise ValueError(f"scale={self.scale} cannot be used: expected a share above 0, at most 1")
+        for key, known in (("sampler", SAMPLERS), ("stop", RULES)):
+            if getattr(self, key) not in known:
+                raise ValueError(unknown(getattr(self, key), kind=f"values of {key}", known=known))
+        parse_objectives(self.objective)
+        if self.stop == "hyperband" and not self.grace:
+            raise ValueError(
+                "stop=hyperband cannot be used with grace=0: expected at least one epoch before the first verdict"
+            )
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Names of the sweeps in `warm`."""
+        return tuple(self.warm.split(",")) if self.warm else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +133,14 @@ def tune(
     base = dataclasses.replace(base, params=pin(base.params, workspace=place))
     prepared = prepare(changed(base, config={**first_config(space, store=store, options=chosen), **base.params}))
     opened = prepared.store
+    name = chosen.name or f"{space}-{opened.dataset}"
+    if name in chosen.earlier:
+        raise RecipeError(f"warm={chosen.warm}: {name!r} is this sweep itself; expected earlier ones")
+    start = _start(recipe, options=chosen, prepared=prepared, fixed=fixed, workspace=place, report=report)
     connect()
     least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
-    name = chosen.name or f"{space}-{opened.dataset}"
-    settings = {**_settings(space, base=base, store=opened, scale=chosen.scale), "fixed": fixed}
-    study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed)
+    settings = {**_settings(space, base=base, store=opened, options=chosen), "fixed": fixed}
+    study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler)
     sweep = place.sweeps / name
     rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep)
     # Rows differ in the memory that they need, and without GPUs they would share it.
@@ -132,15 +159,13 @@ def tune(
     status: Status = "KILLED"
     ended: tuple[SweptTrial, ...] = ()
     try:
-        for trials in _queue(recipe, rows=rows, study=study, plan=opened.plan, trials=chosen.trials):
-            search = StudySearch(
-                study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, queued=rows is not None
-            )
+        for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
+            ask = start.ask if start else queued
+            search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
             if search.remaining:
                 trainable = as_trainable(base, resources=resources)
-                _run_trials(
-                    trainable, search=search, follow=follow, grace=chosen.grace, concurrent=concurrent, sweep=sweep
-                )
+                rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study))
+                _run_trials(trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep)
             ended = ended_trials(study, sweep=sweep)
             if search.remaining > 0 or has_unfinished(study):
                 return Swept(name=name, trials=ended, registered=(), interrupted=True)
@@ -177,6 +202,10 @@ def first_config(space: str, *, store: str, options: SweepOptions) -> dict[str, 
         if options.scale != 1.0 or options.pretrained:
             raise RecipeError(f"{space} is no published comparison; expected scale=… and pretrained=… only with those")
         return {}
+    if options.sampler != "tpe" or options.objective != DICE or options.warm:
+        raise RecipeError(
+            f"{space} is a published comparison, whose rows are the trials; expected no sampler=…, objective=… or warm=…"
+        )
     waves = comparison.waves(pretrained=bool(options.pretrained))
     if not waves:
         raise RecipeError(f"every row of {space} starts from a pre-trained model; give pretrained=models:/NAME/1")
@@ -238,11 +267,29 @@ def _suggest(
     return config
 
 
+def _start(
+    recipe: ModuleType, *, options: SweepOptions, prepared: Prepared, fixed: Mapping[str, Any], workspace: Workspace,
+    report: Report,
+) -> Start | None:  # fmt: skip
+    """What is asked of the search, checked; None for a published comparison, which searches nothing."""
+    if options.stop == "paired":
+        cases = len(prepared.store.validation(options.fold))
+        params = prepared.params
+        words = demand_pairs(every=params.scan_validation_every, epochs=params.epochs, cases=cases)
+        if words:
+            report("stop=paired", 0, 0, words)
+    if comparison_of(recipe):
+        return None
+    return search_start(
+        recipe, sampler=options.sampler, objective=options.objective, warm=options.earlier, storage=workspace.studies_uri,
+        prepared=prepared, fixed=fixed,
+    )  # fmt: skip
+
+
 def _run_trials(
-    trainable: Any, *, search: StudySearch, follow: Follow, grace: int, concurrent: int, sweep: Path
+    trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
 ) -> None:
     """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed."""
-    scheduler = CooperativeASHA(grace_epochs=grace, most_epochs=MOST_EPOCHS) if grace else None
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
@@ -262,7 +309,7 @@ def _run_trials(
 
 def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
     """Raise SegsweepError when no trial ended well."""
-    if all(trial.state == "failed" for trial in trials):
+    if all(trial.state in (FAILED, OUT_OF_MEMORY) for trial in trials):
         last = max(trials, key=lambda trial: trial.name)
         raise SegsweepError(
             f"sweep {name!r}: all {len(trials)} trials failed; the last: {failure(last.folder)}; "
@@ -270,10 +317,12 @@ def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
         )
 
 
-def _settings(space: str, *, base: Run, store: Store, scale: float) -> dict[str, Any]:
+def _settings(space: str, *, base: Run, store: Store, options: SweepOptions) -> dict[str, Any]:
     """What must stay the same for trials to be comparable."""
     shared = {key: value for key, value in base.to_json().items() if key != "store"}
-    return {"space": space, "data": store.digest, "scale": scale, **shared}
+    # Sweeps of Dice alone are the rule, and older ones name no objective.
+    objective = {} if options.objective == DICE else {OBJECTIVE: options.objective}
+    return {"space": space, "data": store.digest, "scale": options.scale, **objective, **shared}
 
 
 def _rows(comparison: Comparison | None, *, options: SweepOptions, study: Any, sweep: Path) -> Rows | None:
@@ -282,12 +331,10 @@ def _rows(comparison: Comparison | None, *, options: SweepOptions, study: Any, s
     return Rows(comparison=comparison, scale=options.scale, pretrained=options.pretrained, study=study, sweep=sweep)
 
 
-def _queue(recipe: ModuleType, *, rows: Rows | None, study: Any, plan: Plan, trials: int) -> Iterator[int]:
-    """How many trials there shall be, each time that some were put before all others: the recipe's first ones, or a wave of rows."""
+def _queue(*, rows: Rows | None, start: Start | None, study: Any, trials: int, report: Report) -> Iterator[int]:
+    """How many trials there shall be, each time that some were put before all others: the space's first ones, or a wave of rows."""
     if rows:
         yield from map(rows.enqueue, rows.waves())
-        return
-    if not study.trials and hasattr(recipe, "first"):
-        for params in recipe.first(plan):
-            study.enqueue_trial(params)
-    yield trials
+    elif start:
+        start.fill(study, report=report)
+        yield start.most(study, trials=trials)

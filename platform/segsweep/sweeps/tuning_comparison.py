@@ -14,7 +14,7 @@ from segsweep.data.planning import Plan
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError
 from segsweep.evaluation.comparison import render
-from segsweep.evaluation.whole_scans import Scores, scan_dice
+from segsweep.evaluation.whole_scans import Scores, score_case
 from segsweep.inference.prediction import Predictor, load_member
 from segsweep.learning import checkpoint
 from segsweep.run import Run
@@ -23,7 +23,7 @@ from segsweep.sweeps.comparison import Comparison, Row, config_of, published_par
 from segsweep.sweeps.following import failure
 from segsweep.sweeps.initial import INITIAL
 from segsweep.sweeps.training import read_result
-from segsweep.sweeps.tuning_study import CONFIG, SweptTrial, swept
+from segsweep.sweeps.tuning_study import CONFIG, FAILED, OUT_OF_MEMORY, SweptTrial, failed, swept
 from segsweep.sweeps.validation import summarise
 
 ROW = "row"
@@ -66,14 +66,14 @@ class Rows:
     def enqueue(self, rows: Sequence[Row]) -> int:
         """Make a trial of every row that has none, or only failed ones; how many trials there are then that did not fail."""
         for row in rows:
-            if all(trial.state.name == "FAIL" for trial in self._trials(row)):
+            if all(map(failed, self._trials(row))):
                 self.study.enqueue_trial({ROW: row.name}, user_attrs={ROW: row.name})
-        return sum(trial.state.name != "FAIL" for trial in self.study.get_trials(deepcopy=False))
+        return sum(not failed(trial) for trial in self.study.get_trials(deepcopy=False))
 
     def trial_of(self, name: str) -> SweptTrial | None:
         """The latest trial of a row, a failed one only where no other is; None where none ended."""
         ended = [trial for trial in self._trials(self.comparison.row(name)) if trial.state.is_finished()]
-        ended.sort(key=lambda trial: (trial.state.name != "FAIL", trial.number))
+        ended.sort(key=lambda trial: (not failed(trial), trial.number))
         return swept(ended[-1], sweep=self.sweep) if ended else None
 
     def _trials(self, row: Row) -> list[Any]:
@@ -115,7 +115,7 @@ def ensemble_scores(folders: Sequence[Path], store: str, case_ids: Sequence[str]
     """Scan Dice of the mean of several checkpoints: case -> structure -> Dice."""
     predictor = Predictor(members=tuple(load_member(folder) for folder in folders))
     opened = open_stores(store)
-    return {case_id: scan_dice(predictor, store=opened, case_id=case_id) for case_id in case_ids}
+    return {case_id: score_case(predictor, store=opened, case_id=case_id).dice for case_id in case_ids}
 
 
 def _entry(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resources) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _trained(row: Row, *, rows: Rows) -> dict[str, Any]:
     if trial is None:
         return {**entry, "state": "left out", "reason": "needs a pre-trained model"}
     entry |= {"trial": trial.name, "state": trial.state.replace("_", " "), "config": dict(trial.config)}
-    if trial.state == "failed":
+    if trial.state in (FAILED, OUT_OF_MEMORY):
         return {**entry, "reason": failure(trial.folder)}
     result = read_result(trial.folder)
     task = json.loads((trial.folder / "model" / checkpoint.RUN).read_text())["task"]

@@ -6,8 +6,8 @@ study alone, without any pickled searcher, says which trials to continue (CONTRI
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,26 @@ from ray.tune.search import Searcher
 from segsweep.errors import RecipeError, ResourceError
 from segsweep.models.tracking import public
 from segsweep.sweeps.following import ERROR, Report
+from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import RESULT, read_result
+from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, Direction, front, parse_objectives, worst
+from segsweep.sweeps.tuning_sampling import WARM, Ask, drawn, make_sampler
 
 # So many suggestions in a row that cannot be trained end a sweep.
 MOST_REFUSED = 20
-CONFIG, SETTINGS = "segsweep.config", "segsweep.settings"
-OBJECTIVE = "dice"
+CONFIG, SETTINGS, SHORTAGE = "segsweep.config", "segsweep.settings", "segsweep.out_of_memory"
+OBJECTIVE = "objective"
+# The constraint by which samplers keep away from what ran out of memory: above 0 it did.
+MEMORY, HAD, LACKED = "memory", -1.0, 1.0
+# States of a trial that left no model.
+FAILED, OUT_OF_MEMORY = "failed", "out of memory"
 
 SuggestConfig = Callable[[optuna.Trial], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweptTrial:
-    """One trial as a sweep ends: `dice` is None when it was stopped early or failed."""
+    """One trial as a sweep ends: `dice` is None when it was stopped early or failed, else `values` has it with all that it cost."""
 
     name: str
     state: str
@@ -38,28 +45,25 @@ class SweptTrial:
     epochs: int
     config: Mapping[str, Any]
     folder: Path
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
-def open_study(storage: str, *, name: str, settings: Mapping[str, Any], seed: int) -> optuna.Study:
-    """Make the study or open it again.
+def open_study(
+    storage: str, *, name: str, settings: Mapping[str, Any], seed: int, sampler: str = "tpe"
+) -> optuna.Study:
+    """Make the study or open it again; it optimises what the settings' `objective` names, the mean Dice where they name none.
 
     Raises RecipeError when it was begun with other settings, ResourceError when its database cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    try:
-        database = optuna.storages.get_storage(storage)
-    except Exception as error:  # every database's driver raises its own
-        reason = public(str(error).partition("\n")[0])
-        raise ResourceError(
-            f"study database {public(storage)!r} cannot be used ({reason}); "
-            "expected sqlite:///FILE or the address of a database that runs in SEGSWEEP_STUDIES"
-        ) from error
-    study = optuna.create_study(storage=database, study_name=name, direction="maximize", load_if_exists=True)
+    database = open_database(storage)
+    directions: list[Direction] = [
+        DIRECTIONS[objective] for objective in parse_objectives(settings.get(OBJECTIVE, DICE))
+    ]
+    study = optuna.create_study(storage=database, study_name=name, directions=directions, load_if_exists=True)
     # Trials that exist have used up the first draws: a resumed sweep must not draw them again.
-    study.sampler = optuna.samplers.TPESampler(
-        seed=seed + len(study.trials), n_startup_trials=5, multivariate=True, constant_liar=True
-    )
+    study.sampler = make_sampler(sampler, seed=seed + len(study.trials))
     wanted = json.loads(json.dumps(settings))
     found = study.user_attrs.get(SETTINGS)
     if found is None:
@@ -73,40 +77,28 @@ def open_study(storage: str, *, name: str, settings: Mapping[str, Any], seed: in
     return study
 
 
+def open_database(storage: str) -> Any:
+    """Where studies are kept, as Optuna takes it. Raises ResourceError when it cannot be used."""
+    try:
+        return optuna.storages.get_storage(storage)
+    except Exception as error:  # every database's driver raises its own
+        reason = public(str(error).partition("\n")[0])
+        raise ResourceError(
+            f"study database {public(storage)!r} cannot be used ({reason}); "
+            "expected sqlite:///FILE or the address of a database that runs in SEGSWEEP_STUDIES"
+        ) from error
+
+
 def trial_folder(sweep: Path, *, number: int) -> Path:
     """Where a trial's run lies."""
     return sweep / f"trial-{number:04d}"
 
 
-class FixedTrial:
-    """An Optuna trial for `space`: what the user fixed is given as it is and not drawn, so no sampler learns from it."""
-
-    def __init__(self, trial: optuna.Trial, *, fixed: Mapping[str, Any]) -> None:
-        self._trial, self._fixed = trial, fixed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trial, name)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """The fixed value, where it is one of the choices; they may be names of what was fixed: then any will do."""
-        if name not in self._fixed:
-            return self._trial.suggest_categorical(name, choices)
-        return self._fixed[name] if self._fixed[name] in choices else choices[0]
-
-    def suggest_float(self, name: str, low: float, high: float, **options: Any) -> float:
-        """The fixed value, or one that is drawn."""
-        return self._fixed[name] if name in self._fixed else self._trial.suggest_float(name, low, high, **options)
-
-    def suggest_int(self, name: str, low: int, high: int, **options: Any) -> int:
-        """The fixed value, or one that is drawn."""
-        return self._fixed[name] if name in self._fixed else self._trial.suggest_int(name, low, high, **options)
-
-
 class StudySearch(Searcher):
     """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all.
 
-    `suggest_config` makes a trial's parameters and raises when they cannot be trained: such a trial fails here and another is drawn,
-    or with `queued` the next one is taken that waits in the study, if any does.
+    `ask` says where new ones come from. `suggest_config` makes a trial's parameters and raises when they cannot be trained: such a
+    trial fails here and another is asked for.
     """
 
     def __init__(
@@ -117,10 +109,11 @@ class StudySearch(Searcher):
         sweep: Path,
         trials: int,
         report: Report,
-        queued: bool = False,
+        ask: Ask = drawn,
     ) -> None:
         super().__init__()
-        self._queued = queued
+        self._ask_study = ask
+        self._objectives = objectives_of(study)
         self._study, self._suggest_config, self._sweep, self._report = study, suggest_config, sweep, report
         self._unfinished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
         self._settle_ended()
@@ -152,6 +145,8 @@ class StudySearch(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep the learning curve: Optuna's samplers and plots use it."""
         trial, epoch = self._open.get(trial_id), result.get("epoch")
+        if len(self._objectives) > 1:  # Optuna keeps curves of a single objective only
+            return
         if trial is not None and epoch is not None and "patch_dice_smoothed" in result:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a continued trial reports its last epoch a second time
@@ -167,10 +162,11 @@ class StudySearch(Searcher):
         trial = self._open.pop(trial_id, None)
         if trial is None:  # Tune says it a second time when a callback failed
             return
-        if error:
+        lacked = noted(trial_folder(self._sweep, number=trial.number)) is not None
+        if error and not lacked:
             self._study.tell(trial.number, state=TrialState.FAIL)
-        elif (trial_folder(self._sweep, number=trial.number) / RESULT).is_file():
-            self._tell(trial.number)
+        elif self._ended(trial.number):
+            self._tell(trial)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study holds everything."""
@@ -182,9 +178,9 @@ class StudySearch(Searcher):
     def _ask(self) -> optuna.Trial | None:
         """A new trial whose parameters can be trained, or None when none was drawn."""
         for _ in range(MOST_REFUSED):
-            if self._queued and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trial = self._ask_study(self._study)
+            if trial is None:
                 return None
-            trial = self._study.ask()
             try:
                 trial.set_user_attr(CONFIG, self._suggest_config(trial))
             except Exception as error:  # recipes raise what they like; the sweep goes on
@@ -203,20 +199,60 @@ class StudySearch(Searcher):
     def _settle_ended(self) -> None:
         """Trials whose run ended, or never got its parameters, before the last driver could say so."""
         for frozen in list(self._unfinished):
-            if (trial_folder(self._sweep, number=frozen.number) / RESULT).is_file():
-                self._tell(frozen.number)
+            if self._ended(frozen.number):
+                self._tell(optuna.Trial(self._study, frozen._trial_id))
             elif CONFIG not in frozen.user_attrs:
                 self._study.tell(frozen.number, state=TrialState.FAIL)
             else:
                 continue
             self._unfinished.remove(frozen)
 
-    def _tell(self, number: int) -> None:
-        result = read_result(trial_folder(self._sweep, number=number))
-        if result["status"] == "finished" and OBJECTIVE in result:
-            self._study.tell(number, result[OBJECTIVE])
+    def _ended(self, number: int) -> bool:
+        """Whether a trial's folder says how it ended."""
+        folder = trial_folder(self._sweep, number=number)
+        return (folder / RESULT).is_file() or noted(folder) is not None
+
+    def _tell(self, trial: optuna.Trial) -> None:
+        folder = trial_folder(self._sweep, number=trial.number)
+        lacking = noted(folder)
+        if lacking is not None:
+            self._tell_shortage(trial, lacking=lacking)
+            return
+        result = read_result(folder)
+        trial.set_constraint(MEMORY, HAD)
+        if result["status"] == "finished" and all(name in result for name in self._objectives):
+            self._study.tell(trial.number, [result[name] for name in self._objectives])
         else:
-            self._study.tell(number, state=TrialState.PRUNED)
+            self._study.tell(trial.number, state=TrialState.PRUNED)
+
+    def _tell_shortage(self, trial: optuna.Trial, *, lacking: Mapping[str, Any]) -> None:
+        """Not as a failure, of which no sampler learns: as a point that the constraint forbids, with the worst values so far."""
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values = worst([known.values for known in complete if not failed(known)], objectives=self._objectives)
+        trial.set_user_attr(SHORTAGE, dict(lacking))
+        trial.set_constraint(MEMORY, LACKED)
+        self._study.tell(trial.number, values)
+
+
+def objectives_of(study: optuna.Study) -> tuple[str, ...]:
+    """What a study optimises, as names of a result."""
+    return parse_objectives(study.user_attrs.get(SETTINGS, {}).get(OBJECTIVE, DICE))
+
+
+def failed(trial: FrozenTrial) -> bool:
+    """Whether a trial ended without a model: in an error, or for lack of memory."""
+    return trial.state == TrialState.FAIL or SHORTAGE in trial.user_attrs
+
+
+def own_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """A sweep's trials, without those that it only knows from earlier sweeps."""
+    return [trial for trial in study.get_trials(deepcopy=False) if WARM not in trial.user_attrs]
+
+
+def learning_curves(study: optuna.Study) -> dict[str, dict[int, float]]:
+    """Smoothed patch Dice by epoch of every own trial that ended, by its folder's name; none where several objectives are sought."""
+    ended = [trial for trial in own_trials(study) if trial.state.is_finished() and trial.intermediate_values]
+    return {trial_folder(Path(), number=trial.number).name: trial.intermediate_values for trial in ended}
 
 
 def has_unfinished(study: optuna.Study) -> bool:
@@ -226,28 +262,40 @@ def has_unfinished(study: optuna.Study) -> bool:
 
 def trials_left(study: optuna.Study, *, trials: int) -> int:
     """How many are to run: those begun and not ended, and new ones until `trials` ended well."""
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    ended = sum(state.is_finished() and state != TrialState.FAIL for state in states)
-    return max(states.count(TrialState.RUNNING), trials - ended)
+    own = own_trials(study)
+    ended = sum(trial.state.is_finished() and not failed(trial) for trial in own)
+    return max(sum(trial.state == TrialState.RUNNING for trial in own), trials - ended)
 
 
 def ended_trials(study: optuna.Study, *, sweep: Path) -> tuple[SweptTrial, ...]:
-    """Trials that ended, best first, those without a final value last."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    found = [swept(trial, sweep=sweep) for trial in ended]
-    return tuple(sorted(found, key=lambda trial: (trial.dice is None, -(trial.dice or 0.0), trial.name)))
+    """Trials that ended, best Dice first, those without a final value last; of several objectives the Pareto front before all."""
+    objectives = objectives_of(study)
+    found = [swept(trial, sweep=sweep) for trial in own_trials(study) if trial.state.is_finished()]
+    measured = [trial for trial in found if trial.dice is not None]
+    chosen = front([trial.values for trial in measured], objectives=objectives)
+    best = {measured[index].name for index in chosen}
+    return tuple(
+        sorted(
+            found,
+            key=lambda trial: (trial.dice is None, trial.name not in best, -(trial.dice or 0.0), trial.name),
+        )
+    )
 
 
 def swept(trial: FrozenTrial, *, sweep: Path) -> SweptTrial:
     """A trial of the study with what its folder says."""
     folder = trial_folder(sweep, number=trial.number)
     result = read_result(folder) if (folder / RESULT).is_file() else {}
+    state = OUT_OF_MEMORY if SHORTAGE in trial.user_attrs else str(result.get("status", FAILED))
+    # Optuna gives a pruned trial the last value that it reported: a Dice of patches.
+    complete = trial.state == TrialState.COMPLETE and not failed(trial)
+    values = {name: float(result[name]) for name in DIRECTIONS if name in result} if complete else {}
     return SweptTrial(
         name=folder.name,
-        state=str(result.get("status", "failed")),
-        # Optuna gives a pruned trial the last value that it reported: a Dice of patches.
-        dice=trial.value if trial.state == TrialState.COMPLETE else None,
+        state=state,
+        dice=values.get(DICE),
         epochs=int(result.get("epoch", 0)),
         config=trial.user_attrs.get(CONFIG, {}),
         folder=folder,
+        values=values,
     )

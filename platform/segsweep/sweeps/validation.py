@@ -1,37 +1,71 @@
-"""Dice of a trained network on whole held-out scans, which the workers of a run share among them."""
+"""Dice of a trained network on whole held-out scans, which the workers of a run share among them, and what segmenting these cost."""
 
+import resource
+import statistics
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from segsweep.data.store import Store
-from segsweep.evaluation.whole_scans import Scores, scan_dice
+from segsweep.evaluation.whole_scans import Case, Scores, score_case
 from segsweep.inference.prediction import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
 from segsweep.learning.task import Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Cases by their id. `memory`: bytes of the worker with most, on its GPU while it validated; without one, the most that its
+    process has held since it began.
+    """
+
+    cases: Mapping[str, Case]
+    memory: int
+
+    @property
+    def scores(self) -> Scores:
+        """Case -> structure -> Dice."""
+        return {case_id: case.dice for case_id, case in self.cases.items()}
+
+    def costs(self) -> dict[str, float]:
+        """`seconds_per_case` (median) and `memory_gb` (10^9 bytes); nothing without cases."""
+        if not self.cases:
+            return {}
+        seconds = statistics.median(case.seconds for case in self.cases.values())
+        return {"seconds_per_case": seconds, "memory_gb": self.memory / 1e9}
+
+
 def validate(
     model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None
-) -> Scores:
-    """`scan_dice` of every case, on every worker; each worker segments its share of the cases.
+) -> Validated:
+    """`score_case` of every case, on every worker; each worker segments its share of the cases.
 
     `finder` is the checkpoint of the model that shows this one where to look, if it has one.
     """
     found_by = None if finder is None else load_member(finder)
     member = Member(model=model.eval(), task=task, inference=inference, finder=found_by)
     predictor = Predictor(members=(member,))
-    if not dist.is_initialized():
-        return {case_id: scan_dice(predictor, store=store, case_id=case_id) for case_id in case_ids}
-    world = dist.get_world_size()
-    shared = case_ids[dist.get_rank() :: world]
-    everyone: list[Any] = [None] * world
-    dist.all_gather_object(everyone, {name: scan_dice(predictor, store=store, case_id=name) for name in shared})
-    return dict(sorted((case_id, values) for part in everyone for case_id, values in part.items()))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    several = dist.is_initialized()
+    shared = case_ids[dist.get_rank() :: dist.get_world_size()] if several else case_ids
+    own = Validated(
+        cases={case_id: score_case(predictor, store=store, case_id=case_id) for case_id in shared},
+        memory=_peak_memory(),
+    )
+    if not several:
+        return own
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    cases = {case_id: case for part in everyone for case_id, case in part.cases.items()}
+    return Validated(cases=dict(sorted(cases.items())), memory=max(part.memory for part in everyone))
 
 
 def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice") -> dict[str, float]:
@@ -45,3 +79,10 @@ def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice"
         if means
         else {}
     )
+
+
+def _peak_memory() -> int:
+    """Bytes. The system counts a process's in KiB, macOS in bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,32 @@
+"""A training that ran out of memory: how its error tells so, and what its folder keeps of it for the study."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segsweep.data.manifest import write_json
+
+SHORTAGE = "out_of_memory.json"
+# Python's, torch's, NumPy's and Ray's error stand at the beginning of a traceback's line; torch on a CPU and Ray's monitor use words.
+LACKING = re.compile(
+    r"^\s*(?:[\w.]*\.)?\w*MemoryError\b|can't allocate memory|due to the node running low on memory", re.MULTILINE
+)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether a training failed for lack of memory, on whichever worker: that fails again however often it is tried."""
+    workers = getattr(error, "worker_failures", {}).values()
+    return any(LACKING.search(f"{type(found).__name__}: {found}") is not None for found in (error, *workers))
+
+
+def note(folder: Path, *, patch_size: Sequence[int], batch_size: int) -> None:
+    """Write down in a run's folder what was too large: the patch (voxels z, y, x) and the patches of a batch."""
+    write_json(folder / SHORTAGE, {"patch_size": list(patch_size), "batch_size": batch_size})
+
+
+def noted(folder: Path) -> dict[str, Any] | None:
+    """What `note` wrote there; None for a run that had memory enough."""
+    path = folder / SHORTAGE
+    return json.loads(path.read_text()) if path.is_file() else None
