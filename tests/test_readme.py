@@ -13,7 +13,7 @@ from segsweep.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-METHODS = (ROOT / "docs" / "methods.md").read_text()
+PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("methods.md", "sweeps.md"))
 FILE_MAP = (ROOT / "docs" / "map.md").read_text()
 
 
@@ -37,7 +37,7 @@ def test_both_commands_stand_on_the_first_screen() -> None:
         assert command in targets
 
 
-@pytest.mark.parametrize("line", re.findall(r"^    (segsweep .*)$", README + METHODS, flags=re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^    (segsweep .*)$", README + PAGES, flags=re.MULTILINE))
 def test_every_printed_command_is_understood(line: str) -> None:
     verb, *arguments = shlex.split(line.partition("#")[0])[1:]
     command = get_command(app).commands[verb]  # type: ignore[attr-defined]

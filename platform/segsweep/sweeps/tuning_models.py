@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
 from segsweep.models.catalogue import Registered, set_alias, versions
+from segsweep.models.promotion import CANDIDATE
 from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, SWEEP_TAG, TRIAL_TAG
 from segsweep.sweeps.following import Follow
 from segsweep.sweeps.tuning_study import SweptTrial
 from segsweep.workspace import Workspace
-
-# Alias of the best model of a name.
-CANDIDATE = "candidate"
 
 
 def register_best(
