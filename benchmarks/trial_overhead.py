@@ -58,7 +58,7 @@ def main() -> None:
         alone = epoch_alone(store.uri)
         moments = Moments()
         options = SweepOptions(name="overhead", trials=trials, concurrent=1, register=0)
-        workspace = Workspace(root=folder / "workspace")
+        workspace = Workspace(root=folder)
         tune("phantom", store=store.uri, options=options, params=FIXED, workspace=workspace, report=moments)
         ended = time.monotonic()
     report(moments, ended=ended, alone=alone)
