@@ -26,7 +26,7 @@ FENCES = {
     "optuna": {"sweeps/tuning_sampling.py", "sweeps/tuning_study.py", "sweeps/tuning_warm.py"},
     "ray": {"sweeps/*", "data/parallel.py"},
     "matplotlib": {"evaluation/*", "data/quality_report.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli/*"},
 }
 LEARNING = {"torch", "numpy", "scipy", "safetensors", "segsweep"}
 

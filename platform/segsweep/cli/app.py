@@ -1,0 +1,51 @@
+"""What all verbs share: the application that they belong to, and the arguments that several of them take."""
+
+from typing import Annotated, Any
+
+import typer
+
+from segsweep import recipes
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Not Path, which would take a slash from s3://.
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// address of a converted dataset.")]
+StorePaths = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE", help="Folder or s3:// address of a converted dataset; several, joined by commas, are one."
+    ),
+]
+Values = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys as above; lists as 96,96,96.")]
+
+
+@app.callback()
+def about() -> None:
+    """Sweep, compare, register and ensemble 3D CT segmentation methods on Ray.
+
+    New here? See the whole walk on a phantom, then do the same with your scans:
+      segsweep demo
+      segsweep convert openkbp data/openkbp --store stores/openkbp
+      segsweep tune default stores/openkbp trials=20 preset=small
+      segsweep ensemble stores/openkbp
+      segsweep predict models:/openkbp-ensemble scans/ predictions/
+
+    Environment:
+      SEGSWEEP_WORKSPACE   folder for runs, models and sweeps   (./workspace)
+      SEGSWEEP_PROJECT     folder that holds your own recipes          (none)
+      RAY_ADDRESS          Ray cluster to work on              (this machine)
+      SEGSWEEP_CACHE       local folder for copies of grids            (none)
+      SEGSWEEP_CACHE_GB    how large these copies may grow together      (50)
+      AWS_ENDPOINT_URL     object storage of s3:// stores         (Amazon S3)
+    """
+
+
+def parsed(values: dict[str, str]) -> dict[str, Any]:
+    """Values of KEY=VALUE words as Python has them."""
+    return {key: recipes.parse_value(value) for key, value in values.items()}

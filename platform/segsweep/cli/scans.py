@@ -1,0 +1,88 @@
+"""Verbs that look at scans: predict, evaluate."""
+# ruff: noqa: PLC0415
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from segsweep import recipes
+from segsweep.cli.app import app
+from segsweep.terminal import bars, complain, console, counted, say
+from segsweep.workspace import current_workspace
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's address, or a model folder.")],
+    scans: Annotated[str, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the label maps.")],
+    split: Annotated[str, typer.Option(help="Of a store: train, validation or test.")] = "validation",
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.", show_default="as the method says"),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
+) -> None:
+    """Segment scans with a model or an ensemble.
+
+    MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or models:/NAME (newest).
+    Scans are NIfTI, NRRD or MetaImage, in HU: CASE.nii.gz, or one file a channel
+    CASE_0000.nii.gz, CASE_0001.nii.gz, ... Label maps come back as CASE.nii.gz
+    on each scan's own grid; labels.json says what their values mean.
+
+    Examples:
+      segsweep predict models:/openkbp-unet@candidate scans/ predictions/
+      segsweep predict models:/openkbp-ensemble stores/openkbp predictions/
+    """
+    from segsweep.inference.prediction import predict as run
+    from segsweep.inference.scans import find_scans
+    from segsweep.models.ensemble import load_predictor
+
+    predictor = load_predictor(model, workspace=current_workspace())
+    if dataset:
+        predictor = predictor.only(dataset)
+    cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
+    with bars() as shown:
+        report = shown.pieces("scans")
+        done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
+    say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
+    if done.failures:
+        complain(*done.failures.values())
+        raise typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder that `predict` wrote.")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps.")],
+    profile: Annotated[str, typer.Option(help="Whose rules; the names are above.")] = "plain",
+    out: Annotated[Path, typer.Option(help="Folder for scores and report.")] = Path("evaluation"),
+    labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in REFERENCE.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Of the NSD in mm, in place of the profile's.")] = None,
+    compare: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Predictions to set beside.")] = None,
+) -> None:
+    """Score predictions by an organiser's rules, with a report.
+
+    Writes scores.csv (Dice, NSD, distances in mm), summary.json and report.html.
+    Profiles: plain, nnunet, segrap2023_oar, segrap2023_gtv, flare22,
+    flare24_pancancer.
+
+    Examples:
+      segsweep evaluate predictions/ stores/openkbp
+      segsweep evaluate out/ labels/ --labels labels.json --profile flare22
+    """
+    from segsweep.evaluation.evaluation import Options
+    from segsweep.evaluation.evaluation import evaluate as run
+
+    others = {name: Path(folder) for name, folder in recipes.parse_pairs(compare or []).items()}
+    with bars() as shown:
+        options = Options(labels=labels, tolerance=tolerance, compare=others, progress=shown.pieces("cases"))
+        done = run(predictions, reference=reference, profile=profile, out=out, options=options)
+    table = Table("structure", "Dice", "NSD", box=None)
+    for row in done.rows():
+        table.add_row(*map(escape, row))
+    console.print(table)
+    say(f"report: {out / 'report.html'}")

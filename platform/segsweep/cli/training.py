@@ -1,0 +1,148 @@
+"""Verbs that train: train, tune."""
+# ruff: noqa: PLC0415
+
+import os
+import shlex
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from segsweep import recipes
+from segsweep.cli.app import StorePaths, Values, app, parsed
+from segsweep.errors import RecipeError
+from segsweep.run import Run
+from segsweep.terminal import bars, console, counted, say
+from segsweep.workspace import current_workspace
+
+
+@app.command()
+def train(
+    trainable: Annotated[str, typer.Argument(metavar="TRAINABLE", help="A recipe of `segsweep list trainables`.")],
+    store: StorePaths,
+    values: Values = None,
+) -> None:
+    """Train one run and register its model.
+
+    Keys of the run:
+      fold      which of the store's folds validates: 0 to 4, or all
+      seed      of weights and patches                                  (0)
+      workers   processes that train together, one core or GPU each     (1)
+    Every other key is a parameter of the trainable: see `segsweep list unet`.
+
+    Give the same command again to go on after an interruption.
+
+    Examples:
+      segsweep train unet stores/openkbp preset=small
+      segsweep train unet stores/openkbp fold=all epochs=500 workers=4
+      segsweep train unet stores/kits19,stores/msd_liver
+      segsweep train resenc_unet stores/openkbp preset=L initial=models:/heads/1
+    """
+    from segsweep.sweeps.cluster import connect, share
+    from segsweep.sweeps.single import train as run
+
+    given = recipes.parse_pairs(values or [])
+    own = {key: given.pop(key) for key in ("fold", "seed", "workers") if key in given}
+    recipes.build_params(recipes.load("trainables", name=trainable), values=given)
+    chosen = Run(trainable=trainable, store=str(store), params=parsed(given), **parsed(own))
+    _demand_possible(chosen)
+    connect()
+    share(workers=chosen.workers)
+    with bars() as shown:
+        trained = run(chosen, workspace=current_workspace(), report=shown.trial)
+    dice = f", dice {trained.result['dice']:.4f}" if "dice" in trained.result else ""
+    say(f"{trained.folder}: {trained.result['status']} after {counted(trained.result['epoch'], noun='epoch')}{dice}")
+    say(f"registered as {trained.registered.uri}")
+    say(f"next: segsweep predict {trained.registered.uri} SCANS predictions/")
+
+
+@app.command()
+def tune(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A recipe of `segsweep list spaces`.")],
+    store: StorePaths,
+    values: Values = None,
+) -> None:
+    """Sweep a search space and register the best models.
+
+    Optuna proposes, Ray Tune runs the trials, MLflow keeps every one of them.
+
+    Keys of the sweep:
+      trials      how many in all                                      (20)
+      concurrent  at a time; 0 = as many as fit                         (0)
+      workers     processes of each trial, one core or GPU each         (1)
+      fold, seed  as in `segsweep train`; a fold, not all               (0)
+      sampler     tpe, gp, random, grid or nsga2                      (tpe)
+      objective   dice, also with seconds_per_case, memory_gb        (dice)
+      warm        earlier sweeps to learn from: NAME,NAME            (none)
+      stop        bad trials by asha, hyperband, paired or none      (asha)
+      grace       epochs before a bad trial may be stopped; 0 = never   (0)
+      register    how many of the best become registered models         (3)
+      name        of the sweep                              (SPACE-DATASET)
+    Keys of a published comparison, whose rows are the trials:
+      scale       share of its epochs and of its patches' voxels        (1)
+      pretrained  model that its pre-trained rows start from         (none)
+    Every other key is a parameter that all trials share.
+
+    stop=paired compares whole scans: give it scan_validation_every=EPOCHS.
+    Give the same command again to resume, with more trials to extend.
+
+    Examples:
+      segsweep tune default stores/openkbp preset=small
+      segsweep tune default stores/openkbp trials=40 grace=20 workers=2
+      segsweep tune gtv_loss stores/segrap scale=0.01
+    """
+    from segsweep.sweeps.following import describe
+    from segsweep.sweeps.tuning import first_run
+    from segsweep.sweeps.tuning import tune as run
+
+    options, params = _sweep_options(recipes.parse_pairs(values or []))
+    _demand_possible(first_run(space, store=str(store), options=options, params=params))
+    workspace = current_workspace()
+    with bars() as shown:
+        swept = run(space, store=str(store), workspace=workspace, options=options, params=params, report=shown.trial)
+    names = options.objective.split(",")
+    table = Table("trial", "state", *names, "epochs", "parameters", box=None)
+    for trial in swept.trials:
+        measured = (f"{trial.values[name]:.4f}" if name in trial.values else "" for name in names)
+        table.add_row(trial.name, trial.state, *measured, str(trial.epochs), escape(describe(trial.config)))
+    console.print(table)
+    for version in swept.registered:
+        say(f"registered {version.uri}")
+    if swept.page:
+        say(f"comparison: {swept.page}")
+    if swept.interrupted:
+        raise typer.Exit(130)
+    say(f"next: segsweep ensemble {shlex.quote(str(store))}   or   segsweep ui")
+
+
+def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """Sweep options, and what is left for the trainable."""
+    from dataclasses import fields
+
+    from segsweep.sweeps.tuning import SweepOptions
+
+    own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
+    words = ("name", "pretrained", "sampler", "objective", "warm", "stop")
+    texts = {key: own.pop(key) for key in words if key in own}
+    numbers = parsed(own)
+    for key, value in numbers.items():
+        if key == "scale" and type(value) not in (int, float):
+            raise RecipeError(f"scale={value!r} cannot be used: expected a share above 0, at most 1")
+        if key != "scale" and type(value) is not int and (key, value) != ("fold", "all"):
+            raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
+    try:
+        options = SweepOptions(**texts, **numbers)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return options, parsed(given)
+
+
+def _demand_possible(run: Run) -> None:
+    """Refuse, before Ray starts, what this machine could never hold. (A cluster's memory is known once it is joined.)"""
+    from segsweep.learning.memory import machine_bytes
+    from segsweep.sweeps.preparing import demand_memory, prepare
+
+    prepared = prepare(run)
+    if "RAY_ADDRESS" not in os.environ:
+        demand_memory(prepared, available=machine_bytes())
