@@ -13,7 +13,7 @@ demo: $(READY)
 	$(VENV)/bin/segsweep demo demo
 
 test: $(DEV_READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV_READY)
 	$(VENV)/bin/ruff check .
