@@ -51,6 +51,11 @@ class JointStore(Store):
         plan = make_plan(cases, channels=(), labels=self.table.labels)
         return dataclasses.replace(plan, normalisation=self.normalisation[widest])
 
+    @property
+    def alike(self) -> bool:
+        """Whether the scans of all parts have as many channels of the same kinds (CT or not), and so one normalisation."""
+        return len({are_ct(part.channels) for part in self.parts.values()}) == 1
+
     @cached_property
     def normalisation(self) -> Mapping[str, tuple[Normalisation, ...]]:
         """Of each part, one rule a channel, from the training cases of all parts whose channels are of the same kinds (CT or not)."""

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from segsweep.data.fingerprint import are_ct, patch_and_batch
+from segsweep.data.fingerprint import patch_and_batch
 from segsweep.data.geometry import Size
 from segsweep.data.joint import JointStore, open_stores
 from segsweep.data.store import Store
@@ -53,7 +53,7 @@ def prepare(run: Run) -> Prepared:
 
 def _own_scans(store: Store) -> tuple[Scans, ...]:
     """Those of each joined store, where they are not all alike."""
-    if not isinstance(store, JointStore) or len({are_ct(part.channels) for part in store.parts.values()}) == 1:
+    if not isinstance(store, JointStore) or store.alike:
         return ()
     return tuple(
         Scans(channels=part.channels, normalisation=store.normalisation[name]) for name, part in store.parts.items()
