@@ -27,7 +27,7 @@ from segsweep.learning.params import LossName
 from segsweep.learning.supervision import Supervision
 from segsweep.learning.task import Task
 from segsweep.trainables.unet import PRESETS as PLAIN
-from segsweep.trainables.unet import Decoder, Encoder, Levels, features_of, plan_levels
+from segsweep.trainables.unet import Decoder, Encoder, Levels, plan_levels, shape_of
 from segsweep.trainables.unet import Params as PlainParams
 
 HEADS = 4
@@ -64,12 +64,7 @@ def task(params: Params, task: Task) -> Task:
 def build(params: Params, task: Task) -> nn.Module:
     """The network for a task; its depth and kernels follow from patch and spacing. Raises RecipeError when that leaves one level."""
     levels = plan_levels(params, task=task)
-    shape = {
-        "features": features_of(params, levels=levels),
-        "strides": levels.strides,
-        "kernels": levels.kernels,
-        "convolutions": params.convolutions,
-    }
+    shape = {**shape_of(params, levels=levels), "convolutions": params.convolutions}
     return Levels(
         Encoder(len(task.channels), **shape),
         decoder=FourHeads(task.outputs, **shape),

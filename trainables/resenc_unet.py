@@ -16,7 +16,7 @@ from segsweep.data.geometry import Size
 from segsweep.data.topology import RESIDUAL_BLOCKS
 from segsweep.learning.task import Task
 from segsweep.trainables.unet import PRESETS as PLAIN
-from segsweep.trainables.unet import Block, ConvNormAct, Decoder, Levels, features_of, plan_levels, skips_of
+from segsweep.trainables.unet import Block, ConvNormAct, Decoder, Levels, plan_levels, shape_of, skips_of
 from segsweep.trainables.unet import Params as PlainParams
 
 
@@ -51,7 +51,7 @@ def build(params: Params, task: Task) -> nn.Module:
     """
     levels = plan_levels(params, task=task)
     count = len(levels.strides)
-    shape = {"features": features_of(params, levels=levels), "strides": levels.strides, "kernels": levels.kernels}
+    shape = shape_of(params, levels=levels)
     blocks = (*params.blocks, *[params.blocks[-1]] * count)[:count]
     return Levels(
         ResidualEncoder(len(task.channels), **shape, blocks=blocks),

@@ -87,12 +87,7 @@ def build(params: Params, task: Task) -> nn.Module:
     Raises RecipeError when that leaves one level: a U-Net has at least two.
     """
     levels = plan_levels(params, task=task)
-    shape = {
-        "features": features_of(params, levels=levels),
-        "strides": levels.strides,
-        "kernels": levels.kernels,
-        "convolutions": params.convolutions,
-    }
+    shape = {**shape_of(params, levels=levels), "convolutions": params.convolutions}
     return Levels(
         Encoder(len(task.channels), **shape),
         decoder=Decoder(task.outputs, **shape),
@@ -120,6 +115,15 @@ def plan_levels(params: Params, *, task: Task) -> Topology:
 def features_of(params: Params, *, levels: Topology) -> tuple[int, ...]:
     """Channels of each level."""
     return features(levels, base=params.features, largest=params.most_features)
+
+
+def shape_of(params: Params, *, levels: Topology) -> dict[str, Any]:
+    """What encoder and decoder share: channels, strides and kernels of each level."""
+    return {
+        "features": features_of(params, levels=levels),
+        "strides": levels.strides,
+        "kernels": levels.kernels,
+    }
 
 
 class ConvNormAct(nn.Module):
