@@ -29,6 +29,7 @@ from segsweep.learning.patches import TrainingCase
 from segsweep.learning.stages import Stage
 from segsweep.learning.supervision import Supervision
 from segsweep.learning.task import Task
+from segsweep.trainables.unet import QUICK
 from segsweep.trainables.unet import Params as PlainParams
 from segsweep.trainables.unet import build as build_plain
 
@@ -95,13 +96,8 @@ SMALL: Mapping[str, Any] = {
     "most_features": 128,
     "levels": 4,
     "patch_size": [48, 48, 48],
+    **QUICK,
     "epochs": 20,
-    "iterations": 50,
-    "validation_iterations": 8,
-    "optimizer": "adamw",
-    "learning_rate": 2e-3,
-    "oversampling": "probabilistic",
-    "foreground": 0.67,
     "plain_epochs": 3,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
