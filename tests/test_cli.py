@@ -207,7 +207,7 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("tune default store stop=never", "no 'never' among values of stop (there are: asha, hyperband, none, paired)"),
         (
             "tune default store stop=hyperband",
-            "stop=hyperband cannot be used with grace=0: expected at least one epoch *",
+            "stop=hyperband cannot be used with grace=0: expected the share *",
         ),
         ("tune default store objective=speed", "objective=speed: no 'speed' among objectives (there are: *)"),
         (

@@ -24,7 +24,7 @@ from segsweep.workspace import Workspace, current_workspace
 
 # Two workers a trial show data-parallel training; early stopping may end a trial from the third epoch on.
 MEMBERS = 2
-SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=3, register=MEMBERS)
+SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=0.33, register=MEMBERS)
 
 
 def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mapping[str, Any] | None = None) -> None:

@@ -56,45 +56,63 @@ def rival(folder: Path) -> Any:
     return SimpleNamespace(trial_id=folder.name, config={"folder": str(folder)})
 
 
+def told(scheduler: CooperativeASHA, trial: Any, *, epoch: int, epochs: int, dice: float) -> bool:
+    """Whether a trial was told to stop by then; Tune itself is never told to."""
+    result = {"epoch": epoch, "epochs": epochs, "patch_dice_smoothed": dice}
+    assert scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
+    return (Path(trial.config["folder"]) / STOP).exists()
+
+
 def test_verdict_becomes_a_flag_and_better_trials_go_on(tmp_path: Path) -> None:
-    scheduler = CooperativeASHA(grace_epochs=2, most_epochs=100)
+    scheduler = CooperativeASHA(grace=0.2)
     for name, dice in (("good", 0.8), ("bad", 0.2), ("better", 0.9)):
         trial = rival(tmp_path / name)
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
         for epoch in (1, 2):
-            verdict = scheduler.on_trial_result(None, trial, {"epoch": epoch, "patch_dice_smoothed": dice})
-            assert verdict == TrialScheduler.CONTINUE
-            assert (tmp_path / name / STOP).exists() == (name == "bad" and epoch == 2)
+            assert told(scheduler, trial, epoch=epoch, epochs=10, dice=dice) == (name == "bad" and epoch == 2)
+
+
+def test_asha_compares_trials_after_equal_shares_of_their_own_epochs(tmp_path: Path) -> None:
+    """The long trial is behind the short one at equal epochs and ahead of it at equal shares."""
+    scheduler = CooperativeASHA(grace=0.3)
+    trials = {"short": (10, 0.5), "long": (100, 0.6), "long and worse": (100, 0.4)}
+    stopped = {}
+    for name, (epochs, dice) in trials.items():
+        trial = rival(tmp_path / name)
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        rung = 3 * epochs // 10
+        assert not told(scheduler, trial, epoch=rung - 1, epochs=epochs, dice=0.0), "before its share"
+        stopped[name] = told(scheduler, trial, epoch=rung, epochs=epochs, dice=dice)
+    assert stopped == {"short": False, "long": False, "long and worse": True}
 
 
 def test_rules_and_what_they_are_without_grace() -> None:
-    assert isinstance(make_scheduler("asha", grace=5, curves={}), CooperativeASHA)
-    assert isinstance(make_scheduler("hyperband", grace=5, curves={}), CooperativeASHA)
-    assert isinstance(make_scheduler("paired", grace=0, curves={}), CooperativePaired)
-    assert make_scheduler("asha", grace=0, curves={}) is make_scheduler("none", grace=5, curves={}) is None
+    assert isinstance(make_scheduler("asha", grace=0.5, curves={}), CooperativeASHA)
+    assert isinstance(make_scheduler("hyperband", grace=0.5, curves={}), CooperativeASHA)
+    assert isinstance(make_scheduler("paired", grace=0.0, curves={}), CooperativePaired)
+    assert make_scheduler("asha", grace=0.0, curves={}) is make_scheduler("none", grace=0.5, curves={}) is None
 
 
 def test_asha_knows_the_trials_that_ended_under_another_driver(tmp_path: Path) -> None:
-    curves = {"trial-0000": {1: 0.3, 2: 0.8}, "trial-0001": {2: 0.9}}
+    curves = {"trial-0000": {0.1: 0.3, 0.2: 0.8}, "trial-0001": {0.2: 0.9}}
     for known in ({}, curves):
-        scheduler = make_scheduler("asha", grace=2, curves=known)
-        assert scheduler is not None
+        scheduler = make_scheduler("asha", grace=0.2, curves=known)
+        assert isinstance(scheduler, CooperativeASHA)
         trial = rival(tmp_path / f"after {len(known)}")
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
-        scheduler.on_trial_result(None, trial, {"epoch": 2, "patch_dice_smoothed": 0.7})  # type: ignore[arg-type]
-        assert (tmp_path / trial.trial_id / STOP).exists() == bool(known)
+        assert told(scheduler, trial, epoch=2, epochs=10, dice=0.7) == bool(known)
 
 
 def test_hyperbands_brackets_judge_at_other_epochs_and_only_ask(tmp_path: Path) -> None:
     """Of very many trials, each a little worse than the one before it, some are first judged later than others; all may go on."""
-    scheduler = make_scheduler("hyperband", grace=2, curves={})
+    scheduler = make_scheduler("hyperband", grace=0.1, curves={})
     assert scheduler is not None
     stopped: dict[int, int] = {}
     for number in range(60):
         trial = rival(tmp_path / f"trial-{number:04d}")
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
-        for epoch in range(1, 20):
-            result = {"epoch": epoch, "epochs": 19, "patch_dice_smoothed": 0.9 - number / 100}
+        for epoch in range(1, 21):
+            result = {"epoch": epoch, "epochs": 20, "patch_dice_smoothed": 0.9 - number / 100}
             assert scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
             if (tmp_path / trial.trial_id / STOP).exists():
                 stopped[epoch] = stopped.get(epoch, 0) + 1
@@ -106,8 +124,8 @@ def test_hyperbands_brackets_judge_at_other_epochs_and_only_ask(tmp_path: Path) 
 class Paired:
     """Trials of ten epochs that validate twelve scans every second epoch, as their driver sees them."""
 
-    def __init__(self, sweep: Path, *, grace: int = 0) -> None:
-        self.sweep, self.scheduler = sweep, CooperativePaired(grace_epochs=grace)
+    def __init__(self, sweep: Path, *, grace: float = 0.0) -> None:
+        self.sweep, self.scheduler = sweep, CooperativePaired(grace=grace)
 
     def validated(self, name: str, *, epoch: int, dice: float) -> bool:
         """Whether the trial was told to stop by then."""
@@ -132,7 +150,7 @@ class Paired:
 
 
 def test_pairs_are_of_validations_alone_and_after_the_grace(tmp_path: Path) -> None:
-    sweep = Paired(tmp_path, grace=4)
+    sweep = Paired(tmp_path, grace=0.4)
     good, bad = "trial-0000", "trial-0001"
     assert not sweep.validated(good, epoch=2, dice=0.7)
     assert not sweep.validated(bad, epoch=2, dice=0.3), "grace"
@@ -216,10 +234,10 @@ def trained(prepared: Prepared, *, folder: Path, until: int) -> list[Epoch]:
 def test_stopped_trial_saves_reports_and_frees_its_workers_at_once(
     phantom_store: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    scheduler = CooperativeASHA(grace_epochs=1, most_epochs=1000)
+    scheduler = CooperativeASHA(grace=1 / 500)
     perfect = rival(tmp_path / "perfect")
     scheduler.on_trial_add(None, perfect)  # type: ignore[arg-type]
-    scheduler.on_trial_result(None, perfect, {"epoch": 1, "patch_dice_smoothed": 1.0})
+    assert not told(scheduler, perfect, epoch=1, epochs=500, dice=1.0)
     folder, watch = tmp_path / "trial-0000", Watch()
     tuner = ray.tune.Tuner(
         as_trainable(Run(trainable="unet", store=str(phantom_store), params={**tiny, "epochs": 500})),

@@ -220,12 +220,13 @@ def test_options_that_do_not_exist_are_refused() -> None:
         ({"sampler": "tpa"}, "no 'tpa' among values of sampler .*did you mean 'tpe'"),
         ({"stop": "never"}, "no 'never' among values of stop"),
         ({"stop": "hyperband"}, "stop=hyperband cannot be used with grace=0"),
+        ({"grace": 20}, "grace=20 cannot be used: expected a share of a trial's epochs"),
         ({"objective": "dice,speed"}, "no 'speed' among objectives"),
     )
     for options, words in refused:
         with pytest.raises(ValueError, match=words):
             SweepOptions(**options)
-    assert SweepOptions(stop="hyperband", grace=1, warm="a,b").earlier == ("a", "b")
+    assert SweepOptions(stop="hyperband", grace=0.5, warm="a,b").earlier == ("a", "b")
     assert SweepOptions().earlier == ()
 
 

@@ -179,7 +179,7 @@ def test_trials_left_are_the_unfinished_and_those_still_asked_for(sweep: Sweep) 
 def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:
     search = sweep.search(trials=3)
     given(search, times=3)
-    sweep.end(0, status="stopped_early", patch_dice=0.1)
+    sweep.end(0, status="stopped_early", patch_dice=0.1, epochs=4)
     search.on_trial_result("tune-0", {"epoch": 1, "patch_dice_smoothed": 0.1})
     search.on_trial_complete("tune-0", result={"dice": 1.0})
     search.on_trial_complete("tune-1", error=True)
@@ -187,7 +187,7 @@ def test_states_of_trials_that_did_not_simply_finish(sweep: Sweep) -> None:
     assert sweep.states() == [TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
     assert [trial.dice for trial in ended_trials(sweep.study(), sweep=sweep.folder)] == [None, None]
     assert sweep.study().trials[0].intermediate_values == {1: 0.1}
-    assert learning_curves(sweep.study()) == {"trial-0000": {1: 0.1}}
+    assert learning_curves(sweep.study(), sweep=sweep.folder) == {"trial-0000": {0.25: 0.1}}
     assert has_unfinished(sweep.study())
     # Tune says the end again when a callback of its own failed; that changes nothing.
     search.on_trial_complete("tune-0", error=True)

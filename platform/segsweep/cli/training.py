@@ -76,7 +76,7 @@ def tune(
       objective   dice, also with seconds_per_case, memory_gb        (dice)
       warm        earlier sweeps to learn from: NAME,NAME            (none)
       stop        bad trials by asha, hyperband, paired or none      (asha)
-      grace       epochs before a bad trial may be stopped; 0 = never   (0)
+      grace       share of its epochs before one may; 0 = never stop    (0)
       register    how many of the best become registered models         (3)
       name        of the sweep                              (SPACE-DATASET)
     Keys of a published comparison, whose rows are the trials:
@@ -89,7 +89,7 @@ def tune(
 
     Examples:
       segsweep tune default stores/openkbp preset=small
-      segsweep tune default stores/openkbp trials=40 grace=20 workers=2
+      segsweep tune default stores/openkbp trials=40 grace=0.1 workers=2
       segsweep tune gtv_loss stores/segrap scale=0.01
     """
     from segsweep.sweeps.following import describe

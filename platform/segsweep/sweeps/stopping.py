@@ -1,7 +1,8 @@
 """Early stopping that asks: the scheduler raises a flag, the training saves, reports and returns, and so frees all it held.
 
 A trial that Tune kills outright leaves its Ray Train workers and placement groups behind (DESIGN.md 7.1). No rule changes how long
-a trial was meant to train: its learning rates are those of its own epochs.
+a trial was meant to train: its learning rates are those of its own epochs. So trials are compared after equal shares of these: at equal
+epochs a short training, whose rate has fallen further, would look better than it ends.
 """
 
 from collections.abc import Mapping
@@ -16,49 +17,54 @@ from segsweep.sweeps.pairing import RATE, fewest_cases, verdict
 from segsweep.sweeps.training import request_stop
 
 RULES = ("asha", "hyperband", "paired", "none")
-# Upper rung of ASHA and Hyperband: trials end by their own number of epochs.
-MOST_EPOCHS = 10**6
-# Hyperband's: each gives its trials three times as many epochs as the one before it until the first verdict.
+# Hyperband's: each gives its trials three times as long as the one before it until the first verdict.
 BRACKETS, REDUCTION = 3, 3
+# A rung at three tenths is reached by the third epoch of ten, whatever floats make of that.
+ROUNDING = 1e-9
 
 
 class CooperativeASHA(AsyncHyperBandScheduler):
-    """ASHA over epochs on the smoothed patch Dice. Where ASHA would stop a trial, the trial's folder gets a stop flag.
+    """ASHA over shares of a trial's epochs, on the smoothed patch Dice. Where ASHA would stop a trial, its folder gets a stop flag.
 
     With several brackets it is Hyperband, run asynchronously (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020).
     """
 
-    def __init__(
-        self, *, grace_epochs: int, most_epochs: int = MOST_EPOCHS, reduction: int = REDUCTION, brackets: int = 1
-    ) -> None:
+    def __init__(self, *, grace: float, reduction: int = REDUCTION, brackets: int = 1) -> None:
         super().__init__(
-            time_attr="epoch",
+            time_attr="share",
             metric="patch_dice_smoothed",
             mode="max",
-            grace_period=grace_epochs,
-            max_t=most_epochs,
+            grace_period=grace,  # type: ignore[arg-type]  Ray's rungs are numbers of any kind
+            max_t=1,
             reduction_factor=reduction,
             brackets=brackets,
             stop_last_trials=False,
         )
 
-    def recall(self, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Judge as if the trials that ended under an earlier driver had been seen: smoothed patch Dice by epoch, by a trial's name."""
+    def recall(self, curves: Mapping[str, Mapping[float, float]]) -> None:
+        """Judge as if the trials that ended under an earlier driver had been seen: smoothed patch Dice by share, by a trial's name."""
         for name, curve in curves.items():
             past: Any = SimpleNamespace(trial_id=name)
             self.on_trial_add(None, past)  # type: ignore[arg-type]  ASHA asks nothing of Tune
-            for epoch in sorted(curve):
-                super().on_trial_result(None, past, {"epoch": epoch, "patch_dice_smoothed": curve[epoch]})  # type: ignore[arg-type]
+            for share in sorted(curve):
+                self._judge(past, share=share, dice=curve[share])
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002
         """The sweep optimises the final Dice; this scheduler keeps to the metric that every epoch has."""
         return True
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """CONTINUE always; a verdict of STOP becomes a flag."""
-        if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
+        if "patch_dice_smoothed" in result and self._judge(
+            trial, share=result["epoch"] / result["epochs"], dice=result["patch_dice_smoothed"]
+        ):
             request_stop(Path(trial.config["folder"]))
         return TrialScheduler.CONTINUE
+
+    def _judge(self, trial: Any, *, share: float, dice: float) -> bool:
+        """Whether ASHA would stop the trial now."""
+        result: Any = {"share": share + ROUNDING, "patch_dice_smoothed": dice}
+        return super().on_trial_result(None, trial, result) == TrialScheduler.STOP  # type: ignore[arg-type]
 
 
 class CooperativePaired(FIFOScheduler):
@@ -67,9 +73,9 @@ class CooperativePaired(FIFOScheduler):
     All that it knows lies in the trials' folders, beside each other: a driver that takes over a sweep decides as the one before it.
     """
 
-    def __init__(self, *, grace_epochs: int) -> None:
+    def __init__(self, *, grace: float) -> None:
         super().__init__()
-        self._grace = grace_epochs
+        self._grace = grace
         self._running: dict[Path, int] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
@@ -77,7 +83,7 @@ class CooperativePaired(FIFOScheduler):
         folder, epoch = Path(trial.config["folder"]), result.get("epoch", 0)
         if "dice_scan" in result:
             self._running[folder] = result["epochs"]
-            if epoch >= self._grace and verdict(folder, running=self._running):
+            if epoch / result["epochs"] + ROUNDING >= self._grace and verdict(folder, running=self._running):
                 request_stop(folder)
         return TrialScheduler.CONTINUE
 
@@ -90,13 +96,15 @@ class CooperativePaired(FIFOScheduler):
         self._running.pop(Path(trial.config["folder"]), None)
 
 
-def make_scheduler(rule: str, *, grace: int, curves: Mapping[str, Mapping[int, float]]) -> TrialScheduler | None:
-    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: epochs before a trial may be; `curves` as for `recall`."""
+def make_scheduler(rule: str, *, grace: float, curves: Mapping[str, Mapping[float, float]]) -> TrialScheduler | None:
+    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: share of a trial's epochs before it may be stopped;
+    `curves` as for `recall`.
+    """
     if rule == "paired":
-        return CooperativePaired(grace_epochs=grace)
+        return CooperativePaired(grace=grace)
     if rule == "none" or not grace:
         return None
-    scheduler = CooperativeASHA(grace_epochs=grace, brackets=BRACKETS if rule == "hyperband" else 1)
+    scheduler = CooperativeASHA(grace=grace, brackets=BRACKETS if rule == "hyperband" else 1)
     scheduler.recall(curves)
     return scheduler
 

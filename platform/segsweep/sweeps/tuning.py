@@ -55,7 +55,7 @@ class SweepOptions:
 
     `sampler` proposes (tpe, gp, random, grid, nsga2) for what `objective` names, and knows the finished trials of the sweeps in `warm`;
     both may be several names with commas. `stop` is the rule by which bad trials end early (asha, hyperband, paired, none), `grace`
-    the epochs before one may: with 0 only `paired` ever stops any.
+    the share of its epochs that a trial is left alone: with 0 only `paired` ever stops any.
 
     A published comparison has one trial a row, whatever `trials` is. `scale` below 1 shrinks its epochs and patches, `pretrained` is the
     model that its pre-trained rows start from.
@@ -67,7 +67,7 @@ class SweepOptions:
     workers: int = 1
     fold: Fold = 0
     seed: int = 0
-    grace: int = 0
+    grace: float = 0.0
     register: int = 3
     sampler: str = "tpe"
     objective: str = DICE
@@ -77,18 +77,22 @@ class SweepOptions:
     pretrained: str = ""
 
     def __post_init__(self) -> None:
-        for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("grace", 0), ("register", 0)):
+        for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("register", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
         if not 0.0 < self.scale <= 1.0:
             raise ValueError(f"scale={self.scale} cannot be used: expected a share above 0, at most 1")
+        if not 0.0 <= self.grace < 1.0:
+            raise ValueError(
+                f"grace={self.grace} cannot be used: expected a share of a trial's epochs, from 0 to below 1"
+            )
         for key, known in (("sampler", SAMPLERS), ("stop", RULES)):
             if getattr(self, key) not in known:
                 raise ValueError(unknown(getattr(self, key), kind=f"values of {key}", known=known))
         parse_objectives(self.objective)
         if self.stop == "hyperband" and not self.grace:
             raise ValueError(
-                "stop=hyperband cannot be used with grace=0: expected at least one epoch before the first verdict"
+                "stop=hyperband cannot be used with grace=0: expected the share of a trial's epochs before the first verdict"
             )
 
     @property
@@ -164,7 +168,7 @@ def tune(
             search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
             if search.remaining:
                 trainable = as_trainable(base, resources=resources)
-                rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study))
+                rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study, sweep=sweep))
                 _run_trials(trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep)
             ended = ended_trials(study, sweep=sweep)
             if search.remaining > 0 or has_unfinished(study):

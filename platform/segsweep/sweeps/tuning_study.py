@@ -249,10 +249,18 @@ def own_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if WARM not in trial.user_attrs]
 
 
-def learning_curves(study: optuna.Study) -> dict[str, dict[int, float]]:
-    """Smoothed patch Dice by epoch of every own trial that ended, by its folder's name; none where several objectives are sought."""
-    ended = [trial for trial in own_trials(study) if trial.state.is_finished() and trial.intermediate_values]
-    return {trial_folder(Path(), number=trial.number).name: trial.intermediate_values for trial in ended}
+def learning_curves(study: optuna.Study, *, sweep: Path) -> dict[str, dict[float, float]]:
+    """Smoothed patch Dice by share of its epochs of every own trial with a result, by its folder's name.
+
+    None where several objectives are sought.
+    """
+    curves = {}
+    for trial in own_trials(study):
+        folder = trial_folder(sweep, number=trial.number)
+        if trial.state.is_finished() and trial.intermediate_values and (folder / RESULT).is_file():
+            epochs = read_result(folder)["epochs"]
+            curves[folder.name] = {epoch / epochs: dice for epoch, dice in trial.intermediate_values.items()}
+    return curves
 
 
 def has_unfinished(study: optuna.Study) -> bool:
