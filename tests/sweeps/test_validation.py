@@ -70,7 +70,7 @@ def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Pat
     # By NSD as by the evaluation's profile of the same tolerance, also where there is nothing.
     surfaces = validate(Everywhere(2), inference=Inference(), finder=None, nsd_tolerance=2.0, **given).nsd
     whole = np.ones((16, 32, 32), dtype=bool)
-    rules: dict[str, Any] = {
+    how: dict[str, Any] = {
         "case": "c",
         "structure": "liver",
         "spacing": (2.0, 1.0, 1.0),
