@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 import segsweep.search_spaces
-from segsweep.errors import RecipeError, ResourceError
+from segsweep.errors import RecipeError, ResourceError, StoreError
 from segsweep.models.catalogue import models
 from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, connect
 from segsweep.run import Run
@@ -198,8 +198,8 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
         chosen = SweepOptions(name="never", trials=2, **options)
         tune("default", store=str(phantom_store), workspace=workspace, options=chosen, params={}, report=print)
 
-    with pytest.raises(RecipeError, match="fold='all' leaves a sweep no cases"):
-        start(fold="all")
+    with pytest.raises(StoreError, match="no fold 5; expected 0 to 4"):
+        start(folds="0,5")
     with pytest.raises(ResourceError, match="1000 workers were asked for"):
         start(workers=1000)
     with pytest.raises(ResourceError, match="1000 runs of 1 workers at once"):

@@ -71,9 +71,10 @@ def tune(
       trials      how many in all                                      (20)
       concurrent  at a time; 0 = as many as fit                         (0)
       workers     processes of each trial, one core or GPU each         (1)
-      fold, seed  as in `segsweep train`; a fold, not all               (0)
+      folds       that each trial trains: 0 or 0,1,2, or all of them    (0)
+      seed        as in `segsweep train`                                (0)
       sampler     tpe, gp, random, grid or nsga2                      (tpe)
-      objective   dice, also with seconds_per_case, memory_gb        (dice)
+      objective   dice or nsd, also with seconds_per_case, memory_gb (dice)
       warm        earlier sweeps to learn from: NAME,NAME            (none)
       stop        bad trials by asha, hyperband, paired or none      (asha)
       grace       epochs before a bad trial may be stopped; 0 = never   (0)
@@ -85,11 +86,13 @@ def tune(
     Every other key is a parameter that all trials share.
 
     stop=paired compares whole scans: give it scan_validation_every=EPOCHS.
+    objective=nsd is at 2 mm: another tolerance is nsd_tolerance=MM.
     Give the same command again to resume, with more trials to extend.
 
     Examples:
       segsweep tune default stores/openkbp preset=small
       segsweep tune default stores/openkbp trials=40 grace=20 workers=2
+      segsweep tune default stores/openkbp folds=all objective=nsd
       segsweep tune gtv_loss stores/segrap scale=0.01
     """
     from segsweep.sweeps.following import describe
@@ -122,14 +125,16 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
 
     from segsweep.sweeps.tuning_options import SweepOptions
 
+    if "fold" in given:
+        raise RecipeError(f"fold={given['fold']} is for `segsweep train`; expected folds=0, folds=0,1,2 or folds=all")
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
-    words = ("name", "pretrained", "sampler", "objective", "warm", "stop")
+    words = ("name", "folds", "pretrained", "sampler", "objective", "warm", "stop")
     texts = {key: own.pop(key) for key in words if key in own}
     numbers = parsed(own)
     for key, value in numbers.items():
         if key == "scale" and type(value) not in (int, float):
             raise RecipeError(f"scale={value!r} cannot be used: expected a share above 0, at most 1")
-        if key != "scale" and type(value) is not int and (key, value) != ("fold", "all"):
+        if key != "scale" and type(value) is not int:
             raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
     try:
         options = SweepOptions(**texts, **numbers)

@@ -30,7 +30,7 @@ from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_sampling import FixedTrial, queued
-from segsweep.sweeps.tuning_shared import base_run, first_config, settings_of
+from segsweep.sweeps.tuning_shared import base_run, first_config, folds_of, settings_of
 from segsweep.sweeps.tuning_start import Start, search_start
 from segsweep.sweeps.tuning_study import (
     FAILED,
@@ -103,7 +103,9 @@ def tune(
     tracker = Tracker(place, experiment=opened.dataset)
     outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
     parent = {SWEEP_TAG: name, KIND_TAG: "sweep"}
-    outbox.begin(parent, name=name, params={**base.to_json(), "data": opened.digest, "cases": len(opened.cases)})
+    folds = folds_of(opened, options=chosen)
+    described = {**base.to_json(), "fold": ",".join(map(str, folds)), "data": opened.digest, "cases": len(opened.cases)}
+    outbox.begin(parent, name=name, params=described)
     follow = Follow(outbox, parent=parent, sweep=name, report=report)
     status: Status = "KILLED"
     ended: tuple[SweptTrial, ...] = ()
@@ -112,7 +114,7 @@ def tune(
             ask = start.ask if start else queued
             search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
             if search.remaining:
-                trainable = as_trainable(base, resources=resources)
+                trainable = as_trainable(base, resources=resources, folds=folds)
                 rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study))
                 _run_trials(trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep)
             ended = ended_trials(study, sweep=sweep)
@@ -121,7 +123,9 @@ def tune(
         outbox.flush()
         status = "FAILED"
         _demand_any(ended, name=name)
-        registered = register_best(ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened)
+        registered = register_best(
+            ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened, folds=folds
+        )
         page = None
         if rows:
             title = f"{space} on {opened.dataset}"
@@ -170,7 +174,7 @@ def _start(
 ) -> Start | None:  # fmt: skip
     """What is asked of the search, checked; None for a published comparison, which searches nothing."""
     if options.stop == "paired":
-        cases = len(prepared.store.validation(options.fold))
+        cases = len(prepared.store.validation(prepared.run.fold))
         params = prepared.params
         words = demand_pairs(every=params.scan_validation_every, epochs=params.epochs, cases=cases)
         if words:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from segsweep.errors import unknown
-from segsweep.run import Fold
 from segsweep.sweeps.stopping import RULES
 from segsweep.sweeps.tuning_objectives import DICE, parse_objectives
 from segsweep.sweeps.tuning_sampling import SAMPLERS
@@ -18,6 +17,9 @@ class SweepOptions:
     both may be several names with commas. `stop` is the rule by which bad trials end early (asha, hyperband, paired, none), `grace`
     the epochs before one may: with 0 only `paired` ever stops any.
 
+    Every trial trains the store's `folds`, numbers with commas or all of them, one after another, and is judged by what they hold out
+    together; rules that stop trials judge it by its first one. (A run's fold="all" is something else: it holds nothing out.)
+
     A published comparison has one trial a row, whatever `trials` is. `scale` below 1 shrinks its epochs and patches, `pretrained` is the
     model that its pre-trained rows start from.
     """
@@ -26,7 +28,7 @@ class SweepOptions:
     trials: int = 20
     concurrent: int = 0
     workers: int = 1
-    fold: Fold = 0
+    folds: str = "0"
     seed: int = 0
     grace: int = 0
     register: int = 3
@@ -47,6 +49,7 @@ class SweepOptions:
             if getattr(self, key) not in known:
                 raise ValueError(unknown(getattr(self, key), kind=f"values of {key}", known=known))
         parse_objectives(self.objective)
+        parse_folds(self.folds)
         if self.stop == "hyperband" and not self.grace:
             raise ValueError(
                 "stop=hyperband cannot be used with grace=0: expected at least one epoch before the first verdict"
@@ -56,3 +59,14 @@ class SweepOptions:
     def earlier(self) -> tuple[str, ...]:
         """Names of the sweeps in `warm`."""
         return tuple(self.warm.split(",")) if self.warm else ()
+
+
+def parse_folds(text: str) -> tuple[int, ...]:
+    """`0,1,2` as numbers; none for "all". Raises ValueError for other words, and for a fold that is named twice."""
+    if text == "all":
+        return ()
+    parts = text.split(",")
+    numbers = tuple(int(part) for part in parts if part.isdecimal())
+    if len(set(numbers)) < len(parts):
+        raise ValueError(f"folds={text} cannot be used: expected all, or numbers with commas between them, each once")
+    return numbers

@@ -7,13 +7,17 @@ from segsweep import recipes
 from segsweep.data.joint import open_stores
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, StoreError
+from segsweep.evaluation.profiles import profile
 from segsweep.run import Run
 from segsweep.sweeps.comparison import comparison_of, config_of
 from segsweep.sweeps.initial import INITIAL
 from segsweep.sweeps.training import changed
-from segsweep.sweeps.tuning_objectives import DICE
-from segsweep.sweeps.tuning_options import SweepOptions
+from segsweep.sweeps.tuning_objectives import DICE, NSD, parse_objectives
+from segsweep.sweeps.tuning_options import SweepOptions, parse_folds
 from segsweep.sweeps.tuning_study import OBJECTIVE
+
+# The parameter that has held-out scans scored by NSD. Where it is the objective, it is the tolerance (mm) of the profile `plain`.
+NSD_TOLERANCE = "nsd_tolerance"
 
 
 def first_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
@@ -36,6 +40,10 @@ def first_config(space: str, *, store: str, options: SweepOptions) -> dict[str, 
         raise RecipeError(
             f"{space} is a published comparison, whose rows are the trials; expected no sampler=…, objective=… or warm=…"
         )
+    if len(parse_folds(options.folds)) != 1:
+        raise RecipeError(
+            f"folds={options.folds}: {space} is a published comparison, whose rows are trained on one fold; expected one"
+        )
     waves = comparison.waves(pretrained=bool(options.pretrained))
     if not waves:
         raise RecipeError(f"every row of {space} starts from a pre-trained model; give pretrained=models:/NAME/1")
@@ -50,22 +58,36 @@ def base_run(space: str, *, store: str, options: SweepOptions, params: Mapping[s
     comparison = comparison_of(recipe)
     own = dict(params)
     first = next(row.trainable for row in comparison.rows if not row.members) if comparison else recipe.TRAINABLE
+    surfaces = NSD in parse_objectives(options.objective)
+    scored = {NSD_TOLERANCE: profile("plain").rule("").tolerance} if surfaces else {}
     run = Run(
         trainable=own.pop("trainable", first),
         store=opened.uri,
-        fold=options.fold,
+        fold=folds_of(opened, options=options)[0],
         seed=options.seed,
         workers=options.workers,
-        params={**getattr(recipe, "PARAMS", {}), **own},
+        params={**scored, **getattr(recipe, "PARAMS", {}), **own},
     )
-    if run.fold == "all":
-        raise RecipeError("fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number")
-    if not opened.validation(run.fold):
-        raise StoreError(
-            f"{opened.uri}: fold {run.fold} holds out no annotated case to compare trials by; "
-            "choose another fold, or convert more annotated cases"
+    if surfaces and not run.params[NSD_TOLERANCE]:
+        raise RecipeError(
+            f"objective={options.objective} cannot be measured with {NSD_TOLERANCE}=0; expected a tolerance in mm, or leave it out"
         )
     return run
+
+
+def folds_of(store: Store, *, options: SweepOptions) -> tuple[int, ...]:
+    """The folds that every trial trains; by the first of them it is judged while it trains.
+
+    Raises StoreError when one is not there, or holds nothing out.
+    """
+    folds = parse_folds(options.folds) or tuple(range(store.num_folds))
+    for fold in folds:
+        if not store.validation(fold):
+            raise StoreError(
+                f"{store.uri}: fold {fold} holds out no annotated case to compare trials by; "
+                "choose another fold, or convert more annotated cases"
+            )
+    return folds
 
 
 def settings_of(space: str, *, base: Run, store: Store, options: SweepOptions) -> dict[str, Any]:
@@ -73,4 +95,6 @@ def settings_of(space: str, *, base: Run, store: Store, options: SweepOptions) -
     shared = {key: value for key, value in base.to_json().items() if key != "store"}
     # Sweeps of Dice alone are the rule, and older ones name no objective.
     objective = {} if options.objective == DICE else {OBJECTIVE: options.objective}
-    return {"space": space, "data": store.digest, "scale": options.scale, **objective, **shared}
+    folds = folds_of(store, options=options)
+    several = {"folds": list(folds)} if len(folds) > 1 else {}
+    return {"space": space, "data": store.digest, "scale": options.scale, **objective, **several, **shared}
