@@ -58,8 +58,8 @@ def tell(result: Mapping[str, Any]) -> None:
 def merge(results: Sequence[Mapping[str, Any]], *, dice: Scores, nsd: Scores) -> dict[str, Any]:
     """The result of a trial, from those of its folds in their order and from all that these held out: case -> structure -> score.
 
-    Scores are means as if one fold had held out all of these cases. `seconds_per_case` is the mean of the folds' medians, `memory_gb` the most of any fold; epochs and
-    status are the first fold's: no other one is ever stopped. `digest` are those of the models, with commas.
+    Scores are means as if one fold had held out all of these cases. `seconds_per_case` is the mean of the folds' medians, `memory_gb` the
+    most of any fold; epochs and status are the first fold's: no other one is ever stopped. `digest` are those of the models, with commas.
     """
     first = results[0]
     costs = {
