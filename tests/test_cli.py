@@ -198,11 +198,9 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("tune defalt store", "no 'defalt' among search_spaces/ (there are: *); did you mean 'default'?"),
         ("tune default store trials=0", "trials=0 cannot be used: expected at least 1"),
         ("tune default store trials=many", "trials='many' cannot be used: expected a whole number"),
-        ("tune default store fold=-7", "fold=-7 cannot be used: expected a whole number from 0, or 'all'"),
-        (
-            "tune default store fold=all",
-            "fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number",
-        ),
+        ("tune default store folds=-7", "folds=-7 cannot be used: expected all, or numbers with commas between *"),
+        ("tune default store folds=0,99", "*store: no fold 99; expected 0 to *, or 'all'"),
+        ("tune default store fold=1", "fold=1 is for `segsweep train`; expected folds=0, folds=0,1,2 or folds=all"),
         ("tune default store sampler=tpa", "no 'tpa' among values of sampler (there are: *); did you mean 'tpe'?"),
         ("tune default store stop=never", "no 'never' among values of stop (there are: asha, hyperband, none, paired)"),
         (
@@ -213,6 +211,11 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         (
             "tune gtv_loss store sampler=gp",
             "gtv_loss is a published comparison, whose rows are the trials; expected no *",
+        ),
+        ("tune gtv_loss store folds=0,1", "folds=0,1: gtv_loss is a published comparison, whose rows are trained on *"),
+        (
+            "tune default store objective=nsd nsd_tolerance=0",
+            "objective=nsd cannot be measured with nsd_tolerance=0; *",
         ),
         ("tune default store scale=half", "scale='half' cannot be used: expected a share above 0, at most 1"),
         ("tune gtv_loss store scale=2", "scale=2 cannot be used: expected a share above 0, at most 1"),

@@ -100,6 +100,7 @@ def test_folds_are_the_stores_own(pair: str) -> None:
         assert set(joint.validation(fold)) == expected
         assert set(joint.training(fold)) == set(joint.cases) - expected
     assert joint.validation("all") == ()
+    assert joint.num_folds == 5
     assert joint.training("all") == tuple(sorted(joint.cases))
 
 

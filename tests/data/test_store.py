@@ -291,4 +291,5 @@ def test_training_and_validation_cases_are_disjoint(phantom_store: Path) -> None
         seen |= validation
     assert seen == {case for case in store.held_out("train") if store.cases[case].annotated}
     assert store.validation("all") == ()
+    assert store.num_folds == 5
     assert set(store.training("all")) == set(store.held_out("train"))

@@ -57,5 +57,7 @@ def test_trials_count_where_they_were_compared(
     )
     assert [counted(model, FOLDS[0]) for model in (alone, first, second)] == [1, 5, 1]
     assert counted(first, VALIDATION) == 1, "no trial was compared there"
+    folded = enter("choice", GOOD + 2, run_id=tracker.start("fold-0", parent=swept("u", 4)[1]))
+    assert counted(folded, FOLDS[0]) == 4, "a fold's run lies under its trial's"
     both = build([first.uri, second.uri], name="choice-both", tracker=tracker)
     assert [counted(both, cases) for cases in (FOLDS[0], [*FOLDS[0], *FOLDS[1]], VALIDATION)] == [5, 8, 1]

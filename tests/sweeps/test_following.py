@@ -135,3 +135,46 @@ def test_failed_trial_keeps_its_log_even_when_it_never_started(
     run_id = follow.run_of("trial-0000")
     assert run_id is not None
     assert tracker.client.get_run(run_id).info.status == "FAILED"
+
+
+def test_folds_have_runs_of_their_own_under_their_trials(tracker: Flaky, box: Outbox, tmp_path: Path) -> None:
+    box.begin({"kind": "folded"}, name="sweep")
+    one = trial(tmp_path / "trial-0000")
+    last = {
+        **epoch(2, loss=1.0),
+        "status": "finished",
+        "dice": 0.5,
+        "dice/Heart": 0.5,
+        "nsd": 0.7,
+        "nsd/Heart": 0.7,
+        "digest": "a",
+    }
+    # A driver that died in the second fold, and the one that took over: it is told again how the first one ended.
+    for again in (False, True):
+        follow = Follow(box, parent={"kind": "folded"}, sweep="folded", report=lambda *_: None)
+        follow.on_trial_start(0, [], one)
+        if not again:
+            follow.on_trial_result(0, [], one, {**epoch(1, loss=3.0), "fold": 4})
+        follow.on_trial_result(0, [], one, {**last, "fold": 4})
+        follow.on_trial_result(0, [], one, {"later": epoch(1 + again, loss=2.0), "fold": 2})
+        follow.close()
+    box.flush()
+    follow = Follow(box, parent={"kind": "folded"}, sweep="folded", report=lambda *_: None)
+    names = ("trial-0000", "trial-0000/fold-4", "trial-0000/fold-2")
+    runs = [tracker.client.get_run(follow.run_of(name) or "") for name in names]
+    assert [run.info.status for run in runs] == ["KILLED", "FINISHED", "KILLED"]
+    above = tracker.find(tags={"kind": "folded"})
+    assert [run.data.tags[PARENT_TAG] for run in runs] == [above, runs[0].info.run_id, runs[0].info.run_id]
+    assert [run.data.tags.get("segsweep.fold") for run in runs] == [None, "4", "2"]
+    assert runs[1].data.params == {"fold": "4", "loss": "dice_ce"}
+    assert [run.data.metrics.get("nsd") for run in runs] == [None, 0.7, None]
+    for run, losses in zip(runs, ([], [(1, 3.0)], [(1, 2.0), (2, 2.0)]), strict=True):
+        history = tracker.client.get_metric_history(run.info.run_id, "loss")
+        assert [(point.step, point.value) for point in history] == losses
+    # The trial fails in its second fold: so did that one.
+    follow.on_trial_start(0, [], one)
+    follow.on_trial_result(0, [], one, {"later": epoch(3, loss=1.0), "fold": 2})
+    follow.on_trial_error(0, [], one)
+    box.flush()
+    statuses = [tracker.client.get_run(run.info.run_id).info.status for run in runs]
+    assert statuses == ["FAILED", "FINISHED", "FAILED"]

@@ -106,8 +106,9 @@ def test_a_folders_validations_in_their_order(tmp_path: Path) -> None:
     assert [look.share for look in looks(trial.path, epochs=10)] == [0.2, 0.4, 1.0]
 
 
-def test_the_best_finished_trial_is_the_rival_and_else_the_best_running_one(tmp_path: Path) -> None:
-    own, other, third = (Folder(tmp_path / f"trial-000{number}") for number in range(3))
+@pytest.mark.parametrize("fold", ["", "fold-2"])
+def test_the_best_finished_trial_is_the_rival_and_else_the_best_running_one(tmp_path: Path, fold: str) -> None:
+    own, other, third = (Folder(tmp_path / f"trial-000{number}" / fold) for number in range(3))
     running = {own.path: 10, other.path: 10}
     own.validated(5, np.full(12, 0.5))
     assert not verdict(own.path, running=running), "there is no rival yet"

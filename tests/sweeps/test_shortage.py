@@ -66,3 +66,6 @@ def test_a_folder_keeps_what_was_too_large(tmp_path: Path) -> None:
     assert noted(tmp_path) is None
     note(tmp_path, patch_size=(96, 160, 160), batch_size=2)
     assert noted(tmp_path) == {"patch_size": [96, 160, 160], "batch_size": 2}
+    (tmp_path / "trial" / "fold-1").mkdir(parents=True)
+    note(tmp_path / "trial" / "fold-1", patch_size=(8, 8, 8), batch_size=1)
+    assert noted(tmp_path / "trial") == {"patch_size": [8, 8, 8], "batch_size": 1}, "one fold's lack is its trial's"

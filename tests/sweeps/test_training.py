@@ -121,7 +121,7 @@ def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_scans_are_validated_between_and_the_best_epoch_becomes_the_model(run: Run, tmp_path: Path) -> None:
-    params = {**run.params, "epochs": 3, "ema": 0.5, "scan_validation_every": 2, "select": "best"}
+    params = {**run.params, "epochs": 3, "ema": 0.5, "scan_validation_every": 2, "select": "best", "nsd_tolerance": 2.0}
     written, folder = Written(tmp_path / "reports.jsonl"), tmp_path / "run"
     chosen = dataclasses.replace(run, workers=1, params=params)
     result = fit(chosen, folder=folder, resources=Resources(cpus=1), callbacks=[written])
@@ -130,6 +130,9 @@ def test_scans_are_validated_between_and_the_best_epoch_becomes_the_model(run: R
     between = json.loads((folder / "validation-00002.json").read_text())
     assert summarise(between, prefix="dice_scan")["dice_scan"] == epochs[1]["dice_scan"]
     assert result["seconds_per_case"] > 0 and result["memory_gb"] > 0
+    surfaces = json.loads((folder / "validation_nsd.json").read_text())
+    assert surfaces.keys() == between.keys()
+    assert summarise(surfaces, prefix="nsd").items() <= result.items()
     structures = {name for name in epochs[1] if name.startswith("dice_scan/")}
     assert structures == {name.replace("dice/", "dice_scan/") for name in result if name.startswith("dice/")}
     smoothed = [epoch["patch_dice_smoothed"] for epoch in epochs[:3]]

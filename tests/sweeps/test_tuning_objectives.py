@@ -8,10 +8,11 @@ from segsweep.sweeps.tuning_objectives import front, parse_objectives, worst
 def test_names_of_objectives() -> None:
     assert parse_objectives("dice") == ("dice",)
     assert parse_objectives("dice,memory_gb,seconds_per_case") == ("dice", "memory_gb", "seconds_per_case")
+    assert parse_objectives("nsd,dice") == ("nsd", "dice")
     with pytest.raises(ValueError, match=r"no 'second_per_case' among objectives .*did you mean 'seconds_per_case'"):
         parse_objectives("dice,second_per_case")
     for text in ("seconds_per_case", "seconds_per_case,dice", "dice,dice"):
-        with pytest.raises(ValueError, match=f"objective={text} cannot be used: expected dice first"):
+        with pytest.raises(ValueError, match=f"objective={text} cannot be used: expected dice or nsd first"):
             parse_objectives(text)
 
 

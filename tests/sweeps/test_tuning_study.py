@@ -251,6 +251,17 @@ def test_of_several_objectives_the_front_comes_first_by_dice(sweep: Sweep) -> No
         sweep.study()
 
 
+def test_trials_are_listed_by_what_they_were_chosen_by(sweep: Sweep) -> None:
+    search = sweep.search(trials=2, objective="nsd")
+    given(search, times=2)
+    for number, nsd in enumerate((0.6, 0.7)):
+        sweep.end(number, dice=0.9 - nsd, nsd=nsd)
+        search.on_trial_complete(f"tune-{number}")
+    study = sweep.study(objective="nsd")
+    assert [trial.value for trial in study.trials] == [0.6, 0.7]
+    assert [trial.values["nsd"] for trial in ended_trials(study, sweep=sweep.folder)] == [0.7, 0.6]
+
+
 def search_edges(sweep: Sweep, *, sampler: str, trials: int, told: bool) -> list[int]:
     """Edges that a sampler tries where Dice grows with the edge and those above 64 lack memory, which the study is told or not."""
     search = sweep.search(trials=trials, suggest=lambda trial: {"edge": trial.suggest_int("edge", 16, 128)})

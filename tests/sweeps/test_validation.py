@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
-from segsweep.evaluation.whole_scans import Case
+from segsweep.evaluation.metrics import score
+from segsweep.evaluation.profiles import profile
+from segsweep.evaluation.whole_scans import Case, _nsd
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.inference import CleanUp, Inference
@@ -60,9 +63,23 @@ def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Pat
     for rules, dice in ((CleanUp(), 2 / 3), (anchored, 0.0)):
         found = validate(Everywhere(2), inference=Inference(clean_up=rules), finder=None, **given)
         assert found.scores == {"c": {"liver": pytest.approx(dice)}}
+        assert found.nsd == {}
         costs = found.costs()
         assert costs["seconds_per_case"] == found.cases["c"].seconds > 0
         assert 0.01 < costs["memory_gb"] < 1000
+    # By NSD as by the evaluation's profile of the same tolerance, also where there is nothing.
+    surfaces = validate(Everywhere(2), inference=Inference(), finder=None, nsd_tolerance=2.0, **given).nsd
+    whole = np.ones((16, 32, 32), dtype=bool)
+    how: dict[str, Any] = {
+        "case": "c",
+        "structure": "liver",
+        "spacing": (2.0, 1.0, 1.0),
+        "rule": profile("plain").rule("liver"),
+    }
+    assert surfaces == {"c": {"liver": score(whole, reference=label > 0, **how).nsd}}
+    assert 0 < surfaces["c"]["liver"] < 1
+    nothing = np.zeros((4, 4, 4), dtype=bool)
+    assert _nsd(nothing, truth=nothing, spacing=(1.0, 1.0, 1.0), tolerance=2.0) == 1.0
     # A finder that takes two channels cannot look at this scan: whoever asks it says so.
     two, method = dataclasses.replace(task, channels=("CT", "PET"), normalisation=(rule, rule)), load_method("unet")
     params = method.params({"features": 4})

@@ -71,9 +71,10 @@ def tune(
       trials      how many in all                                      (20)
       concurrent  at a time; 0 = as many as fit                         (0)
       workers     processes of each trial, one core or GPU each         (1)
-      fold, seed  as in `segsweep train`; a fold, not all               (0)
+      folds       that each trial trains: 0 or 0,1,2, or all of them    (0)
+      seed        as in `segsweep train`                                (0)
       sampler     tpe, gp, random, grid or nsga2                      (tpe)
-      objective   dice, also with seconds_per_case, memory_gb        (dice)
+      objective   dice or nsd, also with seconds_per_case, memory_gb (dice)
       warm        earlier sweeps to learn from: NAME,NAME            (none)
       stop        bad trials by asha, hyperband, paired or none      (asha)
       grace       share of its epochs before one may; 0 = never stop    (0)
@@ -85,16 +86,18 @@ def tune(
     Every other key is a parameter that all trials share.
 
     stop=paired compares whole scans: give it scan_validation_every=EPOCHS.
+    objective=nsd is at 2 mm: another tolerance is nsd_tolerance=MM.
     Give the same command again to resume, with more trials to extend.
 
     Examples:
       segsweep tune default stores/openkbp preset=small
       segsweep tune default stores/openkbp trials=40 grace=0.1 workers=2
+      segsweep tune default stores/openkbp folds=all objective=nsd
       segsweep tune gtv_loss stores/segrap scale=0.01
     """
     from segsweep.sweeps.following import describe
-    from segsweep.sweeps.tuning import first_run
     from segsweep.sweeps.tuning import tune as run
+    from segsweep.sweeps.tuning_shared import first_run
 
     options, params = _sweep_options(recipes.parse_pairs(values or []))
     _demand_possible(first_run(space, store=str(store), options=options, params=params))
@@ -120,16 +123,18 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     """Sweep options, and what is left for the trainable."""
     from dataclasses import fields
 
-    from segsweep.sweeps.tuning import SweepOptions
+    from segsweep.sweeps.tuning_options import SweepOptions
 
+    if "fold" in given:
+        raise RecipeError(f"fold={given['fold']} is for `segsweep train`; expected folds=0, folds=0,1,2 or folds=all")
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
-    words = ("name", "pretrained", "sampler", "objective", "warm", "stop")
+    words = ("name", "folds", "pretrained", "sampler", "objective", "warm", "stop")
     texts = {key: own.pop(key) for key in words if key in own}
     numbers = parsed(own)
     for key, value in numbers.items():
         if key == "scale" and type(value) not in (int, float):
             raise RecipeError(f"scale={value!r} cannot be used: expected a share above 0, at most 1")
-        if key != "scale" and type(value) is not int and (key, value) != ("fold", "all"):
+        if key != "scale" and type(value) is not int:
             raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
     try:
         options = SweepOptions(**texts, **numbers)

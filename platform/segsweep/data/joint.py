@@ -76,6 +76,11 @@ class JointStore(Store):
         name, _, _ = case_id.partition(".")
         return tuple(one for one in self.table.labels.structures if one.startswith(f"{name}/"))
 
+    @property
+    def num_folds(self) -> int:
+        """As many as each of the stores has."""
+        return min(part.num_folds for part in self.parts.values())
+
     def validation(self, fold: Fold) -> tuple[str, ...]:
         """What the stores' own folds hold out."""
         held_out = (

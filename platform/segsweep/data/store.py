@@ -110,6 +110,11 @@ class Store:
                 found[case_id] = Candidate(group=record.group, structures=sorted(present))
         return found
 
+    @property
+    def num_folds(self) -> int:
+        """How many folds there are."""
+        return len(self._folds)
+
     def validation(self, fold: Fold) -> tuple[str, ...]:
         """Annotated training cases that a fold holds out; none for "all". Raises StoreError when there is no such fold."""
         if fold == "all":

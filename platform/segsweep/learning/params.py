@@ -28,8 +28,9 @@ class TrainingParams:
     batch so many times as large (which batch Dice sees in parts; of MultiTalent's sum it is the mean). `recompute` keeps only what
     goes into each stage of the network and computes the rest twice, for large patches; `compile` lets torch.compile fuse the network,
     which pays off on a GPU. `ema` is the decay of a moving average of the weights, which is then validated and kept instead of them;
-    0 for none. Every `scan_validation_every` epochs whole scans are validated too (0: only after the last). `select` says which epoch
-    becomes the model: the last or that of the best smoothed patch Dice.
+    0 for none. Every `scan_validation_every` epochs whole scans are validated too (0: only after the last). `nsd_tolerance` (mm) adds the
+    normalised surface Dice to the last validation; 0 for none. `select` says which epoch becomes the model: the last or that of the best
+    smoothed patch Dice.
     """
 
     epochs: int = 1000
@@ -55,6 +56,7 @@ class TrainingParams:
     compile: bool = False
     ema: float = 0.0
     scan_validation_every: int = 0
+    nsd_tolerance: float = 0.0
     select: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
@@ -69,6 +71,10 @@ class TrainingParams:
         if self.scan_validation_every < 0:
             raise ValueError(
                 f"scan_validation_every={self.scan_validation_every} cannot be used: expected epochs, or 0 for only the end"
+            )
+        if not 0.0 <= self.nsd_tolerance < math.inf:
+            raise ValueError(
+                f"nsd_tolerance={self.nsd_tolerance} cannot be used: expected a length in mm, or 0 for none"
             )
         if not 0.0 <= self.foreground <= 1.0:
             raise ValueError(f"foreground={self.foreground} cannot be used: expected a share from 0 to 1")

@@ -146,8 +146,11 @@ def choices(model: Contender, *, store: Store, cases: frozenset[str], workspace:
             continue
         own = client.get_model_version(training.version.name, str(training.version.version)).run_id
         info = client.get_run(own) if own else None
-        if info is not None and PARENT_TAG in info.data.tags:
-            sweeps[info.data.tags[PARENT_TAG]] = info.info.experiment_id
+        # A fold's run lies under its trial's, and that one under the sweep's.
+        while info is not None and PARENT_TAG in info.data.tags:
+            info = client.get_run(info.data.tags[PARENT_TAG])
+        if info is not None and info.info.run_id != own:
+            sweeps[info.info.run_id] = info.info.experiment_id
     trials = 0
     for parent, experiment in sweeps.items():
         query = f"tags.`{PARENT_TAG}` = '{parent}'"

@@ -39,9 +39,9 @@ for _name in ("alembic", "mlflow"):
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-# Our tags of runs and registered versions: what a run is, the sweep and trial that it belongs to; of a trained model the store's
-# digest, the validation Dice and the digest of its files.
-KIND_TAG, SWEEP_TAG, TRIAL_TAG = "segsweep.kind", "segsweep.sweep", "segsweep.trial"
+# Our tags of runs and registered versions: what a run is, the sweep and trial that it belongs to, its fold; of a trained model the
+# store's digest, the validation Dice and the digest of its files.
+KIND_TAG, SWEEP_TAG, TRIAL_TAG, FOLD_TAG = "segsweep.kind", "segsweep.sweep", "segsweep.trial", "segsweep.fold"
 DATA_TAG, DICE_TAG, DIGEST_TAG = "segsweep.data", "segsweep.dice", "segsweep.digest"
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"

@@ -1,4 +1,7 @@
-"""What a sweep tells while it runs: lines and bars on the terminal, and every trial as a child run in MLflow (driver only)."""
+"""What a sweep tells while it runs: lines and bars on the terminal, every trial as a child run in MLflow (driver only).
+
+A trial of several folds has a run under its own for each of them, with that fold's epochs.
+"""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -8,9 +11,10 @@ from typing import Any
 from ray.tune import Callback
 
 from segsweep.models.outbox import Outbox, Tags
-from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status
+from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG, Status
+from segsweep.sweeps.folds import FOLD, told
 from segsweep.sweeps.training import RESULT, read_result
-from segsweep.sweeps.tuning_objectives import DIRECTIONS
+from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
 ERROR = "error.txt"
 
@@ -50,14 +54,18 @@ class Follow(Callback):
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Log one epoch; of the last report only what the epoch before it did not have."""
-        if "epoch" not in result:
+        """Log one epoch; of the last report only what the epoch before it did not have. It closes the run of a fold."""
+        own = told(result)
+        if "epoch" not in own:
             return
-        name, step, values = trial_name(trial), int(result["epoch"]), measurements(result)
-        new = values if result.get("status") == "training" else {k: v for k, v in values.items() if k in DIRECTIONS}
+        name, step, values = self._run_told_of(trial, result), int(own["epoch"]), measurements(own)
+        training = own.get("status") == "training"
+        new = values if training else {k: v for k, v in values.items() if k in DIRECTIONS}
         self._outbox.metrics(self.tags(name), new, step=step)
         words = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "patch_dice", "dice") if key in values)
-        self._report(name, step, int(result.get("epochs", 0)), words)
+        self._report(name, step, int(own.get("epochs", 0)), words)
+        if FOLD in result and not training:
+            self._conclude(name, own)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Close the trial's run with its status and its table of Dice per structure."""
@@ -75,16 +83,17 @@ class Follow(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         if trial.error_file and Path(trial.error_file).is_file():
             shutil.copyfile(trial.error_file, folder / ERROR)
-        if name in self._open:  # a trial may fail before it starts
-            self._finish(name, status="FAILED")
+        # None where it failed before it started, and that of a fold besides.
+        for run in [one for one in self._open if one.partition("/")[0] == name]:
+            self._finish(run, status="FAILED")
         self._report(name, 0, 0, f"failed: {failure(folder)}; see {folder / ERROR}")
 
     def run_of(self, name: str) -> str | None:
-        """MLflow run of a trial, by its name."""
+        """MLflow run of a trial (`trial-0003`) or of one of its folds (`trial-0003/fold-1`), by its name."""
         return self.tracker.find(tags=self.tags(name))
 
     def tags(self, name: str) -> dict[str, str]:
-        """What a trial's MLflow run is found by."""
+        """What the MLflow run of that name is found by."""
         return {SWEEP_TAG: self.sweep, TRIAL_TAG: name}
 
     def close(self) -> None:
@@ -92,9 +101,28 @@ class Follow(Callback):
         for name in list(self._open):
             self._finish(name, status="KILLED")
 
+    def _run_told_of(self, trial: Any, report: Mapping[str, Any]) -> str:
+        """The name of the run that a report belongs to. A fold's is begun with its first one."""
+        trial_run = trial_name(trial)
+        if FOLD not in report:
+            return trial_run
+        name = f"{trial_run}/fold-{report[FOLD]}"
+        if name not in self._open:
+            params = {key: value for key, value in trial.config.items() if key != "folder"}
+            self._outbox.begin(
+                self.tags(name), name=name, parent=self.tags(trial_run), params={FOLD: report[FOLD], **params}
+            )
+            self._outbox.tag(self.tags(name), {FOLD_TAG: report[FOLD]})
+            self._open.add(name)
+        return name
+
     def _conclude(self, name: str, result: Mapping[str, Any]) -> None:
         run = self.tags(name)
-        rows = [{"structure": key[5:], "dice": value} for key, value in result.items() if key.startswith("dice/")]
+        structures = [key.removeprefix("dice/") for key in result if key.startswith("dice/")]
+        rows = [
+            {"structure": one, **{key: result[f"{key}/{one}"] for key in (DICE, NSD) if f"{key}/{one}" in result}}
+            for one in structures
+        ]
         if rows:
             self._outbox.table(run, rows, path="dice_per_structure.json")
         self._outbox.tag(run, {"segsweep.status": result["status"], DIGEST_TAG: result["digest"]})

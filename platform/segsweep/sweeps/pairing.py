@@ -71,7 +71,7 @@ def comparable(found: Sequence[Look], *, share: float) -> Look | None:
 
 
 def verdict(folder: Path, *, running: Mapping[Path, int]) -> bool:
-    """Whether the trial in a folder is to be stopped after its latest validation.
+    """Whether the trial in a folder is to be stopped after its latest validation; of a trial of several folds it is the first one's folder.
 
     The best finished trial of the folders beside it is what it is compared with; where none is finished the best running one.
     `running`: epochs of those, by folder, this one's among them.
@@ -89,8 +89,9 @@ def verdict(folder: Path, *, running: Mapping[Path, int]) -> bool:
 
 
 def _finished(folder: Path) -> list[tuple[float, tuple[Look, ...]]]:
-    """Final Dice and validations of the trials beside this one that were trained to their end."""
-    results = {path.parent: read_result(path.parent) for path in sorted(folder.parent.glob(f"trial-*/{RESULT}"))}
+    """Final Dice and validations of the trials beside this one that were trained to their end; of several folds, the same fold of each."""
+    sweep, same = (folder.parent.parent, f"{folder.name}/") if folder.match("fold-*") else (folder.parent, "")
+    results = {path.parent: read_result(path.parent) for path in sorted(sweep.glob(f"trial-*/{same}{RESULT}"))}
     return [
         (result["dice"], looks(other, epochs=result["epochs"]))
         for other, result in results.items()

@@ -27,6 +27,6 @@ def note(folder: Path, *, patch_size: Sequence[int], batch_size: int) -> None:
 
 
 def noted(folder: Path) -> dict[str, Any] | None:
-    """What `note` wrote there; None for a run that had memory enough."""
-    path = folder / SHORTAGE
-    return json.loads(path.read_text()) if path.is_file() else None
+    """What `note` wrote there, or in the folder of a trial's fold; None for a run that had memory enough."""
+    found = [path for path in (folder / SHORTAGE, *folder.glob(f"fold-*/{SHORTAGE}")) if path.is_file()]
+    return json.loads(found[0].read_text()) if found else None

@@ -15,7 +15,7 @@ from segsweep.errors import SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
 from segsweep.models.registry import register
-from segsweep.models.tracking import DATA_TAG, DICE_TAG, Tracker
+from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, Tracker
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
@@ -63,7 +63,7 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
         run_id = tracker.start(name, params=run.to_json(), tags=follow.tags(name))
         tracker.finish(run_id)
     model = f"{dataset}-{run.trainable}"
-    tags = {"segsweep.run": name, DATA_TAG: prepared.store.digest}
+    tags = {"segsweep.run": name, FOLD_TAG: str(run.fold), DATA_TAG: prepared.store.digest}
     if "dice" in result:
         tags[DICE_TAG] = f"{result['dice']:.4f}"
     registered = register(folder / "model", name=model, tracker=tracker, run_id=run_id, tags=tags)

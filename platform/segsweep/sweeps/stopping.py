@@ -13,6 +13,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from segsweep.errors import RecipeError
+from segsweep.sweeps.folds import judged_folder
 from segsweep.sweeps.pairing import RATE, fewest_cases, verdict
 from segsweep.sweeps.training import request_stop
 
@@ -58,7 +59,7 @@ class CooperativeASHA(AsyncHyperBandScheduler):
         if "patch_dice_smoothed" in result and self._judge(
             trial, share=result["epoch"] / result["epochs"], dice=result["patch_dice_smoothed"]
         ):
-            request_stop(Path(trial.config["folder"]))
+            request_stop(judged_folder(Path(trial.config["folder"]), report=result))
         return TrialScheduler.CONTINUE
 
     def _judge(self, trial: Any, *, share: float, dice: float) -> bool:
@@ -80,7 +81,7 @@ class CooperativePaired(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """CONTINUE always; a trial that is worse gets a flag."""
-        folder, epoch = Path(trial.config["folder"]), result.get("epoch", 0)
+        folder, epoch = judged_folder(Path(trial.config["folder"]), report=result), result.get("epoch", 0)
         if "dice_scan" in result:
             self._running[folder] = result["epochs"]
             if epoch / result["epochs"] + ROUNDING >= self._grace and verdict(folder, running=self._running):
@@ -89,11 +90,15 @@ class CooperativePaired(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ARG002
         """From now on its folder has a result."""
-        self._running.pop(Path(trial.config["folder"]), None)
+        self._forget(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
         """A trial that failed is no rival."""
-        self._running.pop(Path(trial.config["folder"]), None)
+        self._forget(trial)
+
+    def _forget(self, trial: Any) -> None:
+        folder = Path(trial.config["folder"])
+        self._running = {own: epochs for own, epochs in self._running.items() if folder not in (own, own.parent)}
 
 
 def make_scheduler(rule: str, *, grace: float, curves: Mapping[str, Mapping[float, float]]) -> TrialScheduler | None:

@@ -1,15 +1,16 @@
 """One Run as a Ray Train job: workers train together, save after every epoch, stop when told, validate whole scans at the end.
 
 A run's folder holds checkpoints/ (the last and the best one), model/ (weights without optimizer), finder/ (the model that shows a
-cascade's where to look), validation.json and, last of all, result.json; validations between epochs are validation-EPOCH.json. A
-folder with a result is never trained again; one without goes on from its last checkpoint.
+cascade's where to look), validation.json (validation_nsd.json beside it, if asked for) and, last of all, result.json; validations between
+epochs are validation-EPOCH.json. A folder with a result is never trained again; one without goes on from its last checkpoint.
+`fit_folds` says what the folder of a trial of several folds holds.
 """
 
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from segsweep import recipes
 from segsweep.data.conversion import derive
 from segsweep.data.manifest import write_json
 from segsweep.data.store import Store
+from segsweep.evaluation.whole_scans import Scores
 from segsweep.inference.cascade import keep_finder
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Setting, train
@@ -34,12 +36,14 @@ from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
+from segsweep.sweeps.folds import FoldReport, fold_folders, merge, tell
 from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
 from segsweep.sweeps.validation import Validated, summarise, validate
 
-RESULT, STOP, VALIDATION, TRANSFER = "result.json", "stop", "validation.json", "transfer.json"
+RESULT, STOP, TRANSFER = "result.json", "stop", "transfer.json"
+VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
 # Worker processes that die are replaced this often, unless memory was short; the new ones go on from the last checkpoint.
 MOST_RESTARTS = 2
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
@@ -88,11 +92,14 @@ def train_run(config: Mapping[str, Any]) -> None:
         dist.barrier()  # rank 0 has written the checkpoint that all read now
     final = chosen(checkpoints, select=prepared.params.select)
     setting.model.load_state_dict(dict(final.weights))
-    measured = score(setting.model, case_ids=held_out) if status == "finished" else Validated(cases={}, memory=0)
+    measured = Validated(cases={}, memory=0)
+    if status == "finished":
+        measured = score(setting.model, case_ids=held_out, nsd_tolerance=prepared.params.nsd_tolerance)
     total = sum(stage.epochs for stage in setting.stages)
     result = {
         **metrics,
         **summarise(measured.scores),
+        **summarise(measured.nsd, prefix="nsd"),
         **measured.costs(),
         "epoch": epochs,
         "epochs": total,
@@ -104,7 +111,7 @@ def train_run(config: Mapping[str, Any]) -> None:
         result["digest"] = checkpoint.save(
             folder / "model", snapshot=dataclasses.replace(final.final(), metrics=summary), run=document, finder=finder
         )
-        write_json(folder / VALIDATION, measured.scores)
+        write_scores(folder, dice=measured.scores, nsd=measured.nsd)
         write_json(folder / RESULT, result)
     ray.train.report(result)
 
@@ -135,15 +142,49 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
     return read_result(folder)
 
 
+def fit_folds(run: Run, *, folds: Sequence[int], folder: Path, resources: Resources) -> None:
+    """Train a trial's folds one after another, each as `fit` does in a folder of its own within the trial's, and tell Tune of them.
+
+    The trial's folder then holds their validations together and, last of all, what they came to as its result. A trial whose first fold
+    was stopped early trains no other.
+    """
+    results: list[Mapping[str, Any]] = []
+    places = fold_folders(folder, folds=folds)
+    for fold, place in places.items():
+        report = FoldReport(fold=fold, first=fold == folds[0])
+        if (place / RESULT).is_file():  # the driver that saw it end may not have lived to write that down
+            report.repeat(read_result(place))
+        own = dataclasses.replace(run, fold=fold)
+        results.append(fit(own, folder=place, resources=resources, callbacks=[report]))
+        if results[-1]["status"] != "finished":
+            break
+    trained = list(places.values())[: len(results)]
+    dice, nsd = (_joined_scores(trained, name=name) for name in (VALIDATION, NSD_VALIDATION))
+    merged = merge(results, dice=dice, nsd=nsd)
+    write_scores(folder, dice=dice, nsd=nsd)
+    write_json(folder / RESULT, merged)
+    tell(merged)
+
+
+def write_scores(folder: Path, *, dice: Scores, nsd: Scores) -> None:
+    """Keep what a run's held-out cases scored: case -> structure -> score. NSD has a file only where it was asked for."""
+    write_json(folder / VALIDATION, dice)
+    if nsd:
+        write_json(folder / NSD_VALIDATION, nsd)
+
+
 def read_result(folder: Path) -> Mapping[str, Any]:
     """The result of a finished run's folder."""
     return json.loads((folder / RESULT).read_text())
 
 
-def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[dict[str, Any]], None]:
+def as_trainable(
+    run: Run, *, resources: Resources | None = None, folds: Sequence[int] = ()
+) -> Callable[[dict[str, Any]], None]:
     """A function trainable for `ray.tune.run` or `ray.tune.Tuner`: its config overrides the run's params, and its `trainable`.
 
-    Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. The trial
+    Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. With several `folds` it
+    is one job after another, the run's own fold aside: epochs are reported of the first, and `dice` at the end is that of all. The trial
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
     """
     # Tune runs every trial in a folder of its own, where a relative address means something else.
@@ -159,7 +200,11 @@ def as_trainable(run: Run, *, resources: Resources | None = None) -> Callable[[d
         chosen = changed(run, config={key: value for key, value in config.items() if key != "folder"})
         prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
         derive(prepared.store, spacing=prepared.task.spacing)
-        fit(chosen, folder=folder, resources=resources or plain_resources(), callbacks=[TuneReportCallback()])
+        each = resources or plain_resources()
+        if len(folds) > 1:
+            fit_folds(chosen, folds=folds, folder=folder, resources=each)
+        else:
+            fit(chosen, folder=folder, resources=each, callbacks=[TuneReportCallback()])
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -227,6 +272,12 @@ def _setting(prepared: Prepared) -> Setting:
         seed=run.seed,
         device=device,
     )
+
+
+def _joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
+    """What several runs' files of this name say; each run held out other cases."""
+    files = [folder / name for folder in folders if (folder / name).is_file()]
+    return {case_id: scores for file in files for case_id, scores in json.loads(file.read_text()).items()}
 
 
 def _tidy(folder: Path) -> None:

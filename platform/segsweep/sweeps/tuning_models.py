@@ -7,45 +7,56 @@ from segsweep.errors import ModelError
 from segsweep.models.catalogue import Registered, set_alias, versions
 from segsweep.models.promotion import CANDIDATE
 from segsweep.models.registry import register
-from segsweep.models.tracking import DATA_TAG, DICE_TAG, SWEEP_TAG, TRIAL_TAG
+from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG
+from segsweep.sweeps.folds import fold_folders
 from segsweep.sweeps.following import Follow
+from segsweep.sweeps.training import read_result
 from segsweep.sweeps.tuning_study import SweptTrial
 from segsweep.workspace import Workspace
 
 
 def register_best(
-    trials: Sequence[SweptTrial], *, count: int, trainable: str, follow: Follow, store: Store
+    trials: Sequence[SweptTrial], *, count: int, trainable: str, follow: Follow, store: Store, folds: Sequence[int]
 ) -> tuple[Registered, ...]:
-    """Register the best finished trials as versions of `DATASET-TRAINABLE`, `trainable` where a trial chose no other.
+    """Register the best finished trials as versions of `DATASET-TRAINABLE`, `trainable` where a trial chose no other; one a fold.
 
-    The best of each name gets the alias `candidate`, unless that one is better.
+    A version's Dice is that of its own fold. The first of the best trial of each name is proposed as `candidate`.
     """
     registered: list[Registered] = []
     for trial in [trial for trial in trials if trial.dice is not None][:count]:
-        run_id = follow.run_of(trial.name)
-        if run_id is None:
-            raise ModelError(
-                f"{trial.name}: its MLflow run is gone; expected it under the sweep's; restore the tracking database"
-            )
-        tags = {
-            SWEEP_TAG: follow.sweep,
-            TRIAL_TAG: trial.name,
-            DICE_TAG: f"{trial.dice:.4f}",
-            DATA_TAG: store.digest,
-        }
         name = f"{store.dataset}-{trial.config.get('trainable', trainable)}"
-        registered.append(register(trial.folder / "model", name=name, tracker=follow.tracker, run_id=run_id, tags=tags))
+        for fold, place in fold_folders(trial.folder, folds=folds).items():
+            run = place.relative_to(trial.folder.parent).as_posix()
+            run_id = follow.run_of(run)
+            if run_id is None:
+                raise ModelError(
+                    f"{run}: its MLflow run is gone; expected it under the sweep's; restore the tracking database"
+                )
+            tags = {
+                SWEEP_TAG: follow.sweep,
+                TRIAL_TAG: trial.name,
+                FOLD_TAG: str(fold),
+                DICE_TAG: f"{read_result(place)['dice']:.4f}",
+                DATA_TAG: store.digest,
+            }
+            registered.append(register(place / "model", name=name, tracker=follow.tracker, run_id=run_id, tags=tags))
     for name in dict.fromkeys(version.name for version in registered):
         best = next(version for version in registered if version.name == name)
-        promote(best, data=store.digest, workspace=follow.tracker.workspace)
+        propose(best, workspace=follow.tracker.workspace)
     return tuple(registered)
 
 
-def promote(best: Registered, *, data: str, workspace: Workspace) -> None:
-    """Move the alias `candidate` to a version, unless the present one did better on the same data (its Dice on other data says nothing)."""
+def propose(best: Registered, *, workspace: Workspace) -> None:
+    """Move the alias `candidate` to a version, unless the present one did better on the same fold of the same data.
+
+    On other cases its Dice says nothing.
+    """
     known = {version.version: version for version in versions(best.name, workspace=workspace)}
+    own = known[best.version].tags
     rivals = (
-        version for version in known.values() if CANDIDATE in version.aliases and version.tags.get(DATA_TAG) == data
+        version
+        for version in known.values()
+        if CANDIDATE in version.aliases and all(version.tags.get(tag) == own.get(tag) for tag in (DATA_TAG, FOLD_TAG))
     )
     if all((rival.dice or 0.0) <= (known[best.version].dice or 0.0) for rival in rivals):
         set_alias(best.name, alias=CANDIDATE, version=best.version, workspace=workspace)

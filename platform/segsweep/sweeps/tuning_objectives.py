@@ -1,4 +1,4 @@
-"""What a sweep optimises: the mean Dice of whole scans, alone or beside what a model costs, and which trials are the best of several."""
+"""What a sweep optimises: mean Dice or NSD of whole scans, alone or beside what a model costs; and which trials are the best by several."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -7,23 +7,26 @@ from segsweep.errors import unknown
 
 Direction = Literal["maximize", "minimize"]
 
-DICE = "dice"
-# By the names that a result has: Dice as a fraction, the median seconds of a held-out scan, the most memory (10^9 bytes).
+DICE, NSD = "dice", "nsd"
+# By the names that a result has: Dice and NSD as fractions, the median seconds of a held-out scan, the most memory (10^9 bytes).
 DIRECTIONS: Mapping[str, Direction] = {
     DICE: "maximize",
+    NSD: "maximize",
     "seconds_per_case": "minimize",
     "memory_gb": "minimize",
 }
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
-    """`dice,seconds_per_case` as names. Raises ValueError for other names, one twice, or none that is dice: by it trials are listed."""
+    """`dice,seconds_per_case` as names; trials are listed by the first one. Raises ValueError for others, one twice, or a cost first."""
     names = tuple(text.split(","))
     for name in names:
         if name not in DIRECTIONS:
             raise ValueError(f"objective={text}: {unknown(name, kind='objectives', known=DIRECTIONS)}")
-    if names[0] != DICE or len(set(names)) < len(names):
-        raise ValueError(f"objective={text} cannot be used: expected dice first, then each of the others at most once")
+    if names[0] not in (DICE, NSD) or len(set(names)) < len(names):
+        raise ValueError(
+            f"objective={text} cannot be used: expected dice or nsd first, then each of the others at most once"
+        )
     return names
 
 

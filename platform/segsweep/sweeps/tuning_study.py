@@ -276,7 +276,7 @@ def trials_left(study: optuna.Study, *, trials: int) -> int:
 
 
 def ended_trials(study: optuna.Study, *, sweep: Path) -> tuple[SweptTrial, ...]:
-    """Trials that ended, best Dice first, those without a final value last; of several objectives the Pareto front before all."""
+    """Trials that ended, best by the first objective first, those without a final value last; of several the Pareto front before all."""
     objectives = objectives_of(study)
     found = [swept(trial, sweep=sweep) for trial in own_trials(study) if trial.state.is_finished()]
     measured = [trial for trial in found if trial.dice is not None]
@@ -285,7 +285,12 @@ def ended_trials(study: optuna.Study, *, sweep: Path) -> tuple[SweptTrial, ...]:
     return tuple(
         sorted(
             found,
-            key=lambda trial: (trial.dice is None, trial.name not in best, -(trial.dice or 0.0), trial.name),
+            key=lambda trial: (
+                trial.dice is None,
+                trial.name not in best,
+                -trial.values.get(objectives[0], 0.0),
+                trial.name,
+            ),
         )
     )
 

@@ -1,10 +1,11 @@
-"""Dice of a trained network on whole held-out scans, which the workers of a run share among them, and what segmenting these cost."""
+"""Scores of a trained network on whole held-out scans, which the workers of a run share among them, and what segmenting these cost."""
 
 import resource
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class Validated:
         """Case -> structure -> Dice."""
         return {case_id: case.dice for case_id, case in self.cases.items()}
 
+    @property
+    def nsd(self) -> Scores:
+        """Case -> structure -> NSD; nothing where it was not asked for."""
+        return {case_id: case.nsd for case_id, case in self.cases.items() if case.nsd}
+
     def costs(self) -> dict[str, float]:
         """`seconds_per_case` (median) and `memory_gb` (10^9 bytes); nothing without cases."""
         if not self.cases:
@@ -43,11 +49,12 @@ class Validated:
 
 
 def validate(
-    model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None
-) -> Validated:
+    model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None,
+    nsd_tolerance: float = 0.0,
+) -> Validated:  # fmt: skip
     """`score_case` of every case, on every worker; each worker segments its share of the cases.
 
-    `finder` is the checkpoint of the model that shows this one where to look, if it has one.
+    `finder` is the checkpoint of the model that shows this one where to look, if it has one; `nsd_tolerance` as for `score_case`.
     """
     found_by = None if finder is None else load_member(finder)
     member = Member(model=model.eval(), task=task, inference=inference, finder=found_by)
@@ -56,8 +63,9 @@ def validate(
         torch.cuda.reset_peak_memory_stats()
     several = dist.is_initialized()
     shared = case_ids[dist.get_rank() :: dist.get_world_size()] if several else case_ids
+    score = partial(score_case, predictor, store=store, nsd_tolerance=nsd_tolerance)
     own = Validated(
-        cases={case_id: score_case(predictor, store=store, case_id=case_id) for case_id in shared},
+        cases={case_id: score(case_id=case_id) for case_id in shared},
         memory=_peak_memory(),
     )
     if not several:
