@@ -12,7 +12,8 @@ from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status
 from segsweep.sweeps.training import RESULT, read_result
 from segsweep.sweeps.tuning_objectives import DIRECTIONS
 
-ERROR = "error.txt"
+# What a trial's folder also holds: the log of a failed one, and a mark once MLflow was told how it ended.
+ERROR, LOGGED = "error.txt", "logged"
 
 # Told what happens to trials: trial name, epochs done, epochs in all, a few words.
 Report = Callable[[str, int, int, str], None]
@@ -39,6 +40,7 @@ class Follow(Callback):
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
         self._outbox.begin(self.tags(name), name=name, parent=self._parent, params=params)
+        (Path(trial.config["folder"]) / LOGGED).unlink(missing_ok=True)
         self._open.add(name)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
@@ -66,6 +68,7 @@ class Follow(Callback):
             return
         result = read_result(folder)
         self._conclude(name, result)
+        (folder / LOGGED).touch()
         words = f"dice {result['dice']:.3f}" if "dice" in result else result["status"].replace("_", " ")
         self._report(name, int(result["epoch"]), int(result["epoch"]), f"ended: {words}")
 
@@ -77,7 +80,27 @@ class Follow(Callback):
             shutil.copyfile(trial.error_file, folder / ERROR)
         if name in self._open:  # a trial may fail before it starts
             self._finish(name, status="FAILED")
+        (folder / LOGGED).touch()
         self._report(name, 0, 0, f"failed: {failure(folder)}; see {folder / ERROR}")
+
+    def settle(self, folder: Path, *, params: Mapping[str, Any]) -> None:
+        """Log how the trial of a folder ended, unless that was done: its driver may have died before it could.
+
+        A trial that was refused before it began has neither parameters nor a result, and no run.
+        """
+        run, ended = self.tags(folder.name), (folder / RESULT).is_file()
+        if (folder / LOGGED).exists() or not (ended or params):
+            return
+        self._outbox.begin(run, name=folder.name, parent=self._parent, params=params)
+        if ended:
+            result = read_result(folder)
+            values = {key: value for key, value in measurements(result).items() if key in DIRECTIONS}
+            self._outbox.metrics(run, values, step=int(result["epoch"]))
+            self._conclude(folder.name, result)
+        else:
+            self._finish(folder.name, status="FAILED")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOGGED).touch()
 
     def run_of(self, name: str) -> str | None:
         """MLflow run of a trial, by its name."""

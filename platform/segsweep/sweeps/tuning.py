@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.stopping import RULES, demand_pairs, make_scheduler
-from segsweep.sweeps.training import as_trainable, changed
+from segsweep.sweeps.training import as_trainable, changed, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best
@@ -162,6 +162,7 @@ def tune(
         for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
             ask = start.ask if start else queued
             search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
+            _settle(ended_trials(study, sweep=sweep), follow=follow, sweep=sweep)
             if search.remaining:
                 trainable = as_trainable(base, resources=resources)
                 rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study))
@@ -286,6 +287,14 @@ def _start(
     )  # fmt: skip
 
 
+def _settle(ended: Iterable[SweptTrial], *, follow: Follow, sweep: Path) -> None:
+    """What a driver that died could no longer do: tell MLflow how trials ended, and remove what Ray left."""
+    shutil.rmtree(sweep / "tune", ignore_errors=True)
+    for trial in ended:
+        tidy(trial.folder)
+        follow.settle(trial.folder, params=trial.config)
+
+
 def _run_trials(
     trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
 ) -> None:
@@ -297,6 +306,7 @@ def _run_trials(
             scheduler=scheduler,
             num_samples=search.remaining,
             max_concurrent_trials=concurrent,
+            reuse_actors=True,  # or every trial waits for a new process to import torch
         ),
         run_config=ray.tune.RunConfig(name="tune", storage_path=str(sweep), callbacks=[follow], verbose=0),
     )
