@@ -36,7 +36,8 @@ from segsweep.models.tracking import TRIAL_TAG
 from segsweep.models.tracking import connect as connect_mlflow
 from segsweep.sweeps.cluster import connect
 from segsweep.sweeps.training import RESULT
-from segsweep.sweeps.tuning import SweepOptions, tune
+from segsweep.sweeps.tuning import tune
+from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_study import CONFIG
 from segsweep.workspace import Workspace
 

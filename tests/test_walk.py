@@ -10,7 +10,7 @@ from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.store import open_store
 from segsweep.demo import walk
 from segsweep.models.catalogue import models
-from segsweep.sweeps.tuning import SweepOptions
+from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.workspace import current_workspace
 
 

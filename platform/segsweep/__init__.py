@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from segsweep.sweeps.cluster import connect
     from segsweep.sweeps.single import train
     from segsweep.sweeps.training import as_trainable
-    from segsweep.sweeps.tuning import SweepOptions, tune
+    from segsweep.sweeps.tuning import tune
+    from segsweep.sweeps.tuning_options import SweepOptions
     from segsweep.workspace import current_workspace
 
 __all__ = [
@@ -52,7 +53,7 @@ __all__ = [
 _ORIGINS = {
     "Run": ("run", "Run"),
     "SegsweepError": ("errors", "SegsweepError"),
-    "SweepOptions": ("sweeps.tuning", "SweepOptions"),
+    "SweepOptions": ("sweeps.tuning_options", "SweepOptions"),
     "Tracker": ("models.tracking", "Tracker"),
     "as_trainable": ("sweeps.training", "as_trainable"),
     "check": ("data.quality", "check"),

@@ -18,7 +18,8 @@ from segsweep.models.catalogue import Registered
 from segsweep.models.ensemble import build, load_predictor
 from segsweep.models.tracking import Tracker
 from segsweep.sweeps.cluster import connect
-from segsweep.sweeps.tuning import SweepOptions, Swept, tune
+from segsweep.sweeps.tuning import Swept, tune
+from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.terminal import bars, say
 from segsweep.workspace import Workspace, current_workspace
 

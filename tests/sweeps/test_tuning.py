@@ -7,11 +7,13 @@ from typing import Any
 import optuna
 import pytest
 
-from segsweep.errors import RecipeError, ResourceError, StoreError
+from segsweep.errors import RecipeError, ResourceError
 from segsweep.run import Run
 from segsweep.sweeps import tuning
 from segsweep.sweeps.preparing import prepare
-from segsweep.sweeps.tuning import SweepOptions, tune
+from segsweep.sweeps.tuning import tune
+from segsweep.sweeps.tuning_options import SweepOptions
+from segsweep.sweeps.tuning_shared import base_run
 from segsweep.workspace import Workspace
 
 NETWORKS = ("unet", "resenc_unet")
@@ -52,35 +54,6 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
     assert list(workspace.root.iterdir()) == []
 
 
-def test_options_that_do_not_exist_are_refused() -> None:
-    refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"sampler": "tpa"}, "no 'tpa' among values of sampler .*did you mean 'tpe'"),
-        ({"stop": "never"}, "no 'never' among values of stop"),
-        ({"stop": "hyperband"}, "stop=hyperband cannot be used with grace=0"),
-        ({"objective": "dice,speed"}, "no 'speed' among objectives"),
-    )
-    for options, words in refused:
-        with pytest.raises(ValueError, match=words):
-            SweepOptions(**options)
-    assert SweepOptions(stop="hyperband", grace=1, warm="a,b").earlier == ("a", "b")
-    assert SweepOptions().earlier == ()
-
-
-def test_a_published_comparison_is_not_searched(phantom_store: Path) -> None:
-    searching: tuple[dict[str, Any], ...] = ({"sampler": "gp"}, {"objective": "dice,memory_gb"}, {"warm": "earlier"})
-    for options in searching:
-        with pytest.raises(RecipeError, match="gtv_loss is a published comparison, whose rows are the trials"):
-            tuning.first_config("gtv_loss", store=str(phantom_store), options=SweepOptions(**options))
-
-
-def test_fold_that_holds_nothing_out_is_refused(phantom_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = SimpleNamespace(uri="store", validation=lambda fold: ("a",) if fold else ())
-    monkeypatch.setattr(tuning, "open_stores", lambda _: bare)
-    with pytest.raises(StoreError, match="store: fold 0 holds out no annotated case to compare trials by"):
-        tuning.base_run("default", store=str(phantom_store), options=SweepOptions(), params={})
-    assert tuning.base_run("default", store="store", options=SweepOptions(fold=1), params={}).fold == 1
-
-
 def test_a_trial_is_checked_with_the_trainable_that_it_chooses(
     phantom_store: Path, workspace: Workspace, tiny: dict[str, Any]
 ) -> None:
@@ -88,7 +61,7 @@ def test_a_trial_is_checked_with_the_trainable_that_it_chooses(
 
     def suggested(drawn: str, **fixed: Any) -> dict[str, Any]:
         params = {**tiny, **fixed}
-        base = tuning.base_run("default", store=str(phantom_store), options=SweepOptions(), params=params)
+        base = base_run("default", store=str(phantom_store), options=SweepOptions(), params=params)
         assert (base.trainable, "trainable" in base.params) == (fixed.get("trainable", "unet"), False)
         space = SimpleNamespace(
             space=lambda trial, _plan: {"trainable": trial.suggest_categorical("trainable", NETWORKS)}

@@ -19,8 +19,10 @@ from segsweep.models.tracking import Tracker, connect
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.comparison import Comparison, Row
-from segsweep.sweeps.tuning import SweepOptions, first_run, tune
+from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_comparison import Rows, report
+from segsweep.sweeps.tuning_options import SweepOptions
+from segsweep.sweeps.tuning_shared import first_run
 from segsweep.sweeps.tuning_study import CONFIG, SHORTAGE, trial_folder
 from segsweep.workspace import Workspace
 

@@ -93,8 +93,8 @@ def tune(
       segsweep tune gtv_loss stores/segrap scale=0.01
     """
     from segsweep.sweeps.following import describe
-    from segsweep.sweeps.tuning import first_run
     from segsweep.sweeps.tuning import tune as run
+    from segsweep.sweeps.tuning_shared import first_run
 
     options, params = _sweep_options(recipes.parse_pairs(values or []))
     _demand_possible(first_run(space, store=str(store), options=options, params=params))
@@ -120,7 +120,7 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     """Sweep options, and what is left for the trainable."""
     from dataclasses import fields
 
-    from segsweep.sweeps.tuning import SweepOptions
+    from segsweep.sweeps.tuning_options import SweepOptions
 
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
     words = ("name", "pretrained", "sampler", "objective", "warm", "stop")

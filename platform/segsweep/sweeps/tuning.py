@@ -12,30 +12,28 @@ from typing import Any
 import ray.tune
 
 from segsweep import recipes
-from segsweep.data.joint import open_stores
 from segsweep.data.planning import Plan
-from segsweep.data.store import Store
-from segsweep.errors import RecipeError, SegsweepError, StoreError, unknown
+from segsweep.errors import RecipeError, SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import KIND_TAG, SWEEP_TAG, Status, Tracker
-from segsweep.run import Fold, Run
+from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
-from segsweep.sweeps.comparison import Comparison, comparison_of, config_of
+from segsweep.sweeps.comparison import Comparison, comparison_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
-from segsweep.sweeps.stopping import RULES, demand_pairs, make_scheduler
+from segsweep.sweeps.stopping import demand_pairs, make_scheduler
 from segsweep.sweeps.training import as_trainable, changed, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best
-from segsweep.sweeps.tuning_objectives import DICE, parse_objectives
-from segsweep.sweeps.tuning_sampling import SAMPLERS, FixedTrial, queued
+from segsweep.sweeps.tuning_options import SweepOptions
+from segsweep.sweeps.tuning_sampling import FixedTrial, queued
+from segsweep.sweeps.tuning_shared import base_run, first_config, settings_of
 from segsweep.sweeps.tuning_start import Start, search_start
 from segsweep.sweeps.tuning_study import (
     FAILED,
-    OBJECTIVE,
     OUT_OF_MEMORY,
     StudySearch,
     SweptTrial,
@@ -46,55 +44,6 @@ from segsweep.sweeps.tuning_study import (
     trials_left,
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `register` is how many of the best trials become versions
-    of the registered model.
-
-    `sampler` proposes (tpe, gp, random, grid, nsga2) for what `objective` names, and knows the finished trials of the sweeps in `warm`;
-    both may be several names with commas. `stop` is the rule by which bad trials end early (asha, hyperband, paired, none), `grace`
-    the epochs before one may: with 0 only `paired` ever stops any.
-
-    A published comparison has one trial a row, whatever `trials` is. `scale` below 1 shrinks its epochs and patches, `pretrained` is the
-    model that its pre-trained rows start from.
-    """
-
-    name: str = ""
-    trials: int = 20
-    concurrent: int = 0
-    workers: int = 1
-    fold: Fold = 0
-    seed: int = 0
-    grace: int = 0
-    register: int = 3
-    sampler: str = "tpe"
-    objective: str = DICE
-    warm: str = ""
-    stop: str = "asha"
-    scale: float = 1.0
-    pretrained: str = ""
-
-    def __post_init__(self) -> None:
-        for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("grace", 0), ("register", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
-        if not 0.0 < self.scale <= 1.0:
-            raise ValueError(f"scale={self.scale} cannot be used: expected a share above 0, at most 1")
-        for key, known in (("sampler", SAMPLERS), ("stop", RULES)):
-            if getattr(self, key) not in known:
-                raise ValueError(unknown(getattr(self, key), kind=f"values of {key}", known=known))
-        parse_objectives(self.objective)
-        if self.stop == "hyperband" and not self.grace:
-            raise ValueError(
-                "stop=hyperband cannot be used with grace=0: expected at least one epoch before the first verdict"
-            )
-
-    @property
-    def earlier(self) -> tuple[str, ...]:
-        """Names of the sweeps in `warm`."""
-        return tuple(self.warm.split(",")) if self.warm else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +88,7 @@ def tune(
     start = _start(recipe, options=chosen, prepared=prepared, fixed=fixed, workspace=place, report=report)
     connect()
     least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
-    settings = {**_settings(space, base=base, store=opened, options=chosen), "fixed": fixed}
+    settings = {**settings_of(space, base=base, store=opened, options=chosen), "fixed": fixed}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler)
     sweep = place.sweeps / name
     rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep)
@@ -185,58 +134,6 @@ def tune(
     finally:
         outbox.finish(parent, status=status)
         outbox.close()
-
-
-def first_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
-    """What a sweep is checked by before it starts: what its trials share, with the first row of a published comparison.
-
-    Raises RecipeError or StoreError like `base_run`, and when no row can be trained without a pre-trained model.
-    """
-    base = base_run(space, store=store, options=options, params=params)
-    return changed(base, config={**first_config(space, store=store, options=options), **base.params})
-
-
-def first_config(space: str, *, store: str, options: SweepOptions) -> dict[str, Any]:
-    """Trainable and parameters of the first row that can be trained; nothing for a space to search. Raises RecipeError."""
-    comparison = comparison_of(recipes.load("search_spaces", name=space))
-    if comparison is None:
-        if options.scale != 1.0 or options.pretrained:
-            raise RecipeError(f"{space} is no published comparison; expected scale=… and pretrained=… only with those")
-        return {}
-    if options.sampler != "tpe" or options.objective != DICE or options.warm:
-        raise RecipeError(
-            f"{space} is a published comparison, whose rows are the trials; expected no sampler=…, objective=… or warm=…"
-        )
-    waves = comparison.waves(pretrained=bool(options.pretrained))
-    if not waves:
-        raise RecipeError(f"every row of {space} starts from a pre-trained model; give pretrained=models:/NAME/1")
-    row = waves[0][0]
-    config = config_of(row, plan=open_stores(store).plan, scale=options.scale)
-    return {**config, **({INITIAL: options.pretrained} if row.pretrained else {})}
-
-
-def base_run(space: str, *, store: str, options: SweepOptions, params: Mapping[str, Any]) -> Run:
-    """What all trials share. Raises RecipeError or StoreError when there is no such space or store, or nothing to compare trials by."""
-    recipe, opened = recipes.load("search_spaces", name=space), open_stores(store)
-    comparison = comparison_of(recipe)
-    own = dict(params)
-    first = next(row.trainable for row in comparison.rows if not row.members) if comparison else recipe.TRAINABLE
-    run = Run(
-        trainable=own.pop("trainable", first),
-        store=opened.uri,
-        fold=options.fold,
-        seed=options.seed,
-        workers=options.workers,
-        params={**getattr(recipe, "PARAMS", {}), **own},
-    )
-    if run.fold == "all":
-        raise RecipeError("fold='all' leaves a sweep no cases to compare its trials by; expected a fold's number")
-    if not opened.validation(run.fold):
-        raise StoreError(
-            f"{opened.uri}: fold {run.fold} holds out no annotated case to compare trials by; "
-            "choose another fold, or convert more annotated cases"
-        )
-    return run
 
 
 def _most_at_once(prepared: Prepared, *, left: int) -> int:
@@ -325,14 +222,6 @@ def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
             f"sweep {name!r}: all {len(trials)} trials failed; the last: {failure(last.folder)}; "
             f"see {last.folder / ERROR}, then give the same command again"
         )
-
-
-def _settings(space: str, *, base: Run, store: Store, options: SweepOptions) -> dict[str, Any]:
-    """What must stay the same for trials to be comparable."""
-    shared = {key: value for key, value in base.to_json().items() if key != "store"}
-    # Sweeps of Dice alone are the rule, and older ones name no objective.
-    objective = {} if options.objective == DICE else {OBJECTIVE: options.objective}
-    return {"space": space, "data": store.digest, "scale": options.scale, **objective, **shared}
 
 
 def _rows(comparison: Comparison | None, *, options: SweepOptions, study: Any, sweep: Path) -> Rows | None:
