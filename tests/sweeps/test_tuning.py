@@ -83,8 +83,9 @@ def test_no_more_trials_at_once_than_are_left_or_fit_into_memory(
     params = {"patch_size": [16, 32, 32], "batch_size": 2, "features": 4, "levels": 3}
     prepared = prepare(Run(trainable="unet", store=str(phantom_store), workers=2, params=params))
     needed = tuning.needed_memory(prepared)
-    monkeypatch.setattr(tuning, "most_concurrent", lambda *, workers: 16 // workers)
-    monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers: 10 * needed // workers)
+    monkeypatch.setattr(tuning, "most_concurrent", lambda *, workers, gpus: int(16 / gpus) // workers)
+    monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers, gpus: int(10 * needed * gpus) // workers)
     assert [tuning._most_at_once(prepared, left=left) for left in (0, 1, 3, 20)] == [1, 1, 3, 5]
-    monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers: needed // (2 * workers))
+    assert tuning._most_at_once(prepared, left=20, gpus=0.5) == 2, "each has half of a GPU's memory"
+    monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers, gpus: int(needed * gpus) // (2 * workers))
     assert tuning._most_at_once(prepared, left=20) == 1, "one trial is tried whatever it needs"

@@ -13,6 +13,7 @@ def test_options_that_do_not_exist_are_refused() -> None:
         ({"stop": "never"}, "no 'never' among values of stop"),
         ({"stop": "hyperband"}, "stop=hyperband cannot be used with grace=0"),
         ({"objective": "dice,speed"}, "no 'speed' among objectives"),
+        ({"gpus": 2.0}, r"gpus=2\.0 cannot be used: expected a share above 0, at most 1"),
     )
     for options, words in refused:
         with pytest.raises(ValueError, match=words):

@@ -98,16 +98,16 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def share(*, workers: int, concurrent: int = 1, gpus: float = 0.0) -> Resources:
+def share(*, workers: int, concurrent: int = 1, gpus: float = 1.0) -> Resources:
     """Resources of each worker when `concurrent` runs of `workers` workers share the cluster.
 
-    With GPUs each worker gets one, or the share `gpus` of one; otherwise the cores are divided. Raises ResourceError when the cluster can
+    With GPUs each worker gets the share `gpus` of one; otherwise the cores are divided. Raises ResourceError when the cluster can
     never hold them all.
     """
     return divide(_nodes(), workers=workers, concurrent=concurrent, gpus=gpus)
 
 
-def divide(nodes: Sequence[Node], *, workers: int, concurrent: int, gpus: float = 0.0) -> Resources:
+def divide(nodes: Sequence[Node], *, workers: int, concurrent: int, gpus: float = 1.0) -> Resources:
     """`share` for these nodes. A worker lies on one node, so what counts is how many fit on each.
 
     Cores of GPUs that stay free stay free too.
@@ -153,32 +153,32 @@ def demand_room(nodes: Sequence[Node], *, each: Resources, workers: int) -> None
         )
 
 
-def most_concurrent(*, workers: int, gpus: float = 0.0) -> int:
-    """How many runs of `workers` workers fit at once, one core a worker, and `gpus` (0: one) of a GPU where the cluster has any."""
+def most_concurrent(*, workers: int, gpus: float = 1.0) -> int:
+    """How many runs of `workers` workers fit at once, one core a worker, and the share `gpus` of a GPU where the cluster has any."""
     nodes = _nodes()
     return max(1, room(nodes, each=_least(nodes, workers=workers, gpus=gpus)) // workers)
 
 
-def memory_per_worker(*, workers: int, gpus: float = 0.0) -> int:
-    """Bytes that each of so many workers may use: of a GPU's memory the share `gpus` (0: all), or their part of the cluster's, at most
-    the largest node's.
+def memory_per_worker(*, workers: int, gpus: float = 1.0) -> int:
+    """Bytes that each of so many workers may use: of a GPU's memory the share `gpus`, or its part of the cluster's, at most the largest
+    node's.
     """
     import torch  # noqa: PLC0415  seconds and 200 MB that conversions, which start here too, do without
 
     if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory * (gpus or 1.0))
+        return int(torch.cuda.get_device_properties(0).total_memory * gpus)
     memory = [int(node.get("memory", 0)) for node in _nodes()]
     return min(max(memory), sum(memory) // workers)
 
 
 def _least(nodes: Sequence[Node], *, workers: int, gpus: float) -> Resources:
-    """The smallest worker: one core, and so much of a GPU (0: a whole one where there is any)."""
+    """The smallest worker: one core, and that share of a GPU where there is any."""
     some = any(node.get("GPU", 0) >= 1 for node in nodes)
-    if gpus and not some:
+    if gpus < 1.0 and not some:
         raise ResourceError(
             f"gpus={gpus:g} a worker was asked for; the cluster has no GPU ({_listed(nodes)}); leave gpus=… out"
         )
-    least = Resources(cpus=1, gpus=gpus or float(some))
+    least = Resources(cpus=1, gpus=gpus if some else 0.0)
     _demand_own_gpus(least, workers=workers)
     return least
 

@@ -87,16 +87,16 @@ def tune(
         raise RecipeError(f"warm={chosen.warm}: {name!r} is this sweep itself; expected earlier ones")
     start = _start(recipe, options=chosen, prepared=prepared, fixed=fixed, workspace=place, report=report)
     connect()
-    least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
+    least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1, gpus=chosen.gpus)
     settings = {**settings_of(space, base=base, store=opened, options=chosen), "fixed": fixed}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler)
     sweep = place.sweeps / name
     rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep)
     # Rows differ in the memory that they need, and without GPUs they would share it.
     left = 1 if rows and not least.gpus else trials_left(study, trials=chosen.trials)
-    concurrent = chosen.concurrent or _most_at_once(prepared, left=left)
-    resources = share(workers=chosen.workers, concurrent=concurrent)
-    memory = memory_per_worker(workers=chosen.workers * concurrent)
+    concurrent = chosen.concurrent or _most_at_once(prepared, left=left, gpus=chosen.gpus)
+    resources = share(workers=chosen.workers, concurrent=concurrent, gpus=chosen.gpus)
+    memory = memory_per_worker(workers=chosen.workers * concurrent, gpus=chosen.gpus)
     suggest = partial(
         _suggest, recipe=rows or recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place
     )
@@ -136,11 +136,11 @@ def tune(
         outbox.close()
 
 
-def _most_at_once(prepared: Prepared, *, left: int) -> int:
+def _most_at_once(prepared: Prepared, *, left: int, gpus: float = 1.0) -> int:
     """As many runs as fit at once by cores or GPUs and by memory, and no more than are left to run."""
     workers, needed = prepared.run.workers, needed_memory(prepared)
-    counts = range(min(most_concurrent(workers=workers), left), 1, -1)
-    return next((count for count in counts if needed <= memory_per_worker(workers=workers * count)), 1)
+    counts = range(min(most_concurrent(workers=workers, gpus=gpus), left), 1, -1)
+    return next((count for count in counts if needed <= memory_per_worker(workers=workers * count, gpus=gpus)), 1)
 
 
 def _suggest(
