@@ -35,7 +35,8 @@ from segsweep.models.catalogue import models
 from segsweep.models.tracking import TRIAL_TAG
 from segsweep.models.tracking import connect as connect_mlflow
 from segsweep.sweeps.cluster import connect
-from segsweep.sweeps.training import RESULT
+from segsweep.sweeps.following import LOGGED
+from segsweep.sweeps.training import RESULT, STOP
 from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_study import CONFIG
@@ -252,11 +253,17 @@ def _in_mlflow(toy: Toy) -> list[str]:
 
 
 def _in_folders(toy: Toy) -> list[str]:
-    expected = {f"trial-{number:04d}" for number in range(toy.trials)}
-    files = {"checkpoints", "model", "validation.json", "result.json", "logged"}
+    """What a killed driver or worker left there belongs to no folder of a trial that ended."""
+    expected, files = {f"trial-{number:04d}" for number in range(toy.trials)}, {"model", RESULT, LOGGED}
     folders = {folder.name: {path.name for path in folder.iterdir()} for folder in toy.sweep.iterdir()}
     faults = [] if set(folders) == expected else [f"the sweep's folder has {sorted(folders)}"]
-    return faults + [f"{name} has {sorted(found)}" for name, found in folders.items() if found != files]
+    left = [
+        path.relative_to(toy.sweep)
+        for path in toy.sweep.rglob("*")
+        if path.name in ("ray", STOP) or ".partial" in path.name
+    ]
+    faults += [f"{name} has {sorted(found)}" for name, found in folders.items() if not files <= found]
+    return [*faults, *(f"{path} was left" for path in left)]
 
 
 def _in_trainings(toy: Toy, *, kills: int) -> list[str]:
