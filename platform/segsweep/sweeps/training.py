@@ -180,7 +180,7 @@ def changed(run: Run, *, config: Mapping[str, Any]) -> Run:
 
 def tidy(folder: Path) -> None:
     """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
-    for leftover in (folder / "ray", *(folder / "checkpoints").rglob(".*.partial-*")):
+    for leftover in (*folder.rglob("ray"), *folder.rglob(".*.partial-*")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
