@@ -46,7 +46,7 @@ PHASES = ("starting", "training", "recovering", "ending", "registering")
 # The longest delay after a phase began, in seconds: most moments are still in it.
 LONGEST = {"starting": 4.0, "training": 0.6, "recovering": 0.6, "ending": 3.0, "registering": 2.0}
 PATIENCE = 240.0
-EPOCHS = 4
+EPOCHS = 10
 # One step an epoch; a loss that is asked for its value begins one.
 TRAINABLE = """
     import os
@@ -286,10 +286,11 @@ def _in_trainings(toy: Toy, *, kills: int) -> list[str]:
 def _in_ray() -> list[str]:
     """Placement groups and processes that no driver wants any more. (Ray's own autoscaling coordinator stays, one a cluster.)"""
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    own = ray.get_runtime_context().get_job_id()
     living = [
         actor["ActorClassName"]
         for actor in actors().values()
-        if actor["State"] != "DEAD" and "Coordinator" not in actor["ActorClassName"]
+        if actor["State"] != "DEAD" and actor["JobID"] != own and "Coordinator" not in actor["ActorClassName"]
     ]
     return [*(f"a placement group is {group['state']}" for group in groups), *(f"{name} is alive" for name in living)]
 
