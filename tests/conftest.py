@@ -25,7 +25,7 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-# Set before Ray starts, whose workers inherit it; no test reaches a real object storage.
+# Set before Ray starts, whose workers inherit it. No test reaches a real object storage.
 STORAGE_PORT = _free_port()
 os.environ |= {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORAGE_PORT}",
@@ -33,12 +33,14 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
+    # An epoch of these tests takes less than the time after which Ray Train asks for its report.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests wait for Ray come first, so that none of them is left alone at the end of a run in several processes."""
-    items.sort(key=lambda item: not ({"sweeps", "test_walk.py"} & set(item.path.parts)))
+    items.sort(key=lambda item: not ({"sweeps", "test_walk.py", "test_killed_drivers.py"} & set(item.path.parts)))
 
 
 @pytest.fixture(scope="session")

@@ -218,6 +218,7 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
             "objective=nsd cannot be measured with nsd_tolerance=0; *",
         ),
         ("tune default store scale=half", "scale='half' cannot be used: expected a share above 0, at most 1"),
+        ("tune default store gpus=half", "gpus='half' cannot be used: expected a share above 0, at most 1"),
         ("tune gtv_loss store scale=2", "scale=2 cannot be used: expected a share above 0, at most 1"),
         ("tune default store scale=0.5", "default is no published comparison; expected scale=… and *"),
         ("tune uniseg_epochs store", "every row of uniseg_epochs starts from a pre-trained model; give pretrained=*"),

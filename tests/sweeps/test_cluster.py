@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segsweep.errors import ResourceError
-from segsweep.sweeps.cluster import Node, Resources, connect, divide, room
+from segsweep.sweeps.cluster import Node, Resources, connect, demand_room, divide, room
 
 HEAD: Node = {"memory": 1e9, "node:internal": 1.0}
 PLAIN: Node = {"CPU": 10.0, "memory": 4e9}
@@ -56,6 +56,68 @@ def test_room_counts_whole_workers_on_each_node() -> None:
     assert room([PLAIN, PLAIN, SMALL], each=Resources(cpus=6)) == 2
     assert room([EIGHT, ONE, PLAIN], each=Resources(cpus=4, gpus=1.0)) == 8
     assert room([ONE], each=Resources(cpus=1, gpus=0.5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "concurrent", "cpus"),
+    [
+        ([ONE], 0.5, 2, 1),
+        ([EIGHT], 0.5, 16, 4),
+        ([EIGHT], 0.4, 16, 4),
+        ([EIGHT, PLAIN], 0.25, 3, 2),
+        ([EIGHT], 1.0, 8, 8),
+    ],
+)
+def test_several_runs_share_a_gpu(nodes: list[Node], gpus: float, concurrent: int, cpus: int) -> None:
+    """A share lies on one GPU: of 0.4 each holds two, and what is left is of no use."""
+    each = divide(nodes, workers=1, concurrent=concurrent, gpus=gpus)
+    assert each == Resources(cpus=cpus, gpus=gpus)
+    assert room(nodes, each=Resources(cpus=1, gpus=gpus)) >= concurrent
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "concurrent", "gpus", "sentence"),
+    [
+        (
+            [EIGHT],
+            1,
+            17,
+            0.4,
+            "17 runs of 1 workers at once .* 0.4 of a GPU a worker; the cluster has room for 16; .* concurrent=16",
+        ),
+        (
+            [PLAIN, PLAIN, HEAD],
+            1,
+            1,
+            0.5,
+            "gpus=0.5 a worker .* no GPU .2 nodes of 10 CPU, 1 node of 0 CPU.; leave gpus=… out",
+        ),
+        ([EIGHT], 2, 1, 0.5, "2 workers with 0.5 of a GPU each .* one process a GPU.; ask for workers=1"),
+        ([EIGHT], 1, 1, 1.5, "1 CPU and 1.5 GPU cannot be started; expected .* at most 1 GPU"),
+    ],
+)
+def test_shares_of_gpus_that_cannot_be_had_are_refused(
+    nodes: list[Node], workers: int, concurrent: int, gpus: float, sentence: str
+) -> None:
+    with pytest.raises(ResourceError, match=sentence):
+        divide(nodes, workers=workers, concurrent=concurrent, gpus=gpus)
+
+
+def test_a_request_over_several_nodes_is_told_with_what_exists() -> None:
+    demand_room([PLAIN, SMALL], each=Resources(cpus=4), workers=3)
+    with pytest.raises(
+        ResourceError,
+        match=r"4 workers with 4 CPU each .* hold 3 \(1 node of 10 CPU, 1 node of 4 CPU\); ask for fewer workers",
+    ):
+        demand_room([PLAIN, SMALL], each=Resources(cpus=4), workers=4)
+    with pytest.raises(ResourceError, match=r"1 workers with 11 CPU each .* hold 0"):
+        demand_room([PLAIN, SMALL], each=Resources(cpus=11), workers=1)
+    with pytest.raises(ResourceError, match=r"9 workers with 2 CPU and 1 GPU each .* hold 8 .*8 GPU"):
+        demand_room([EIGHT, PLAIN], each=Resources(cpus=2, gpus=1.0), workers=9)
+    with pytest.raises(ResourceError, match=r"2 workers with 0\.5 of a GPU each"):
+        demand_room([EIGHT], each=Resources(cpus=1, gpus=0.5), workers=2)
+    with pytest.raises(ResourceError, match="0 CPU cannot be started"):
+        Resources(cpus=0)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -104,6 +104,34 @@ def test_interrupted_run_is_killed_and_opened_again(tracker: Flaky, box: Outbox,
     assert runs[0] == runs[1]
 
 
+def test_what_a_dead_driver_could_not_say_is_said_once(tracker: Flaky, box: Outbox, tmp_path: Path) -> None:
+    result = {**epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "digest": "abc"}
+    ended, failed, refused = (tmp_path / f"trial-000{number}" for number in range(3))
+    for folder in (ended, failed, refused):
+        folder.mkdir()
+    (ended / "result.json").write_text(json.dumps(result))
+    dead, after = (Follow(box, parent=None, sweep="dead", report=lambda *_: None) for _ in range(2))
+    dead.on_trial_start(0, [], trial(ended))
+    dead.on_trial_start(0, [], trial(failed))
+    for _ in range(2):
+        after.settle(ended, params={"loss": "dice_ce"})
+        after.settle(failed, params={"loss": "dice_ce"})
+        after.settle(refused, params={})
+    after.close()
+    box.flush()
+    runs = {name: after.run_of(name) for name in ("trial-0000", "trial-0001", "trial-0002")}
+    assert runs["trial-0002"] is None
+    statuses = [tracker.client.get_run(run).info.status for run in runs.values() if run]
+    assert statuses == ["FINISHED", "FAILED"]
+    history = tracker.client.get_metric_history(str(runs["trial-0000"]), "dice")
+    assert [(point.step, point.value) for point in history] == [(3, 0.5)]
+    again = Follow(box, parent=None, sweep="dead", report=lambda *_: None)
+    again.on_trial_start(0, [], trial(ended))  # whoever begins it anew has to end it anew
+    again.settle(ended, params={})
+    box.flush()
+    assert tracker.client.get_run(str(runs["trial-0000"])).info.status == "FINISHED"
+
+
 def test_trial_without_dice_is_told_by_its_status(box: Outbox, said: list[str], tmp_path: Path) -> None:
     follow = Follow(box, parent=None, sweep="words", report=lambda *words: said.append(words[3]))
     for name, status in (("trial-0000", "stopped_early"), ("trial-0001", "finished")):

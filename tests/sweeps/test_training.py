@@ -22,7 +22,7 @@ from segsweep.sweeps import preparing, training
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.shortage import noted
-from segsweep.sweeps.training import fit
+from segsweep.sweeps.training import as_trainable, fit
 from segsweep.sweeps.validation import summarise
 
 
@@ -35,6 +35,10 @@ class Written(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         with self.path.open("a") as stream:
             stream.write(json.dumps(metrics) + "\n")
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        with self.path.open("a") as stream:
+            stream.write(json.dumps([repr(error)[:80] for error in worker_exceptions.values()]) + "\n")
 
     def read(self) -> list[list[dict[str, Any]]]:
         """One list a report, one entry a rank."""
@@ -116,6 +120,10 @@ def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=f"{cores + 1} workers with 1 CPU each .*hold {cores}"):
         fit(beyond, folder=tmp_path / "run", resources=plain_resources())
     assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        ResourceError, match=rf"{cores + 1} workers with 1 CPU each .*hold {cores} \(1 node of {cores} CPU"
+    ):
+        as_trainable(beyond, resources=plain_resources())
     assert (most_concurrent(workers=1), most_concurrent(workers=cores)) == (cores, 1)
 
 
@@ -170,7 +178,8 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     scored_again = tmp_path / "scored-again"  # its workers died after the last epoch, before the result was written
     shutil.copytree(folder / "checkpoints", scored_again / "checkpoints")
     third = Written(tmp_path / "third.jsonl")
-    assert fit(run, folder=scored_again, resources=Resources(cpus=1), callbacks=[third])["dice"] == result["dice"]
+    alone = dataclasses.replace(run, workers=1)
+    assert fit(alone, folder=scored_again, resources=Resources(cpus=1), callbacks=[third])["dice"] == result["dice"]
     assert len(third.read()) == 1, "an epoch was trained again"
 
     longer = tmp_path / "longer"
@@ -183,6 +192,22 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     assert (final["status"], final["epoch"]) == ("finished", 3)
     assert {path.name for path in (longer / "checkpoints").iterdir()} == {"best", "epoch-00002"}
     assert len(list((longer / "checkpoints" / "best").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_runs_out_of_memory_is_not_started_again(run: Run, tmp_path: Path) -> None:
+    """Its patch has 2^48 voxels: no machine has addresses for so many."""
+    huge = {**run.params, "patch_size": [1 << 16] * 3, "augmentation": "none", "mirror": "none"}
+    told, folder = Written(tmp_path / "failures.jsonl"), tmp_path / "run"
+    with pytest.raises(WorkerGroupError):
+        fit(
+            dataclasses.replace(run, workers=1, params=huge),
+            folder=folder,
+            resources=Resources(cpus=1),
+            callbacks=[told],
+        )
+    assert noted(folder) == {"patch_size": [1 << 16] * 3, "batch_size": 2}
+    assert len(told.read()) == 1, "it was started again"
 
 
 class Failing:

@@ -18,6 +18,7 @@ def test_options_that_do_not_exist_are_refused() -> None:
             ({"folds": text}, f"folds={text} cannot be used: expected all, or numbers")
             for text in ("0,0", "-1", "0,all", "")
         ),
+        ({"gpus": 2.0}, r"gpus=2\.0 cannot be used: expected a share above 0, at most 1"),
     )
     for options, words in refused:
         with pytest.raises(ValueError, match=words):

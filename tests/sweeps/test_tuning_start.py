@@ -63,6 +63,19 @@ def test_trial_0_is_the_plans_own_run_also_where_the_space_does_not_say_so(prepa
     assert "loss" not in fixed.first[0]
 
 
+def test_a_driver_that_died_among_the_first_points_loses_none(prepared: Prepared, tmp_path: Path) -> None:
+    points = [{"levels": levels} for levels in (3, 4, 5)]
+    recipe = SimpleNamespace(space=asked, first=lambda _plan: points)
+    start, study = begin(recipe, prepared=prepared, folder=tmp_path), optuna.create_study()
+    study.enqueue_trial(points[0])
+    start.fill(study, report=quiet)
+    assert [trial.system_attrs["fixed_params"] for trial in study.trials] == points
+    study.ask()
+    wider = SimpleNamespace(space=asked, first=lambda _plan: [{"levels": 2}])
+    begin(wider, prepared=prepared, folder=tmp_path).fill(study, report=quiet)
+    assert len(study.trials) == 3, "a sweep that began keeps its first points"
+
+
 def test_the_plain_spaces_first_trial_is_what_it_would_be_without_saying_so(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipes.load("search_spaces", name="default")
     silent = SimpleNamespace(space=recipe.space)

@@ -92,21 +92,37 @@ def test_first_trial_is_the_enqueued_one_and_new_ones_end_at_the_number_asked(sw
 
 def test_dead_driver_leaves_nothing_behind_that_is_run_twice_or_lost(sweep: Sweep) -> None:
     before = given(sweep.search(trials=4), times=3)
+    sweep.study().enqueue_trial({"foreground": 0.33})
     sweep.study().ask()  # the driver died between asking and writing the parameters down
     sweep.end(0, dice=0.75)
     search = sweep.search(trials=4)
-    assert sweep.states() == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING, TrialState.FAIL]
+    assert sweep.states() == [TrialState.COMPLETE, *[TrialState.RUNNING] * 3]
     assert sweep.study().trials[0].value == 0.75
     assert search.remaining == 3
     after = given(search, times=3)
     assert after[:2] == before[1:]
-    assert Path(after[2]["folder"]).name == "trial-0004"
-    for number in (1, 2, 4):
+    assert (Path(after[2]["folder"]).name, after[2]["foreground"]) == ("trial-0003", 0.33), "what it was meant to be"
+    for number in (1, 2, 3):
         sweep.end(number, dice=0.5)
-        search.on_trial_complete(f"tune-{(1, 2, 4).index(number)}")
-    assert [state for state in sweep.states() if state == TrialState.COMPLETE] == [TrialState.COMPLETE] * 4
+        search.on_trial_complete(f"tune-{number - 1}")
+    assert sweep.states() == [TrialState.COMPLETE] * 4
     assert not has_unfinished(sweep.study())
     assert sweep.search(trials=4).remaining == 0
+
+
+def test_trial_without_parameters_that_cannot_be_trained_is_replaced(sweep: Sweep) -> None:
+    def refusing(trial: optuna.Trial) -> dict[str, Any]:
+        if trial.number == 0:
+            raise ResourceError("too large")
+        return propose(trial)
+
+    sweep.study().ask()
+    search = sweep.search(trials=1, suggest=refusing)
+    assert search.remaining == 1
+    (config,) = given(search, times=1)
+    assert Path(config["folder"]).name == "trial-0001"
+    assert sweep.states() == [TrialState.FAIL, TrialState.RUNNING]
+    assert search.remaining == 0
 
 
 def test_resumed_sweep_draws_other_parameters_than_before(sweep: Sweep) -> None:

@@ -71,6 +71,7 @@ def tune(
       trials      how many in all                                      (20)
       concurrent  at a time; 0 = as many as fit                         (0)
       workers     processes of each trial, one core or GPU each         (1)
+      gpus        of each worker, as 0.5 where trials share a GPU       (1)
       folds       that each trial trains: 0 or 0,1,2, or all of them    (0)
       seed        as in `segsweep train`                                (0)
       sampler     tpe, gp, random, grid or nsga2                      (tpe)
@@ -132,9 +133,9 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     texts = {key: own.pop(key) for key in words if key in own}
     numbers = parsed(own)
     for key, value in numbers.items():
-        if key == "scale" and type(value) not in (int, float):
-            raise RecipeError(f"scale={value!r} cannot be used: expected a share above 0, at most 1")
-        if key != "scale" and type(value) is not int:
+        if key in ("scale", "gpus", "grace") and type(value) not in (int, float):
+            raise RecipeError(f"{key}={value!r} cannot be used: expected a share, at most 1")
+        if key not in ("scale", "gpus", "grace") and type(value) is not int:
             raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
     try:
         options = SweepOptions(**texts, **numbers)

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,25 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Workers wait with each report until the one before it was fetched: 2 s by default, longer than a short epoch.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial's process is handed to the next trial; when the one before does not leave it in 2 s, that one fails.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # By default Ray starts a task again for ever when the machine's memory ends.
     "RAY_task_oom_retries": "2",
 }
+# Set where Ray starts here: such a cluster is one machine, has no dashboard, and ends with its driver. Nobody takes its nodes away,
+# nobody reads its metrics, and nothing that a dead trainer leaves there outlives it (`training.py` asks for OURS).
+OURS = "SEGSWEEP_OWN_RAY"
+ALONE = {OURS: "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 # Folders that a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
+# What is read in a trial's process, not in the driver's.
+READ_IN_TRIALS = tuple(name for name in QUIET if name.startswith(("RAY_TRAIN_", "TUNE_FUNCTION_")))
 
 # What a node offers, by Ray's names: CPU, GPU, memory (bytes).
 Node = Mapping[str, float]
@@ -34,10 +45,21 @@ Node = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each worker of a run gets: CPU cores and GPUs."""
+    """What each worker of a run gets: CPU cores, and a GPU or a share of one. Raises ResourceError for what no worker can use."""
 
     cpus: int
     gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1 or not 0.0 <= self.gpus <= 1.0:
+            raise ResourceError(
+                f"a worker with {describe(self)} cannot be started; expected at least 1 CPU core and at most 1 GPU, or a share of one"
+            )
+
+
+def describe(resources: Resources) -> str:
+    """`2 CPU and 0.5 GPU`."""
+    return f"{resources.cpus} CPU" + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
 
 
 def connect() -> bool:
@@ -56,15 +78,17 @@ def connect() -> bool:
     # It repeats what failed; `Follow` says it in one line and keeps the log.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS")
-    environment = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     if address:
+        known = {name: os.environ[name] for name in (*PASSED_ON, *READ_IN_TRIALS) if name in os.environ}
         try:
-            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, runtime_env={"env_vars": known}, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             raise ResourceError(
                 f"RAY_ADDRESS={address}: cannot connect ({error}); check the address and the token"
             ) from None
         return True
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return True
 
@@ -74,31 +98,32 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def share(*, workers: int, concurrent: int = 1) -> Resources:
+def share(*, workers: int, concurrent: int = 1, gpus: float = 1.0) -> Resources:
     """Resources of each worker when `concurrent` runs of `workers` workers share the cluster.
 
-    With GPUs each worker gets one; otherwise the cores are divided. Raises ResourceError when the cluster can never hold them all.
+    With GPUs each worker gets the share `gpus` of one; otherwise the cores are divided. Raises ResourceError when the cluster can
+    never hold them all.
     """
-    return divide(_nodes(), workers=workers, concurrent=concurrent)
+    return divide(_nodes(), workers=workers, concurrent=concurrent, gpus=gpus)
 
 
-def divide(nodes: Sequence[Node], *, workers: int, concurrent: int) -> Resources:
+def divide(nodes: Sequence[Node], *, workers: int, concurrent: int, gpus: float = 1.0) -> Resources:
     """`share` for these nodes. A worker lies on one node, so what counts is how many fit on each.
 
     Cores of GPUs that stay free stay free too.
     """
-    gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    least = Resources(cpus=1, gpus=gpus)
+    least = _least(nodes, workers=workers, gpus=gpus)
     there, wanted = room(nodes, each=least), workers * concurrent
     if wanted > there:
         asked = f"{workers} workers" if concurrent == 1 else f"{concurrent} runs of {workers} workers at once"
         hint = f"workers={there}" if concurrent == 1 else f"concurrent={there // workers}"
         advice = f"ask for at most {hint}, or add nodes" if there >= workers else f"ask for at most workers={there}"
-        kind = "GPU" if gpus else "CPU core"
-        raise ResourceError(f"{asked} were asked for, one {kind} a worker; the cluster has {there}; {advice}")
+        kind = {0.0: "one CPU core", 1.0: "one GPU"}.get(least.gpus, f"{least.gpus:g} of a GPU")
+        found = f"room for {there}" if least.gpus % 1 else there
+        raise ResourceError(f"{asked} were asked for, {kind} a worker; the cluster has {found}; {advice}")
     usable = [node for node in nodes if _holds(node, least)]
-    most = max(int(node["CPU"] // (node["GPU"] if gpus else 1)) for node in usable)
-    sizes = (Resources(cpus=cpus, gpus=gpus) for cpus in range(most, 1, -1))
+    most = max(int(node["CPU"] // (_shares(node, least) if least.gpus else 1)) for node in usable)
+    sizes = (Resources(cpus=cpus, gpus=least.gpus) for cpus in range(most, 1, -1))
     return next((each for each in sizes if room(usable, each=each) >= wanted), least)
 
 
@@ -114,34 +139,77 @@ def plain_resources() -> Resources:
 
 def demand_resources(resources: Resources, *, workers: int) -> None:
     """Raise ResourceError when the cluster can never start that many workers at once: Ray Train would wait for ever."""
-    there = room(_nodes(), each=resources)
+    demand_room(_nodes(), each=resources, workers=workers)
+
+
+def demand_room(nodes: Sequence[Node], *, each: Resources, workers: int) -> None:
+    """`demand_resources` for these nodes."""
+    _demand_own_gpus(each, workers=workers)
+    there = room(nodes, each=each)
     if workers > there:
-        gpus = f" and {resources.gpus:g} GPU" if resources.gpus else ""
         raise ResourceError(
-            f"{workers} workers with {resources.cpus} CPU{gpus} each were asked for; the cluster's nodes hold {there}; "
+            f"{workers} workers with {describe(each)} each were asked for; the cluster's nodes hold {there} ({_listed(nodes)}); "
             "ask for fewer workers, or add nodes"
         )
 
 
-def most_concurrent(*, workers: int) -> int:
-    """How many runs of `workers` workers fit at once, one core a worker, and one GPU where the cluster has any."""
-    return max(1, room(_nodes(), each=plain_resources()) // workers)
+def most_concurrent(*, workers: int, gpus: float = 1.0) -> int:
+    """How many runs of `workers` workers fit at once, one core a worker, and the share `gpus` of a GPU where the cluster has any."""
+    nodes = _nodes()
+    return max(1, room(nodes, each=_least(nodes, workers=workers, gpus=gpus)) // workers)
 
 
-def memory_per_worker(*, workers: int) -> int:
-    """Bytes that each of so many workers may use: a GPU's memory, or its share of the cluster's, at most the largest node's."""
+def memory_per_worker(*, workers: int, gpus: float = 1.0) -> int:
+    """Bytes that each of so many workers may use: of a GPU's memory the share `gpus`, or its part of the cluster's, at most the largest
+    node's.
+    """
     import torch  # noqa: PLC0415  seconds and 200 MB that conversions, which start here too, do without
 
     if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
+        return int(torch.cuda.get_device_properties(0).total_memory * gpus)
     memory = [int(node.get("memory", 0)) for node in _nodes()]
     return min(max(memory), sum(memory) // workers)
+
+
+def _least(nodes: Sequence[Node], *, workers: int, gpus: float) -> Resources:
+    """The smallest worker: one core, and that share of a GPU where there is any."""
+    some = any(node.get("GPU", 0) >= 1 for node in nodes)
+    if gpus < 1.0 and not some:
+        raise ResourceError(
+            f"gpus={gpus:g} a worker was asked for; the cluster has no GPU ({_listed(nodes)}); leave gpus=… out"
+        )
+    least = Resources(cpus=1, gpus=gpus if some else 0.0)
+    _demand_own_gpus(least, workers=workers)
+    return least
+
+
+def _demand_own_gpus(each: Resources, *, workers: int) -> None:
+    if workers > 1 and each.gpus % 1:
+        raise ResourceError(
+            f"{workers} workers with {each.gpus:g} of a GPU each were asked for; workers that train together need a GPU each (NCCL takes "
+            "one process a GPU); ask for workers=1, or for whole GPUs"
+        )
 
 
 def _nodes() -> list[Node]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def _listed(nodes: Sequence[Node]) -> str:
+    """`2 nodes of 64 CPU and 8 GPU, 1 node of 4 CPU`."""
+    sizes = Counter((int(node.get("CPU", 0)), node.get("GPU", 0)) for node in nodes)
+    texts = []
+    for (cpus, gpus), count in sizes.items():
+        size = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        texts.append(f"{count} node{'s' * (count > 1)} of {size}")
+    return ", ".join(texts)
+
+
 def _holds(node: Node, each: Resources) -> int:
     cpus = node.get("CPU", 0) // each.cpus
-    return int(min(cpus, node.get("GPU", 0) // each.gpus) if each.gpus else cpus)
+    return int(min(cpus, _shares(node, each)) if each.gpus else cpus)
+
+
+def _shares(node: Node, each: Resources) -> int:
+    """How many workers the node's GPUs hold: a worker's share lies on one of them."""
+    return int(node.get("GPU", 0)) * int(1 / each.gpus + 1e-9)

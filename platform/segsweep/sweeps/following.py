@@ -16,7 +16,8 @@ from segsweep.sweeps.folds import FOLD, told
 from segsweep.sweeps.training import RESULT, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
-ERROR = "error.txt"
+# What a trial's folder also holds: the log of a failed one, and a mark once MLflow was told how it ended.
+ERROR, LOGGED = "error.txt", "logged"
 
 # Told what happens to trials: trial name, epochs done, epochs in all, a few words.
 Report = Callable[[str, int, int, str], None]
@@ -43,6 +44,7 @@ class Follow(Callback):
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
         self._outbox.begin(self.tags(name), name=name, parent=self._parent, params=params)
+        (Path(trial.config["folder"]) / LOGGED).unlink(missing_ok=True)
         self._open.add(name)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
@@ -74,6 +76,7 @@ class Follow(Callback):
             return
         result = read_result(folder)
         self._conclude(name, result)
+        (folder / LOGGED).touch()
         words = f"dice {result['dice']:.3f}" if "dice" in result else result["status"].replace("_", " ")
         self._report(name, int(result["epoch"]), int(result["epoch"]), f"ended: {words}")
 
@@ -86,7 +89,27 @@ class Follow(Callback):
         # None where it failed before it started, and that of a fold besides.
         for run in [one for one in self._open if one.partition("/")[0] == name]:
             self._finish(run, status="FAILED")
+        (folder / LOGGED).touch()
         self._report(name, 0, 0, f"failed: {failure(folder)}; see {folder / ERROR}")
+
+    def settle(self, folder: Path, *, params: Mapping[str, Any]) -> None:
+        """Log how the trial of a folder ended, unless that was done: its driver may have died before it could.
+
+        A trial that was refused before it began has neither parameters nor a result, and no run.
+        """
+        run, ended = self.tags(folder.name), (folder / RESULT).is_file()
+        if (folder / LOGGED).exists() or not (ended or params):
+            return
+        self._outbox.begin(run, name=folder.name, parent=self._parent, params=params)
+        if ended:
+            result = read_result(folder)
+            values = {key: value for key, value in measurements(result).items() if key in DIRECTIONS}
+            self._outbox.metrics(run, values, step=int(result["epoch"]))
+            self._conclude(folder.name, result)
+        else:
+            self._finish(folder.name, status="FAILED")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOGGED).touch()
 
     def run_of(self, name: str) -> str | None:
         """MLflow run of a trial (`trial-0003`) or of one of its folds (`trial-0003/fold-1`), by its name."""

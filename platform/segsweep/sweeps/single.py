@@ -56,6 +56,7 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
             if fitting is not None:
                 report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
             _run(run, folder=folder, follow=follow)
+        follow.settle(folder, params=run.params)
         outbox.flush()
     result = read_result(folder)
     run_id = follow.run_of(name)

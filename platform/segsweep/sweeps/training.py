@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.tune
 import torch
@@ -35,7 +36,7 @@ from segsweep.learning.setting import rank
 from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
-from segsweep.sweeps.cluster import Resources, demand_resources, plain_resources
+from segsweep.sweeps.cluster import OURS, Resources, demand_resources, plain_resources
 from segsweep.sweeps.folds import FoldReport, fold_folders, merge, tell
 from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.preparing import Prepared, prepare
@@ -46,6 +47,8 @@ RESULT, STOP, TRANSFER = "result.json", "stop", "transfer.json"
 VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
 # Worker processes that die are replaced this often, unless memory was short; the new ones go on from the last checkpoint.
 MOST_RESTARTS = 2
+# Ray Train's own name.
+CLEANER = "PlacementGroupCleanerCallback"
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
@@ -127,7 +130,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SHORTAGE).unlink(missing_ok=True)
     for restarts_left in reversed(range(MOST_RESTARTS + 1)):
-        _tidy(folder)
+        tidy(folder)
         try:
             _trainer(run, folder=folder, resources=resources, callbacks=callbacks or []).fit()
             break
@@ -138,7 +141,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
                 note(folder, patch_size=prepared.task.patch_size, batch_size=prepared.params.batch_size or 1)
             if lacked or not restarts_left:
                 raise
-    _tidy(folder)
+    tidy(folder)
     return read_result(folder)
 
 
@@ -186,7 +189,10 @@ def as_trainable(
     Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. With several `folds` it
     is one job after another, the run's own fold aside: epochs are reported of the first, and `dice` at the end is that of all. The trial
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
+    Raises ResourceError when the cluster can never hold a trial's workers; where Ray was not started yet, the trials do.
     """
+    if resources and ray.is_initialized():
+        demand_resources(resources, workers=run.workers)
     # Tune runs every trial in a folder of its own, where a relative address means something else.
     prepared = prepare(run)
     derive(prepared.store, spacing=prepared.task.spacing)
@@ -217,6 +223,12 @@ def changed(run: Run, *, config: Mapping[str, Any]) -> Run:
     return dataclasses.replace(run, trainable=params.pop("trainable", run.trainable), params=params)
 
 
+def tidy(folder: Path) -> None:
+    """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
+    for leftover in (*folder.rglob("ray"), *folder.rglob(".*.partial-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def request_stop(folder: Path) -> None:
     """Ask the run in a folder to stop after its current epoch; it saves, reports `stopped_early` and ends by itself."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,9 +252,19 @@ def training_cases(
     )
 
 
+class _LeanTrainer(TorchTrainer):
+    """Starts one process less on a cluster of our own: the one that frees what a dead trainer leaves, which asks the dashboard who is
+    alive. There is none, and it would outlive its driver.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != CLEANER or OURS not in os.environ]
+
+
 def _trainer(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    return TorchTrainer(
+    return _LeanTrainer(
         train_run,
         train_loop_config={"run": run.to_json(), "folder": str(folder)},
         scaling_config=ray.train.ScalingConfig(
@@ -278,12 +300,6 @@ def _joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
     """What several runs' files of this name say; each run held out other cases."""
     files = [folder / name for folder in folders if (folder / name).is_file()]
     return {case_id: scores for file in files for case_id, scores in json.loads(file.read_text()).items()}
-
-
-def _tidy(folder: Path) -> None:
-    """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
-    for leftover in (folder / "ray", *(folder / "checkpoints").rglob(".*.partial-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _told_to_stop(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.stopping import demand_pairs, make_scheduler
-from segsweep.sweeps.training import as_trainable, changed
+from segsweep.sweeps.training import as_trainable, changed, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best
@@ -87,16 +87,16 @@ def tune(
         raise RecipeError(f"warm={chosen.warm}: {name!r} is this sweep itself; expected earlier ones")
     start = _start(recipe, options=chosen, prepared=prepared, fixed=fixed, workspace=place, report=report)
     connect()
-    least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1)
+    least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1, gpus=chosen.gpus)
     settings = {**settings_of(space, base=base, store=opened, options=chosen), "fixed": fixed}
     study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler)
     sweep = place.sweeps / name
     rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep)
     # Rows differ in the memory that they need, and without GPUs they would share it.
     left = 1 if rows and not least.gpus else trials_left(study, trials=chosen.trials)
-    concurrent = chosen.concurrent or _most_at_once(prepared, left=left)
-    resources = share(workers=chosen.workers, concurrent=concurrent)
-    memory = memory_per_worker(workers=chosen.workers * concurrent)
+    concurrent = chosen.concurrent or _most_at_once(prepared, left=left, gpus=chosen.gpus)
+    resources = share(workers=chosen.workers, concurrent=concurrent, gpus=chosen.gpus)
+    memory = memory_per_worker(workers=chosen.workers * concurrent, gpus=chosen.gpus)
     suggest = partial(
         _suggest, recipe=rows or recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place
     )
@@ -113,6 +113,7 @@ def tune(
         for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
             ask = start.ask if start else queued
             search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
+            _settle(ended_trials(study, sweep=sweep), follow=follow, sweep=sweep)
             if search.remaining:
                 trainable = as_trainable(base, resources=resources, folds=folds)
                 rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study, sweep=sweep))
@@ -139,11 +140,11 @@ def tune(
         outbox.close()
 
 
-def _most_at_once(prepared: Prepared, *, left: int) -> int:
+def _most_at_once(prepared: Prepared, *, left: int, gpus: float = 1.0) -> int:
     """As many runs as fit at once by cores or GPUs and by memory, and no more than are left to run."""
     workers, needed = prepared.run.workers, needed_memory(prepared)
-    counts = range(min(most_concurrent(workers=workers), left), 1, -1)
-    return next((count for count in counts if needed <= memory_per_worker(workers=workers * count)), 1)
+    counts = range(min(most_concurrent(workers=workers, gpus=gpus), left), 1, -1)
+    return next((count for count in counts if needed <= memory_per_worker(workers=workers * count, gpus=gpus)), 1)
 
 
 def _suggest(
@@ -187,6 +188,14 @@ def _start(
     )  # fmt: skip
 
 
+def _settle(ended: Iterable[SweptTrial], *, follow: Follow, sweep: Path) -> None:
+    """What a driver that died could no longer do: tell MLflow how trials ended, and remove what Ray left."""
+    shutil.rmtree(sweep / "tune", ignore_errors=True)
+    for trial in ended:
+        tidy(trial.folder)
+        follow.settle(trial.folder, params=trial.config)
+
+
 def _run_trials(
     trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
 ) -> None:
@@ -198,6 +207,7 @@ def _run_trials(
             scheduler=scheduler,
             num_samples=search.remaining,
             max_concurrent_trials=concurrent,
+            reuse_actors=True,  # or every trial waits for a new process to import torch
         ),
         run_config=ray.tune.RunConfig(name="tune", storage_path=str(sweep), callbacks=[follow], verbose=0),
     )

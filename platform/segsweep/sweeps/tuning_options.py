@@ -10,8 +10,8 @@ from segsweep.sweeps.tuning_sampling import SAMPLERS
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `register` is how many of the best trials become versions
-    of the registered model.
+    """How a sweep runs. `concurrent` 0 means as many trials at once as fit; `gpus` is the share of a GPU that each worker gets
+    where there are any; `register` is how many of the best trials become versions of the registered model.
 
     `sampler` proposes (tpe, gp, random, grid, nsga2) for what `objective` names, and knows the finished trials of the sweeps in `warm`;
     both may be several names with commas. `stop` is the rule by which bad trials end early (asha, hyperband, paired, none), `grace`
@@ -28,6 +28,7 @@ class SweepOptions:
     trials: int = 20
     concurrent: int = 0
     workers: int = 1
+    gpus: float = 1.0
     folds: str = "0"
     seed: int = 0
     grace: float = 0.0
@@ -43,8 +44,9 @@ class SweepOptions:
         for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("register", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
-        if not 0.0 < self.scale <= 1.0:
-            raise ValueError(f"scale={self.scale} cannot be used: expected a share above 0, at most 1")
+        for key in ("scale", "gpus"):
+            if not 0.0 < getattr(self, key) <= 1.0:
+                raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected a share above 0, at most 1")
         if not 0.0 <= self.grace < 1.0:
             raise ValueError(
                 f"grace={self.grace} cannot be used: expected a share of a trial's epochs, from 0 to below 1"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from optuna.trial import TrialState
+
 from segsweep import recipes
 from segsweep.sweeps.following import Report
 from segsweep.sweeps.preparing import Prepared
@@ -26,9 +28,10 @@ class Start:
 
     def fill(self, study: Any, *, report: Report) -> None:
         """Put into the study what it does not hold yet: the first points into a new one, and what is known of earlier sweeps."""
-        if not study.trials:
+        # A driver that died here put some of them in, and began none.
+        if all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
             for point in self.first:
-                study.enqueue_trial(point)
+                study.enqueue_trial(point, skip_if_exists=True)
         for earlier in self.earlier:
             count = learn_from(earlier, study=study, draw=self.draw, fixed=self.fixed)
             words = f"starting from {count} of its {len(own_trials(earlier))} trials, which finished and fit this space"

@@ -131,13 +131,11 @@ class StudySearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The config of the next trial (parameter overrides and its folder), or FINISHED."""
-        if self._unfinished:
-            trial = optuna.Trial(self._study, self._unfinished.pop(0)._trial_id)
-        elif (asked := self._ask() if self._new else None) is not None:
-            trial = asked
-            self._new -= 1
-        else:
-            self._new = 0
+        trial = self._begun()
+        if trial is None and self._new:
+            trial = self._ask()
+            self._new = self._new - 1 if trial else 0
+        if trial is None:
             return Searcher.FINISHED  # type: ignore[return-value]  Tune's own word, which its signature omits
         self._open[trial_id] = trial
         return {**trial.user_attrs[CONFIG], "folder": str(trial_folder(self._sweep, number=trial.number))}
@@ -175,19 +173,32 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: the study holds everything."""
 
+    def _begun(self) -> optuna.Trial | None:
+        """A trial that an earlier driver left; one that was asked for and never got its parameters gets them now."""
+        while self._unfinished:
+            frozen = self._unfinished.pop(0)
+            trial = optuna.Trial(self._study, frozen._trial_id)
+            if CONFIG in frozen.user_attrs or self._configure(trial):
+                return trial
+            self._new += 1
+        return None
+
     def _ask(self) -> optuna.Trial | None:
         """A new trial whose parameters can be trained, or None when none was drawn."""
         for _ in range(MOST_REFUSED):
             trial = self._ask_study(self._study)
-            if trial is None:
-                return None
-            try:
-                trial.set_user_attr(CONFIG, self._suggest_config(trial))
-            except Exception as error:  # recipes raise what they like; the sweep goes on
-                self._refuse(trial, reason=str(error) or repr(error))
-            else:
+            if trial is None or self._configure(trial):
                 return trial
         return None
+
+    def _configure(self, trial: optuna.Trial) -> bool:
+        """Give a trial its parameters; False when they cannot be trained."""
+        try:
+            trial.set_user_attr(CONFIG, self._suggest_config(trial))
+        except Exception as error:  # recipes raise what they like; the sweep goes on
+            self._refuse(trial, reason=str(error) or repr(error))
+            return False
+        return True
 
     def _refuse(self, trial: optuna.Trial, *, reason: str) -> None:
         folder = trial_folder(self._sweep, number=trial.number)
@@ -197,15 +208,11 @@ class StudySearch(Searcher):
         self._report(folder.name, 0, 0, f"failed: {reason}")
 
     def _settle_ended(self) -> None:
-        """Trials whose run ended, or never got its parameters, before the last driver could say so."""
+        """Trials whose run ended before the last driver could say so."""
         for frozen in list(self._unfinished):
             if self._ended(frozen.number):
                 self._tell(optuna.Trial(self._study, frozen._trial_id))
-            elif CONFIG not in frozen.user_attrs:
-                self._study.tell(frozen.number, state=TrialState.FAIL)
-            else:
-                continue
-            self._unfinished.remove(frozen)
+                self._unfinished.remove(frozen)
 
     def _ended(self, number: int) -> bool:
         """Whether a trial's folder says how it ended."""
