@@ -2,10 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from segsweep.data.fingerprint import are_ct
 from segsweep.data.store import Store
+from segsweep.evaluation.overlays import WINDOW_HU, fullest_slice, overlay
 from segsweep.inference.prediction import Predictor
 
 # Case -> structure -> Dice.
@@ -20,8 +24,11 @@ class Case:
     seconds: float
 
 
-def score_case(predictor: Predictor, *, store: Store, case_id: str) -> Case:
-    """Dice of every annotated structure on a whole scan at its own grid, without ignored voxels."""
+def score_case(predictor: Predictor, *, store: Store, case_id: str, picture: Path | None = None) -> Case:
+    """Dice of every annotated structure on a whole scan at its own grid, without ignored voxels.
+
+    `picture` is a PNG to write: the slice with most structures, with the outlines of all (`overlay`).
+    """
     grid, annotated = store.grid(case_id), store.cases[case_id].annotated
     truth, image = grid.read_label(), grid.read_image()
     begin = time.perf_counter()
@@ -30,7 +37,24 @@ def score_case(predictor: Predictor, *, store: Store, case_id: str) -> Case:
     found[truth == store.table.ignored] = 0
     mask, own = store.table.mask, predictor.table_task.table.mask
     dice = {name: _dice(own(found, structure=name), truth=mask(truth, structure=name)) for name in annotated}
+    if picture is not None:
+        z = fullest_slice(np.where(truth == store.table.ignored, 0, truth))
+        drawn = overlay(
+            image[0, z],
+            truth=[mask(truth[z], structure=name) for name in annotated],
+            found=[own(found[z], structure=name) for name in annotated],
+            spacing=grid.geometry.spacing,
+            window=WINDOW_HU if are_ct(store.channels)[0] else _window(image[0, z]),
+        )
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(drawn)
     return Case(dice=dice, seconds=seconds)
+
+
+def _window(image: NDArray) -> tuple[float, float]:
+    """Black and white of a slice whose values have no unit."""
+    low, high = np.percentile(image, (1, 99)).tolist()
+    return low, max(high, low + 1e-6)
 
 
 def _dice(found: np.ndarray, *, truth: np.ndarray) -> float:
