@@ -158,6 +158,7 @@ def test_all_kinds_of_entries_arrive_in_order_with_their_own_time(
     assert run.data.params == {"patch_size": "[8, 8, 8]"}
     assert run.data.tags[PARENT_TAG] == tracker.find(tags=SWEEP)
     assert (run.data.tags["a"], run.data.tags["segsweep.non_finite"]) == ("b", "step 1: dice")
+    assert run.inputs is not None
     inputs = {found.dataset.name: (found.dataset, found.tags) for found in run.inputs.dataset_inputs}
     assert len(inputs) == len(run.inputs.dataset_inputs) == 2
     dataset, (context,) = inputs["toy, fold 0: training"]

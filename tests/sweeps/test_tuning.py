@@ -145,6 +145,7 @@ def test_interrupted_sweep_goes_on_where_it_was(
     assert {path.name for path in (sweep / "trial-0001").iterdir()} == {
         "checkpoints",
         "model",
+        "record",
         "validation.json",
         "result.json",
     }

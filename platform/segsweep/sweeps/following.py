@@ -9,6 +9,8 @@ from ray.tune import Callback
 
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status
+from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
+from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.training import RESULT, read_result
 from segsweep.sweeps.tuning_objectives import DIRECTIONS
 
@@ -25,9 +27,11 @@ def silent(_trial: str, _done: int, _total: int, _words: str) -> None:
 class Follow(Callback):
     """Logs trials under one parent run, through the outbox, and reports their progress. `close` it when the trials are over."""
 
-    def __init__(self, outbox: Outbox, *, parent: Tags | None, sweep: str, report: Report) -> None:
+    def __init__(
+        self, outbox: Outbox, *, parent: Tags | None, sweep: str, report: Report, lineage: Lineage = UNKNOWN
+    ) -> None:
         self.tracker, self.sweep = outbox.tracker, sweep
-        self._outbox, self._parent, self._report = outbox, parent, report
+        self._outbox, self._parent, self._report, self._lineage = outbox, parent, report, lineage
         self._open: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,6 +43,7 @@ class Follow(Callback):
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
         self._outbox.begin(self.tags(name), name=name, parent=self._parent, params=params)
+        self._lineage.tell(self._outbox, run=self.tags(name))
         self._open.add(name)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
@@ -60,11 +65,12 @@ class Follow(Callback):
         self._report(name, step, int(result.get("epochs", 0)), words)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Close the trial's run with its status and its table of Dice per structure."""
+        """Close the trial's run with its status, its table of Dice per structure and what its folder keeps for people."""
         name, folder = trial_name(trial), Path(trial.config["folder"])
         if not (folder / RESULT).is_file():
             return
         result = read_result(folder)
+        publish(folder, outbox=self._outbox, run=self.tags(name))
         self._conclude(name, result)
         words = f"dice {result['dice']:.3f}" if "dice" in result else result["status"].replace("_", " ")
         self._report(name, int(result["epoch"]), int(result["epoch"]), f"ended: {words}")
@@ -76,6 +82,7 @@ class Follow(Callback):
         if trial.error_file and Path(trial.error_file).is_file():
             shutil.copyfile(trial.error_file, folder / ERROR)
         if name in self._open:  # a trial may fail before it starts
+            publish(folder, outbox=self._outbox, run=self.tags(name))
             self._finish(name, status="FAILED")
         self._report(name, 0, 0, f"failed: {failure(folder)}; see {folder / ERROR}")
 
@@ -123,7 +130,7 @@ def failure(folder: Path) -> str:
 def measurements(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a result, without Ray's own entries and without per-structure values (those are a table)."""
     keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", *DIRECTIONS)
-    return {key: float(result[key]) for key in keys if key in result}
+    return {key: float(value) for key, value in result.items() if key in keys or key.startswith(SYSTEM)}
 
 
 def _short(value: Any) -> str:

@@ -18,18 +18,19 @@ from segsweep.data.store import Store
 from segsweep.errors import RecipeError, SegsweepError, StoreError, unknown
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
-from segsweep.models.tracking import KIND_TAG, SWEEP_TAG, Status, Tracker
+from segsweep.models.tracking import KIND_TAG, NOTE_TAG, SWEEP_TAG, Status, Tracker
 from segsweep.run import Fold, Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
 from segsweep.sweeps.comparison import Comparison, comparison_of, config_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
+from segsweep.sweeps.lineage import lineage_of
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.stopping import RULES, demand_pairs, make_scheduler
 from segsweep.sweeps.training import as_trainable, changed
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
-from segsweep.sweeps.tuning_models import register_best
+from segsweep.sweeps.tuning_models import register_best, sweep_note
 from segsweep.sweeps.tuning_objectives import DICE, parse_objectives
 from segsweep.sweeps.tuning_sampling import SAMPLERS, FixedTrial, queued
 from segsweep.sweeps.tuning_start import Start, search_start
@@ -155,7 +156,9 @@ def tune(
     outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
     parent = {SWEEP_TAG: name, KIND_TAG: "sweep"}
     outbox.begin(parent, name=name, params={**base.to_json(), "data": opened.digest, "cases": len(opened.cases)})
-    follow = Follow(outbox, parent=parent, sweep=name, report=report)
+    lineage = lineage_of(opened, fold=base.fold, command=f"segsweep tune {space}")
+    lineage.tell(outbox, run=parent)
+    follow = Follow(outbox, parent=parent, sweep=name, report=report, lineage=lineage)
     status: Status = "KILLED"
     ended: tuple[SweptTrial, ...] = ()
     try:
@@ -173,6 +176,7 @@ def tune(
         status = "FAILED"
         _demand_any(ended, name=name)
         registered = register_best(ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened)
+        outbox.tag(parent, {NOTE_TAG: sweep_note(ended, space=space, registered=registered)})
         page = None
         if rows:
             title = f"{space} on {opened.dataset}"

@@ -1,8 +1,6 @@
 """Dice of a trained network on whole held-out scans, which the workers of a run share among them, and what segmenting these cost."""
 
-import resource
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,10 @@ from segsweep.evaluation.whole_scans import Case, Scores, score_case
 from segsweep.inference.prediction import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
 from segsweep.learning.task import Task
+from segsweep.sweeps.meter import peak_memory
+
+# So many held-out cases are drawn, the same ones by every model of a fold.
+MOST_PICTURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +45,19 @@ class Validated:
 
 
 def validate(
-    model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None
+    model: nn.Module,
+    *,
+    task: Task,
+    store: Store,
+    case_ids: Sequence[str],
+    inference: Inference,
+    finder: Path | None,
+    pictures: Path | None = None,
 ) -> Validated:
     """`score_case` of every case, on every worker; each worker segments its share of the cases.
 
-    `finder` is the checkpoint of the model that shows this one where to look, if it has one.
+    `finder` is the checkpoint of the model that shows this one where to look, if it has one; `pictures` a folder that gets CASE.png
+    of the first cases.
     """
     found_by = None if finder is None else load_member(finder)
     member = Member(model=model.eval(), task=task, inference=inference, finder=found_by)
@@ -56,8 +66,12 @@ def validate(
         torch.cuda.reset_peak_memory_stats()
     several = dist.is_initialized()
     shared = case_ids[dist.get_rank() :: dist.get_world_size()] if several else case_ids
+    drawn = {case_id: pictures / f"{case_id}.png" for case_id in case_ids[:MOST_PICTURES]} if pictures else {}
     own = Validated(
-        cases={case_id: score_case(predictor, store=store, case_id=case_id) for case_id in shared},
+        cases={
+            case_id: score_case(predictor, store=store, case_id=case_id, picture=drawn.get(case_id))
+            for case_id in shared
+        },
         memory=_peak_memory(),
     )
     if not several:
@@ -82,7 +96,5 @@ def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice"
 
 
 def _peak_memory() -> int:
-    """Bytes. The system counts a process's in KiB, macOS in bytes."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Bytes."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
