@@ -26,7 +26,7 @@ class Everywhere(torch.nn.Module):
 
 
 def test_whole_scans_are_scored_in_their_datasets_structures_without_ignored_voxels(
-    tiny_store: Callable[..., Path],
+    tiny_store: Callable[..., Path], tmp_path: Path
 ) -> None:
     label = np.zeros((16, 32, 32), dtype=np.uint8)
     label[:8] = 1
@@ -36,5 +36,7 @@ def test_whole_scans_are_scored_in_their_datasets_structures_without_ignored_vox
     chosen = prepare(Run(trainable="unet", store=pair, fold="all", params={"patch_size": [16, 32, 32], "features": 4}))
     assert chosen.params.head == "sigmoid"
     predictor = Predictor(members=(Member(model=Everywhere(2), task=chosen.task, weight=1.0),))
-    assert score_case(predictor, store=chosen.store, case_id="a.c").dice == {"a/liver": 1.0}
+    picture = tmp_path / "overlays" / "c.png"
+    assert score_case(predictor, store=chosen.store, case_id="a.c", picture=picture).dice == {"a/liver": 1.0}
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert score_case(predictor, store=chosen.store, case_id="b.c").dice == {"b/liver": pytest.approx(2 / 3)}

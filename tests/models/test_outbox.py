@@ -20,6 +20,9 @@ from segsweep.models.tracking import PARENT_TAG, Tracker
 from segsweep.workspace import Workspace
 
 SWEEP, TRIAL = {"kind": "sweep"}, {"sweep": "toy", "trial": "trial-0000"}
+TRAINING = {
+    "name": "toy, fold 0: training", "digest": "d" * 64, "context": "training fold 0", "source": "stores/toy", "profile": {"cases": 8},
+}  # fmt: skip
 
 
 def nothing(_body: dict[str, Any]) -> int:
@@ -139,7 +142,10 @@ def test_all_kinds_of_entries_arrive_in_order_with_their_own_time(
     outbox.metrics(TRIAL, {"loss": 1.0}, step=2)
     outbox.table(TRIAL, [{"structure": "Heart", "dice": 0.5}], path="dice.json")
     outbox.tag(TRIAL, {"a": "b"})
+    for _ in range(2):  # as when a driver died before it could note that the first was sent
+        outbox.inputs(TRIAL, [TRAINING, {**TRAINING, "name": "toy, fold 0: held out", "context": "validation fold 0"}])
     outbox.file(TRIAL, "text", path="a.txt")
+    outbox.picture(TRIAL, b"\x89PNG", path="overlays/c01.png")
     outbox.finish(TRIAL, status="FAILED")
     outbox.close()
     run_id = tracker.find(tags=TRIAL)
@@ -152,7 +158,14 @@ def test_all_kinds_of_entries_arrive_in_order_with_their_own_time(
     assert run.data.params == {"patch_size": "[8, 8, 8]"}
     assert run.data.tags[PARENT_TAG] == tracker.find(tags=SWEEP)
     assert (run.data.tags["a"], run.data.tags["segsweep.non_finite"]) == ("b", "step 1: dice")
-    assert {file.path for file in tracker.client.list_artifacts(run_id)} == {"a.txt", "dice.json"}
+    assert run.inputs is not None
+    inputs = {found.dataset.name: (found.dataset, found.tags) for found in run.inputs.dataset_inputs}
+    assert len(inputs) == len(run.inputs.dataset_inputs) == 2
+    dataset, (context,) = inputs["toy, fold 0: training"]
+    assert (dataset.digest, context.key, context.value) == ("d" * 36, "mlflow.data.context", "training fold 0")
+    assert (json.loads(dataset.source), json.loads(dataset.profile or "")) == ({"uri": "stores/toy"}, {"cases": 8})
+    assert {file.path for file in tracker.client.list_artifacts(run_id)} == {"a.txt", "dice.json", "overlays"}
+    assert (tracker.workspace.artifacts / run_id / "artifacts" / "overlays" / "c01.png").read_bytes() == b"\x89PNG"
     assert waiting(tracker.workspace.outbox) == []
 
 

@@ -8,8 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -23,6 +27,7 @@ from segsweep.models.tracking import DIGEST_TAG, Tracker
 from segsweep.workspace import Workspace
 
 MakeCheckpoint = Callable[..., Path]
+PASSWORD = "right one"
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy"}
 
 
@@ -57,6 +62,18 @@ def test_version_lies_under_its_run_with_a_description(tracker, run_id, make_che
     (output,) = outputs.model_outputs
     logged = tracker.client.get_logged_model(output.model_id)
     assert (logged.status.name, logged.source_run_id, logged.artifact_location) == ("READY", run_id, version.source)
+
+
+def test_scores_stand_in_the_description_with_their_intervals(tracker, run_id, make_checkpoint) -> None:
+    scores = {"a": {"organ": 0.5}, "b": {"organ": 1.0}}
+    registry.register(make_checkpoint("one"), name="scored", tracker=tracker, run_id=run_id, scores=scores)
+    version = tracker.client.get_model_version("scored", "1")
+    assert version.tags["segsweep.dice_interval"] == "0.500 to 1.000 (95 %, 2 cases)"
+    described = version.description or ""
+    assert "**Dice 0.750** on 2 cases held out (95 % interval 0.500 to 1.000), mean of 1 structure." in described
+    assert "| organ | 0.750 | 0.500 to 1.000 | 2 |" in described
+    assert "val/dice" not in described
+    assert "`candidate` is the best" in (tracker.client.get_registered_model("scored").description or "")
 
 
 def test_fetch_by_version_alias_latest_and_folder(tracker, workspace, run_id, make_checkpoint) -> None:
@@ -170,10 +187,26 @@ def test_artifacts_that_went_away_are_named(tracker, workspace, run_id, make_che
         registry.fetch("models:/moved/1", workspace=workspace)
 
 
-def test_model_on_a_server_is_downloaded_once(server: str, tmp_path: Path, monkeypatch, make_checkpoint) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+def test_model_on_a_server_with_passwords_is_downloaded_once(
+    locked: str, tmp_path: Path, monkeypatch, make_checkpoint
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", locked)
     workspace = Workspace(root=tmp_path / "workspace")
+    for key, value in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ("ada", "guessed"), strict=True):
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ModelError, match=r"does not let this user .*set MLFLOW_TRACKING_USERNAME and") as raised:
+        Tracker(workspace, experiment="phantom")
+    assert "guessed" not in str(raised.value) and "\n" not in str(raised.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     tracker = Tracker(workspace, experiment="phantom")
+    shown = tracker.start("shown")
+    tracker.inputs(shown, [{"name": "a", "digest": "b", "context": "training", "source": "s3://c/d", "profile": {}}])
+    tracker.picture(shown, "UE5H", path="overlays/a.png")
+    inputs = tracker.client.get_run(shown).inputs
+    assert inputs is not None
+    (learned,) = inputs.dataset_inputs
+    assert (learned.dataset.name, learned.dataset.source_type) == ("a", "s3")
+    assert Path(tracker.client.download_artifacts(shown, "overlays/a.png", str(tmp_path))).read_bytes() == b"PNG"
     found = put(tracker, tracker.start("remote"), make_checkpoint("one"), "remote")
     folder = registry.fetch(found.uri, workspace=workspace)
     assert folder.is_relative_to(workspace.root)
@@ -208,6 +241,46 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+
+
+class Gate(BaseHTTPRequestHandler):
+    """Lets one user through to MLflow, as a proxy with passwords does."""
+
+    behind = ""
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != f"Basic {b64encode(f'ada:{PASSWORD}'.encode()).decode()}":
+            self.reply(401, kind="text/plain", content=b"You are not authenticated.\nLog in.")
+            return
+        connection = HTTPConnection(self.behind)
+        headers = {key: value for key, value in self.headers.items() if key not in ("Host", "Authorization")}
+        connection.request(self.command, self.path, body=body, headers=headers)
+        answer = connection.getresponse()
+        self.reply(answer.status, kind=answer.getheader("Content-Type") or "", content=answer.read())
+        connection.close()
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815  the names that http.server calls
+
+    def reply(self, status: int, *, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing to standard error."""
+
+
+@pytest.fixture
+def locked(server: str) -> Iterator[str]:
+    """Address of the server behind a user's name and password."""
+    handler = type("Locked", (Gate,), {"behind": server.removeprefix("http://")})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as gate:
+        threading.Thread(target=gate.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{gate.server_port}"
+        gate.shutdown()
 
 
 def answers(address: str) -> bool:

@@ -13,6 +13,8 @@ import pytest
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import PARENT_TAG, Tracker
 from segsweep.sweeps.following import ERROR, Follow, failure
+from segsweep.sweeps.lineage import Lineage
+from segsweep.sweeps.record import add_epoch
 from segsweep.workspace import Workspace
 
 
@@ -52,6 +54,15 @@ def trial(folder: Path) -> Any:
     return SimpleNamespace(config={"folder": str(folder), "loss": "dice_ce"}, error_file=None)
 
 
+def leave_record(folder: Path) -> None:
+    """What a training leaves for people, in short."""
+    (folder / "record" / "overlays").mkdir(parents=True)
+    (folder / "record" / "run.json").write_text("{}")
+    (folder / "record" / "overlays" / "c01.png").write_bytes(b"PNG")
+    add_epoch(folder, {"epoch": 1, "loss": 3.0})
+    (folder / "validation.json").write_text('{"c01": {"Heart": 0.5}}')
+
+
 def epoch(number: int, *, loss: float) -> dict[str, Any]:
     return {"epoch": number, "epochs": 3, "loss": loss, "status": "training"}
 
@@ -60,10 +71,18 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     tracker: Flaky, box: Outbox, said: list[str], tmp_path: Path
 ) -> None:
     box.begin({"kind": "sweep"}, name="sweep")
-    follow = Follow(box, parent={"kind": "sweep"}, sweep="outage", report=lambda *words: said.append(words[3]))
+    lineage = Lineage(
+        tags={"mlflow.source.name": "segsweep tune toy"},
+        inputs={
+            0: [{"name": "toy", "digest": "abc", "context": "training fold 0", "source": "stores/toy", "profile": {}}]
+        },
+    )
+    follow = Follow(
+        box, parent={"kind": "sweep"}, sweep="outage", report=lambda *words: said.append(words[3]), lineage=lineage
+    )
     one = trial(tmp_path / "trial-0000")
     follow.on_trial_start(0, [], one)
-    follow.on_trial_result(0, [], one, epoch(1, loss=3.0))
+    follow.on_trial_result(0, [], one, {**epoch(1, loss=3.0), "system/cpu_percent": 150.0, "date": 7})
     tracker.away = True
     follow.on_trial_result(0, [], one, epoch(2, loss=2.0))
     follow.on_trial_result(0, [], one, epoch(3, loss=1.0))
@@ -72,6 +91,7 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     result = {
         **epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "seconds_per_case": 7.0, "digest": "abc",
     }  # fmt: skip
+    leave_record(tmp_path / "trial-0000")
     follow.on_trial_result(0, [], one, result)
     (tmp_path / "trial-0000" / "result.json").write_text(json.dumps(result))
     follow.on_trial_complete(0, [], one)
@@ -82,7 +102,17 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     history = tracker.client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     run = tracker.client.get_run(run_id)
-    assert (run.data.metrics["dice"], run.data.metrics["seconds_per_case"]) == (0.5, 7.0)
+    assert run.data.metrics == {"loss": 1.0, "dice": 0.5, "seconds_per_case": 7.0, "system/cpu_percent": 150.0}
+    assert run.data.tags["mlflow.source.name"] == "segsweep tune toy"
+    assert run.inputs is not None
+    (learned,) = run.inputs.dataset_inputs
+    assert (learned.dataset.name, learned.tags[0].value) == ("toy", "training fold 0")
+    place = tracker.workspace.artifacts / run_id / "artifacts"
+    assert {path.relative_to(place).as_posix() for path in place.rglob("*.*")} == {
+        "run.json", "curves.svg", "overlays/c01.png", "dice_per_structure.json",
+    }  # fmt: skip
+    assert run.data.tags["mlflow.note.content"].startswith("**Dice 0.500** on 1 case held out")
+    assert "outlined in orange" in run.data.tags["mlflow.note.content"]
     assert run.data.tags[PARENT_TAG] == tracker.find(tags={"kind": "sweep"})
     assert run.info.status == "FINISHED"
     assert [words for words in said if "does not answer" in words]

@@ -21,6 +21,7 @@ from segsweep.run import Run
 from segsweep.sweeps import preparing, training
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
+from segsweep.sweeps.record import epochs_of
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import as_trainable, fit
 from segsweep.sweeps.validation import summarise
@@ -157,8 +158,15 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     folder = tmp_path / "run"
     first = Written(tmp_path / "first.jsonl")
     result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first])
-    assert {path.name for path in folder.iterdir()} == {"checkpoints", "model", "validation.json", "result.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints", "model", "record", "validation.json", "result.json",
+    }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best", "epoch-00001"}
+    record = folder / "record"
+    assert json.loads((record / "run.json").read_text()) == json.loads((folder / "model" / "run.json").read_text())
+    assert json.loads((record / "plan.json").read_text()) == prepare(run).store.plan.to_json()
+    held_out = prepare(run).store.validation(run.fold)
+    assert {path.stem for path in (record / "overlays").iterdir()} == set(held_out[:3]), "either worker draws its own"
     assert (result["status"], result["epoch"], result["epochs"]) == ("finished", 2, 2)
     assert json.loads((folder / "result.json").read_text()) == result
     assert checkpoint.verify(folder / "model") == result["digest"]
@@ -169,6 +177,10 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(run
     reports = first.read()
     assert [[entry["epoch"] for entry in ranks] for ranks in reports] == [[1, 1], [2, 2], [2, 2]]
     assert all(ranks[0]["loss"] == ranks[1]["loss"] for ranks in reports)
+    assert [(epoch["epoch"], epoch["loss"]) for epoch in epochs_of(folder)] == [
+        (ranks[0]["epoch"], ranks[0]["loss"]) for ranks in reports[:2]
+    ]
+    assert ["system/cpu_percent" in ranks[0] for ranks in reports] == [True, True, False]
 
     kept = folder / "checkpoints" / "epoch-00001" / "manifest.json"
     before = kept.stat().st_mtime_ns

@@ -61,7 +61,9 @@ def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Pat
     given = {"task": task, "store": store, "case_ids": ("c",)}
     anchored = CleanUp(anchors=("liver",), farthest_mm=-1.0)
     for rules, dice in ((CleanUp(), 2 / 3), (anchored, 0.0)):
-        found = validate(Everywhere(2), inference=Inference(clean_up=rules), finder=None, **given)
+        pictures = tmp_path / "overlays"
+        found = validate(Everywhere(2), inference=Inference(clean_up=rules), finder=None, pictures=pictures, **given)
+        assert [path.name for path in pictures.iterdir()] == ["c.png"]
         assert found.scores == {"c": {"liver": pytest.approx(dice)}}
         assert found.nsd == {}
         costs = found.costs()

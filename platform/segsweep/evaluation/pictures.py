@@ -11,13 +11,9 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Spacing
+from segsweep.evaluation.overlays import MARGIN_MM, PREDICTION_COLOUR, REFERENCE_COLOUR, WINDOW_HU
 from segsweep.evaluation.surface import Box, joint_box
 
-# Okabe and Ito's palette: told apart with any colour vision; the prediction is dashed too, for print without colour.
-REFERENCE_COLOUR = "#E69F00"
-PREDICTION_COLOUR = "#56B4E9"
-WINDOW_HU = (-160.0, 240.0)
-MARGIN_MM = 40.0
 DPI = 80
 
 

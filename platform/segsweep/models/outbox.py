@@ -4,6 +4,7 @@ Entries go out in their order, from one thread, with the time at which they were
 file a driver, deleted when all of it was sent; what a dead driver left, the next one sends before its own.
 """
 
+import base64
 import json
 import re
 import threading
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from segsweep.errors import ModelError, ResourceError
 from segsweep.models.outbox_file import SUFFIX, OutboxFile
-from segsweep.models.tracking import Status, Tracker, public
+from segsweep.models.tracking import LOCKED_OUT, Status, Tracker, public
 
 # Seconds between two tries while the server is away: the first wait, doubled up to the last.
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
@@ -24,12 +25,12 @@ FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 MOST_TRIES = 20
 # Tries in a row, without waits, of someone who waits for all to be sent.
 HURRIED_TRIES = 2
-OPERATIONS = ("metrics", "table", "tag", "file", "finish")
+OPERATIONS = ("metrics", "table", "tag", "inputs", "file", "picture", "finish")
 
 # MLflow's word for what a proxy also says while its server starts.
 NO_SUCH_PAGE = "ENDPOINT_NOT_FOUND"
-# HTTP: what a wrong password gets, and what may pass (timeout, too many requests, cancelled) though it begins with a 4.
-LOCKED_OUT, LATER = (401, 403), (408, 429, 499)
+# HTTP: what may pass (timeout, too many requests, cancelled) though it begins with a 4.
+LATER = (408, 429, 499)
 
 Answer = Literal["refused", "locked out", "away"]
 # A run is named by its tags; MLflow's own id is asked for when an entry is sent.
@@ -80,9 +81,17 @@ class Outbox:
         """Set tags."""
         self._append({"do": "tag", "run": run, "values": values})
 
+    def inputs(self, run: Tags, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Say what a run learned from."""
+        self._append({"do": "inputs", "run": run, "datasets": datasets})
+
     def file(self, run: Tags, text: str, *, path: str) -> None:
         """Store a text as the artifact `path`."""
         self._append({"do": "file", "run": run, "text": text, "path": path})
+
+    def picture(self, run: Tags, content: bytes, *, path: str) -> None:
+        """Store bytes as the artifact `path`; the entry holds them, so a file may go."""
+        self._append({"do": "picture", "run": run, "encoded": base64.b64encode(content).decode(), "path": path})
 
     def finish(self, run: Tags, *, status: Status = "FINISHED") -> None:
         """End a run at this moment."""

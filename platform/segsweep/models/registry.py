@@ -14,9 +14,11 @@ from typing import Any
 from urllib.parse import urlparse
 
 from segsweep.errors import ModelError
+from segsweep.evaluation.whole_scans import Scores
 from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, verify
+from segsweep.models.cards import card, in_words, structures
 from segsweep.models.catalogue import Registered, listed_versions, resolve
-from segsweep.models.tracking import DIGEST_TAG, Tracker, answered, connect
+from segsweep.models.tracking import DIGEST_TAG, INTERVAL_TAG, Tracker, answered, connect
 from segsweep.workspace import Workspace
 
 # isort: split
@@ -32,15 +34,26 @@ FLAVOUR = "segsweep.models.flavour"
 ENSEMBLE = "ensemble.json"
 # Where pyfunc.save_model puts a data folder of this name.
 DATA = Path("data") / "checkpoint"
+# What MLflow's page of a model says above its versions.
+NAME_NOTE = """Models of one method for one dataset, or ensembles. `candidate` is the best that is not promoted yet, `champion` the one
+that `segsweep promote` found better than the one before it, on the same cases. The page of a version has its Dice per structure. Take
+one with `segsweep predict`, or with `mlflow.pyfunc.load_model("models:/NAME@champion")`."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}")
 
 
 @answered()
 def register(
-    folder: Path, *, name: str, tracker: Tracker, run_id: str, tags: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    name: str,
+    tracker: Tracker,
+    run_id: str,
+    tags: Mapping[str, str] | None = None,
+    scores: Scores | None = None,
 ) -> Registered:
     """Put a checkpoint or ensemble folder into the registry as the next version of `name`, linked to its run.
 
+    `scores` are its Dice on whole held-out scans, for its page and the tag with their interval.
     A folder whose digest is already a version of that name is not stored again. Raises ModelError when it is damaged.
     """
     if not NAME.fullmatch(name):
@@ -52,6 +65,8 @@ def register(
         if known.tags.get(DIGEST_TAG) == digest:
             return Registered(name=name, version=int(known.version), digest=digest)
     every_tag = {**(tags or {}), DIGEST_TAG: digest}
+    if scores and structures(scores):
+        every_tag[INTERVAL_TAG] = in_words(scores)
     experiment_id = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment_id, name=_logged_name(name), source_run_id=run_id, tags=every_tag)
     try:
@@ -66,7 +81,7 @@ def register(
         source=logged.artifact_location,
         run_id=run_id,
         tags=every_tag,
-        description=describe(folder),
+        description=describe(folder, scores=scores),
         model_id=logged.model_id,
     )
     return Registered(name=name, version=int(created.version), digest=digest)
@@ -95,8 +110,8 @@ def fetch(uri: str | Path, *, workspace: Workspace) -> Path:
     return folder
 
 
-def describe(folder: Path) -> str:
-    """What a checkpoint or ensemble folder holds, as Markdown with its metrics as a table."""
+def describe(folder: Path, *, scores: Scores | None = None) -> str:
+    """What a checkpoint or ensemble folder holds, as Markdown with its scores, or else its metrics, as a table."""
     lines: list[str] = []
     if (folder / RUN).is_file():
         run = _read_json(folder / RUN)["run"]
@@ -106,6 +121,8 @@ def describe(folder: Path) -> str:
         ensemble = _read_json(folder / ENSEMBLE)
         lines.append(f"Ensemble ({ensemble['rule']}) of {len(ensemble['members'])} members:\n")
         lines += [f"* `{member['uri']}`, weight {member['weight']:g}" for member in ensemble["members"]]
+    if scores and structures(scores):
+        return "\n".join([*lines, "", card(scores)])
     metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
     rows = [f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, int | float)]
     if rows:
@@ -175,7 +192,7 @@ def _made(folder: Path) -> Path:
 
 def _ensure_name(client: MlflowClient, *, name: str) -> None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=NAME_NOTE)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

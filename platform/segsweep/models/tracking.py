@@ -4,14 +4,17 @@ Only the driver logs (the SQLite default wants one writer). Every call names its
 stays untouched.
 """
 
+import base64
 import json
 import logging
 import math
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -27,7 +30,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from segsweep.errors import ModelError
@@ -40,15 +43,32 @@ for _name in ("alembic", "mlflow"):
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # Our tags of runs and registered versions: what a run is, the sweep and trial that it belongs to, its fold; of a trained model the
-# store's digest, the validation Dice and the digest of its files.
+# store's digest, the validation Dice with its interval and the digest of its files.
 KIND_TAG, SWEEP_TAG, TRIAL_TAG, FOLD_TAG = "segsweep.kind", "segsweep.sweep", "segsweep.trial", "segsweep.fold"
 DATA_TAG, DICE_TAG, DIGEST_TAG = "segsweep.data", "segsweep.dice", "segsweep.digest"
+INTERVAL_TAG = "segsweep.dice_interval"
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"
+CONTEXT_TAG, NOTE_TAG = "mlflow.data.context", "mlflow.note.content"
 NON_FINITE_TAG = "segsweep.non_finite"
 # Limits of MLflow's stores (mlflow/utils/validation.py).
-PARAM_LENGTH, TAG_LENGTH = 6000, 8000
+PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 6000, 8000, 36
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+
+# HTTP: what a wrong password gets.
+LOCKED_OUT = (401, 403)
+# What is said when MLflow refuses, and what to do about it.
+LOCKED = (
+    "MLflow does not let this user do what was asked of it",
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may",
+)
+FAILED = ("MLflow could not do what was asked of it", "see that its server runs and MLFLOW_TRACKING_URI is right")
+
+# What MLflow's page of an experiment says above its runs, and that it opens with them and not with traces of language models.
+EXPERIMENT_NOTE = """All that segsweep did with the dataset **{dataset}**. A sweep is a run with its trials below it: open the
+arrow before its name. Every run names the cases that it learned from and those that it was scored on (*Dataset*), and holds its plan,
+its settings and its environment, its curves and pictures of held-out scans (*Artifacts*)."""
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @contextmanager
@@ -57,10 +77,9 @@ def answered() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise ModelError(
-            f"MLflow could not do what was asked of it ({public(error.message)}); "
-            "see that its server runs and MLFLOW_TRACKING_URI is right, then give the same command again"
-        ) from error
+        what, cure = LOCKED if error.get_http_status_code() in LOCKED_OUT else FAILED
+        reason = " ".join(public(error.message).split())
+        raise ModelError(f"{what} ({reason}); {cure}, then give the same command again") from error
 
 
 class Tracker:
@@ -172,9 +191,25 @@ class Tracker:
             self.client.set_tag(run_id, TABLES_TAG, json.dumps([*listed, entry]))
 
     @answered()
+    def inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Say what a run learned from: each of `datasets` has `name`, `digest` (its first 36 characters are kept), `context`, `source`
+        and `profile`, what its page shows of it. Doing it twice is as doing it once.
+        """
+        self.client.log_inputs(run_id, datasets=[_dataset_input(dataset) for dataset in datasets])
+
+    @answered()
     def file(self, run_id: str, text: str, *, path: str) -> None:
         """Store a text as the artifact `path`; replaces an older one."""
         self.client.log_text(run_id, text, path)
+
+    @answered()
+    def picture(self, run_id: str, encoded: str, *, path: str) -> None:
+        """Store bytes, given in base64, as the artifact `path`; replaces an older one."""
+        with tempfile.TemporaryDirectory(prefix="segsweep-") as scratch:
+            file = Path(scratch) / PurePosixPath(path).name
+            file.write_bytes(base64.b64decode(encoded))
+            above = PurePosixPath(path).parent
+            self.client.log_artifact(run_id, str(file), None if above == PurePosixPath() else str(above))
 
     @answered()
     def finish(self, run_id: str, *, status: Status = "FINISHED", ended_ms: int | None = None) -> None:
@@ -190,7 +225,11 @@ class Tracker:
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            return self.client.create_experiment(self.experiment, artifact_location=_artifact_location(self.workspace))
+            return self.client.create_experiment(
+                self.experiment,
+                artifact_location=_artifact_location(self.workspace),
+                tags={NOTE_TAG: EXPERIMENT_NOTE.format(dataset=self.experiment), **EXPERIMENT_KIND},
+            )
         if found.lifecycle_stage != "active":
             raise ModelError(
                 f"experiment {self.experiment!r} was deleted in MLflow; restore it there "
@@ -216,6 +255,19 @@ def connect(workspace: Workspace) -> mlflow.MlflowClient:
 def public(address: str) -> str:
     """An address without the name and password that it may hold."""
     return re.sub(r"//[^/\s]*@", "//", address)
+
+
+def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
+    """MLflow's own value: its classes for data in memory would load pandas."""
+    source = str(dataset["source"])
+    entity = Dataset(
+        name=dataset["name"],
+        digest=dataset["digest"][:DIGEST_LENGTH],
+        source_type=urlparse(source).scheme or "local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps(dataset["profile"]),
+    )
+    return DatasetInput(entity, tags=[InputTag(CONTEXT_TAG, dataset["context"])])
 
 
 def _artifact_location(workspace: Workspace) -> str | None:

@@ -12,7 +12,9 @@ from ray.tune import Callback
 
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG, Status
-from segsweep.sweeps.folds import FOLD, told
+from segsweep.sweeps.folds import FOLD, judged_folder, told
+from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
+from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.training import RESULT, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
@@ -30,9 +32,11 @@ def silent(_trial: str, _done: int, _total: int, _words: str) -> None:
 class Follow(Callback):
     """Logs trials under one parent run, through the outbox, and reports their progress. `close` it when the trials are over."""
 
-    def __init__(self, outbox: Outbox, *, parent: Tags | None, sweep: str, report: Report) -> None:
+    def __init__(
+        self, outbox: Outbox, *, parent: Tags | None, sweep: str, report: Report, lineage: Lineage = UNKNOWN
+    ) -> None:
         self.tracker, self.sweep = outbox.tracker, sweep
-        self._outbox, self._parent, self._report = outbox, parent, report
+        self._outbox, self._parent, self._report, self._lineage = outbox, parent, report, lineage
         self._open: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -44,6 +48,7 @@ class Follow(Callback):
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
         self._outbox.begin(self.tags(name), name=name, parent=self._parent, params=params)
+        self._lineage.tell(self._outbox, run=self.tags(name))
         (Path(trial.config["folder"]) / LOGGED).unlink(missing_ok=True)
         self._open.add(name)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
@@ -67,14 +72,17 @@ class Follow(Callback):
         words = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "patch_dice", "dice") if key in values)
         self._report(name, step, int(own.get("epochs", 0)), words)
         if FOLD in result and not training:
+            place = judged_folder(Path(trial.config["folder"]), report=result)
+            publish(place, outbox=self._outbox, run=self.tags(name))
             self._conclude(name, own)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Close the trial's run with its status and its table of Dice per structure."""
+        """Close the trial's run with its status, its table of Dice per structure and what its folder keeps for people."""
         name, folder = trial_name(trial), Path(trial.config["folder"])
         if not (folder / RESULT).is_file():
             return
         result = read_result(folder)
+        publish(folder, outbox=self._outbox, run=self.tags(name))
         self._conclude(name, result)
         (folder / LOGGED).touch()
         words = f"dice {result['dice']:.3f}" if "dice" in result else result["status"].replace("_", " ")
@@ -88,6 +96,7 @@ class Follow(Callback):
             shutil.copyfile(trial.error_file, folder / ERROR)
         # None where it failed before it started, and that of a fold besides.
         for run in [one for one in self._open if one.partition("/")[0] == name]:
+            publish(folder.parent / run, outbox=self._outbox, run=self.tags(run))
             self._finish(run, status="FAILED")
         (folder / LOGGED).touch()
         self._report(name, 0, 0, f"failed: {failure(folder)}; see {folder / ERROR}")
@@ -97,17 +106,12 @@ class Follow(Callback):
 
         A trial that was refused before it began has neither parameters nor a result, and no run.
         """
-        run, ended = self.tags(folder.name), (folder / RESULT).is_file()
-        if (folder / LOGGED).exists() or not (ended or params):
+        if (folder / LOGGED).exists() or not (params or (folder / RESULT).is_file()):
             return
-        self._outbox.begin(run, name=folder.name, parent=self._parent, params=params)
-        if ended:
-            result = read_result(folder)
-            values = {key: value for key, value in measurements(result).items() if key in DIRECTIONS}
-            self._outbox.metrics(run, values, step=int(result["epoch"]))
-            self._conclude(folder.name, result)
-        else:
-            self._finish(folder.name, status="FAILED")
+        self._settle(folder, name=folder.name, parent=self._parent, params=params)
+        for own in sorted(folder.glob("fold-*")):
+            fold = {FOLD: own.name.removeprefix("fold-"), **params}
+            self._settle(own, name=f"{folder.name}/{own.name}", parent=self.tags(folder.name), params=fold)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOGGED).touch()
 
@@ -124,6 +128,19 @@ class Follow(Callback):
         for name in list(self._open):
             self._finish(name, status="KILLED")
 
+    def _settle(self, folder: Path, *, name: str, parent: Tags, params: Mapping[str, Any]) -> None:
+        """Log the end of one run, a trial's or a fold's."""
+        run = self.tags(name)
+        self._outbox.begin(run, name=name, parent=parent, params=params)
+        publish(folder, outbox=self._outbox, run=run)
+        if (folder / RESULT).is_file():
+            result = read_result(folder)
+            values = {key: value for key, value in measurements(result).items() if key in DIRECTIONS}
+            self._outbox.metrics(run, values, step=int(result["epoch"]))
+            self._conclude(name, result)
+        else:
+            self._finish(name, status="FAILED")
+
     def _run_told_of(self, trial: Any, report: Mapping[str, Any]) -> str:
         """The name of the run that a report belongs to. A fold's is begun with its first one."""
         trial_run = trial_name(trial)
@@ -136,6 +153,7 @@ class Follow(Callback):
                 self.tags(name), name=name, parent=self.tags(trial_run), params={FOLD: report[FOLD], **params}
             )
             self._outbox.tag(self.tags(name), {FOLD_TAG: report[FOLD]})
+            self._lineage.tell(self._outbox, run=self.tags(name), fold=report[FOLD])
             self._open.add(name)
         return name
 
@@ -174,7 +192,7 @@ def failure(folder: Path) -> str:
 def measurements(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a result, without Ray's own entries and without per-structure values (those are a table)."""
     keys = ("loss", "learning_rate", "patch_dice", "patch_dice_smoothed", "dice_scan", *DIRECTIONS)
-    return {key: float(result[key]) for key in keys if key in result}
+    return {key: float(value) for key, value in result.items() if key in keys or key.startswith(SYSTEM)}
 
 
 def _short(value: Any) -> str:

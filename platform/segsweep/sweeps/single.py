@@ -20,6 +20,7 @@ from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
+from segsweep.sweeps.lineage import lineage_of, scores_of
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.training import RESULT, as_trainable, read_result
 from segsweep.workspace import Workspace, current_workspace
@@ -49,7 +50,8 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     folder = place.runs / name
     tracker = Tracker(place, experiment=dataset)
     outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
-    with closing(outbox), closing(Follow(outbox, parent=None, sweep="", report=report)) as follow:
+    lineage = lineage_of(prepared.store, folds=(run.fold,), command=f"segsweep train {run.trainable}")
+    with closing(outbox), closing(Follow(outbox, parent=None, sweep="", report=report, lineage=lineage)) as follow:
         if not (folder / RESULT).is_file():
             demand_memory(prepared, available=memory_per_worker(workers=run.workers))
             fitting = demand_fitting(prepared)
@@ -67,7 +69,9 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     tags = {"segsweep.run": name, FOLD_TAG: str(run.fold), DATA_TAG: prepared.store.digest}
     if "dice" in result:
         tags[DICE_TAG] = f"{result['dice']:.4f}"
-    registered = register(folder / "model", name=model, tracker=tracker, run_id=run_id, tags=tags)
+    registered = register(
+        folder / "model", name=model, tracker=tracker, run_id=run_id, tags=tags, scores=scores_of(folder)
+    )
     return Trained(folder=folder, result=result, registered=registered)
 
 

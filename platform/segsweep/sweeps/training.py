@@ -1,9 +1,9 @@
 """One Run as a Ray Train job: workers train together, save after every epoch, stop when told, validate whole scans at the end.
 
 A run's folder holds checkpoints/ (the last and the best one), model/ (weights without optimizer), finder/ (the model that shows a
-cascade's where to look), validation.json (validation_nsd.json beside it, if asked for) and, last of all, result.json; validations between
-epochs are validation-EPOCH.json. A folder with a result is never trained again; one without goes on from its last checkpoint.
-`fit_folds` says what the folder of a trial of several folds holds.
+cascade's where to look), record/ (what people look at), validation.json (validation_nsd.json beside it, if asked for) and, last of all,
+result.json; validations between epochs are validation-EPOCH.json. A folder with a result is never trained again; one without goes on
+from its last checkpoint. `fit_folds` says what the folder of a trial of several folds holds.
 """
 
 import dataclasses
@@ -39,7 +39,9 @@ from segsweep.run import Run
 from segsweep.sweeps.cluster import OURS, Resources, demand_resources, plain_resources
 from segsweep.sweeps.folds import FoldReport, fold_folders, merge, tell
 from segsweep.sweeps.kept import chosen, keep
+from segsweep.sweeps.meter import Meter
 from segsweep.sweeps.preparing import Prepared, prepare
+from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record
 from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
 from segsweep.sweeps.validation import Validated, summarise, validate
 
@@ -66,6 +68,8 @@ def train_run(config: Mapping[str, Any]) -> None:
         if rank() == 0:
             write_json(folder / TRANSFER, transferred.to_json())
     document = {"run": run.to_json(), "task": prepared.task.to_json(), "params": recipes.params_json(prepared.params)}
+    if rank() == 0:
+        begin_record(folder, run=document, plan=prepared.store.plan.to_json())
     status, epochs, metrics = (
         "finished",
         0 if resume is None else resume.epoch + 1,
@@ -77,7 +81,7 @@ def train_run(config: Mapping[str, Any]) -> None:
     if finder and rank() == 0:
         keep_finder(prepared.params.initial, task=prepared.task, folder=finder)
     score = partial(validate, task=prepared.task, store=prepared.store, inference=inference, finder=finder)
-    every = prepared.params.scan_validation_every
+    every, meter = prepared.params.scan_validation_every, Meter()
     for epoch in train(setting, resume=resume):
         if rank() == 0:
             keep(epoch, checkpoints=checkpoints, document=document)
@@ -87,7 +91,10 @@ def train_run(config: Mapping[str, Any]) -> None:
         if between and rank() == 0:
             write_json(folder / f"validation-{epochs:05d}.json", between)
         seen = summarise(between, prefix="dice_scan")
-        ray.train.report({**metrics, **seen, "epoch": epochs, "epochs": epoch.total, "status": "training"})
+        if rank() == 0:
+            add_epoch(folder, {"epoch": epochs, **metrics, **seen})
+        told = {**metrics, **seen, **meter.read(), "epoch": epochs, "epochs": epoch.total}
+        ray.train.report({**told, "status": "training"})
         if epochs < epoch.total and _told_to_stop(folder):
             status = "stopped_early"
             break
@@ -97,7 +104,12 @@ def train_run(config: Mapping[str, Any]) -> None:
     setting.model.load_state_dict(dict(final.weights))
     measured = Validated(cases={}, memory=0)
     if status == "finished":
-        measured = score(setting.model, case_ids=held_out, nsd_tolerance=prepared.params.nsd_tolerance)
+        measured = score(
+            setting.model,
+            case_ids=held_out,
+            nsd_tolerance=prepared.params.nsd_tolerance,
+            pictures=folder / RECORD / OVERLAYS,
+        )
     total = sum(stage.epochs for stage in setting.stages)
     result = {
         **metrics,

@@ -16,18 +16,19 @@ from segsweep.data.planning import Plan
 from segsweep.errors import RecipeError, SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
-from segsweep.models.tracking import KIND_TAG, SWEEP_TAG, Status, Tracker
+from segsweep.models.tracking import KIND_TAG, NOTE_TAG, SWEEP_TAG, Status, Tracker
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
 from segsweep.sweeps.comparison import Comparison, comparison_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
+from segsweep.sweeps.lineage import lineage_of
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.stopping import demand_pairs, make_scheduler
 from segsweep.sweeps.training import as_trainable, changed, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
-from segsweep.sweeps.tuning_models import register_best
+from segsweep.sweeps.tuning_models import register_best, sweep_note
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_sampling import FixedTrial, queued
 from segsweep.sweeps.tuning_shared import base_run, first_config, folds_of, settings_of
@@ -106,7 +107,9 @@ def tune(
     folds = folds_of(opened, options=chosen)
     described = {**base.to_json(), "fold": ",".join(map(str, folds)), "data": opened.digest, "cases": len(opened.cases)}
     outbox.begin(parent, name=name, params=described)
-    follow = Follow(outbox, parent=parent, sweep=name, report=report)
+    lineage = lineage_of(opened, folds=folds, command=f"segsweep tune {space}")
+    lineage.tell(outbox, run=parent)
+    follow = Follow(outbox, parent=parent, sweep=name, report=report, lineage=lineage)
     status: Status = "KILLED"
     ended: tuple[SweptTrial, ...] = ()
     try:
@@ -127,6 +130,7 @@ def tune(
         registered = register_best(
             ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened, folds=folds
         )
+        outbox.tag(parent, {NOTE_TAG: sweep_note(ended, space=space, registered=registered)})
         page = None
         if rows:
             title = f"{space} on {opened.dataset}"

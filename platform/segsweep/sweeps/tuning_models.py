@@ -1,18 +1,24 @@
 """The models that come out of a sweep: its best trials become registered versions, and the best of a name its candidate."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
+from segsweep.models.cards import overall, span
 from segsweep.models.catalogue import Registered, set_alias, versions
 from segsweep.models.promotion import CANDIDATE
 from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG
 from segsweep.sweeps.folds import fold_folders
-from segsweep.sweeps.following import Follow
+from segsweep.sweeps.following import Follow, describe
+from segsweep.sweeps.lineage import scores_of
 from segsweep.sweeps.training import read_result
 from segsweep.sweeps.tuning_study import SweptTrial
 from segsweep.workspace import Workspace
+
+# Trials that the page of a sweep's run lists; all are below it.
+NOTED = 10
 
 
 def register_best(
@@ -39,7 +45,16 @@ def register_best(
                 DICE_TAG: f"{read_result(place)['dice']:.4f}",
                 DATA_TAG: store.digest,
             }
-            registered.append(register(place / "model", name=name, tracker=follow.tracker, run_id=run_id, tags=tags))
+            registered.append(
+                register(
+                    place / "model",
+                    name=name,
+                    tracker=follow.tracker,
+                    run_id=run_id,
+                    tags=tags,
+                    scores=scores_of(place),
+                )
+            )
     for name in dict.fromkeys(version.name for version in registered):
         best = next(version for version in registered if version.name == name)
         propose(best, workspace=follow.tracker.workspace)
@@ -60,3 +75,28 @@ def propose(best: Registered, *, workspace: Workspace) -> None:
     )
     if all((rival.dice or 0.0) <= (known[best.version].dice or 0.0) for rival in rivals):
         set_alias(best.name, alias=CANDIDATE, version=best.version, workspace=workspace)
+
+
+def sweep_note(trials: Sequence[SweptTrial], *, space: str, registered: Sequence[Registered]) -> str:
+    """Markdown for the page of a sweep's run: its best trials with their scores and parameters, and what was registered."""
+    measured = [trial for trial in trials if trial.dice is not None]
+    rows = [
+        f"| {place} | {trial.name} | {_scored(trial)} | {trial.epochs} | {describe(trial.config).replace('|', ' ')} |"
+        for place, trial in enumerate(measured[:NOTED], start=1)
+    ]
+    counts = ", ".join(
+        f"{number} {state.replace('_', ' ')}" for state, number in Counter(t.state for t in trials).items()
+    )
+    lines = [f"Search space `{space}`: {len(trials)} trials ended ({counts})."]
+    if rows:
+        heads = "|  | trial | Dice (95 % interval) | epochs | parameters |\n|---:|---|---|---:|---|"
+        lines += ["", heads, *rows]
+    if registered:
+        lines += ["", f"Registered: {', '.join(f'`{version.uri}`' for version in registered)}."]
+    return "\n".join(lines)
+
+
+def _scored(trial: SweptTrial) -> str:
+    scores = scores_of(trial.folder)
+    interval = f" ({span(overall(scores))})" if any(scores.values()) else ""
+    return f"{trial.dice:.3f}{interval}"

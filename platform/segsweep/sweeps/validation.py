@@ -1,8 +1,6 @@
 """Scores of a trained network on whole held-out scans, which the workers of a run share among them, and what segmenting these cost."""
 
-import resource
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,10 @@ from segsweep.evaluation.whole_scans import Case, Scores, score_case
 from segsweep.inference.prediction import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
 from segsweep.learning.task import Task
+from segsweep.sweeps.meter import peak_memory
+
+# So many held-out cases are drawn, the same ones by every model of a fold.
+MOST_PICTURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,12 @@ class Validated:
 
 def validate(
     model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None,
-    nsd_tolerance: float = 0.0,
+    nsd_tolerance: float = 0.0, pictures: Path | None = None,
 ) -> Validated:  # fmt: skip
     """`score_case` of every case, on every worker; each worker segments its share of the cases.
 
-    `finder` is the checkpoint of the model that shows this one where to look, if it has one; `nsd_tolerance` as for `score_case`.
+    `finder` is the checkpoint of the model that shows this one where to look, if it has one; `nsd_tolerance` as for `score_case`;
+    `pictures` a folder that gets CASE.png of the first cases.
     """
     found_by = None if finder is None else load_member(finder)
     member = Member(model=model.eval(), task=task, inference=inference, finder=found_by)
@@ -63,9 +66,10 @@ def validate(
         torch.cuda.reset_peak_memory_stats()
     several = dist.is_initialized()
     shared = case_ids[dist.get_rank() :: dist.get_world_size()] if several else case_ids
+    drawn = {case_id: pictures / f"{case_id}.png" for case_id in case_ids[:MOST_PICTURES]} if pictures else {}
     score = partial(score_case, predictor, store=store, nsd_tolerance=nsd_tolerance)
     own = Validated(
-        cases={case_id: score(case_id=case_id) for case_id in shared},
+        cases={case_id: score(case_id=case_id, picture=drawn.get(case_id)) for case_id in shared},
         memory=_peak_memory(),
     )
     if not several:
@@ -90,7 +94,5 @@ def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice"
 
 
 def _peak_memory() -> int:
-    """Bytes. The system counts a process's in KiB, macOS in bytes."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Bytes."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
