@@ -2,18 +2,31 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from segsweep.evaluation.contested import Access, Decision, Reference, contest
+from segsweep.evaluation import contested
+from segsweep.evaluation.contested import Access, Reference, contest
+from segsweep.evaluation.decision import Decision
+from segsweep.evaluation.measure import Measure
+from segsweep.evaluation.surface import surfaces
 
 # Two structures that overlap.
 MEMBERSHIP = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=bool)
 SHAPE = (37, 6, 5)
+SPACING = (2.0, 1.0, 1.5)
 IGNORED = len(MEMBERSHIP)
+
+
+class Scores(NamedTuple):
+    """Of both structures."""
+
+    dice: list[float]
+    nsd: list[float]
 
 
 def access(values: NDArray[np.uint8]) -> Access:
@@ -36,39 +49,55 @@ def scans(channels: str, seed: int = 0) -> tuple[list[NDArray[np.uint8]], NDArra
 
 def reference(label: NDArray, annotated: tuple[int, ...] = (0, 1)) -> Reference:
     membership = np.concatenate([MEMBERSHIP, np.zeros((1, 2), dtype=bool)])
-    return Reference(label=label, membership=membership, ignored=IGNORED, annotated=annotated)
+    return Reference(label=label, spacing=SPACING, membership=membership, ignored=IGNORED, annotated=annotated)
 
 
-def plain_dice(mean: NDArray, *, label: NDArray, channels: str) -> NDArray:
-    """The same by the definitions, on whole volumes in float64."""
-    scores = mean if channels == "atoms" else np.tensordot(MEMBERSHIP.astype(float), logit(mean), axes=1)
-    found = np.argmax(scores, axis=0)
-    kept = label != IGNORED
-    pairs = [(MEMBERSHIP[found[kept], s], MEMBERSHIP[label[kept], s]) for s in range(2)]
-    return np.array([2 * (f & t).sum() / (f.sum() + t.sum()) for f, t in pairs])
+def plain_scores(candidates: list[NDArray[np.uint8]], *, shares: NDArray, label: NDArray, channels: str) -> Scores:
+    """The same by the definitions, on whole volumes; sums are whole numbers, so that ties are ties."""
+    sums = np.tensordot(shares, np.array(candidates, dtype=np.int64), axes=1)
+    if channels == "structures":
+        mean = np.clip(sums / (255 * shares.sum()), 1e-7, 1 - 1e-7)
+        sums = np.tensordot(MEMBERSHIP.astype(float), logit(mean), axes=1)
+    found = np.where(label == IGNORED, 0, np.argmax(sums, axis=0))
+    drawn = np.where(label == IGNORED, 0, label)
+    pairs = [(MEMBERSHIP[found, s], MEMBERSHIP[drawn, s]) for s in range(2)]
+    return Scores(
+        dice=[2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()) for mine, theirs in pairs],
+        nsd=[surfaces(mine, reference=theirs, spacing=SPACING).normalised_dice(1.2) for mine, theirs in pairs],
+    )
+
+
+SHARES = [(1, 0, 0, 0), (1, 1, 1, 1), (3, 0, 1, 2), (0, 0, 5, 7), (27720, 100, 0, 9240)]
 
 
 @pytest.mark.parametrize("channels", ["atoms", "structures"])
-@pytest.mark.parametrize("weights", [(1, 0, 0, 0), (1, 1, 1, 1), (3, 0, 1, 2), (0, 0, 5, 7)])
+@pytest.mark.parametrize("metric", ["dice", "nsd"])
 @pytest.mark.parametrize("kept", ["memory", "file"])
-def test_streamed_dice_is_that_of_whole_volumes(channels, weights, kept: str, tmp_path: Path) -> None:
+def test_scores_are_those_of_averaged_whole_volumes(
+    channels, metric: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     candidates, label = scans(channels)
-    decision = Decision(membership=MEMBERSHIP, channels=channels)
+    if kept == "file":
+        monkeypatch.setattr(contested, "MOST_HELD", 0)
     found = contest(
         "a",
         candidates=[access(values) for values in candidates],
-        decision=decision,
+        decision=Decision(membership=MEMBERSHIP, channels=channels),
         reference=reference(label),
+        measure=Measure(metric=metric, nsd_tolerance=1.2),
         scratch=tmp_path if kept == "file" else None,
     )
-    assert 0 < found.values.shape[2] < label.size
-    assert isinstance(found.values, np.memmap) == (kept == "file")
-    share = np.array(weights, dtype=float)
-    dice = found.dice(np.tensordot(share, found.values.astype(float), axes=1), total=share.sum())
-    mean = np.tensordot(share / share.sum(), np.array(candidates) / 255, axes=1)
-    if channels == "structures":
-        mean = np.clip(mean, 1e-7, 1 - 1e-7)
-    assert dice == pytest.approx(plain_dice(mean, label=label, channels=channels), abs=1e-12)
+    assert 0 < found.lead.shape[1] < label.size and 0 < len(found.truth) < label.size
+    assert found.lead.shape[1] + len(found.truth) < (label != IGNORED).sum()
+    assert isinstance(found.lead, np.memmap) == isinstance(found.values, np.memmap) == (kept == "file")
+
+    def expected(shares: NDArray) -> list[float]:
+        return getattr(plain_scores(candidates, shares=shares, label=label, channels=channels), metric)
+
+    for shares in map(np.array, SHARES):
+        assert found.scores(shares).tolist() == expected(shares)
+        one_more = [expected(shares + np.eye(4, dtype=int)[one]) for one in (1, 3)]
+        assert found.additions(shares, candidates=[1, 3]).tolist() == one_more
 
 
 def test_no_more_than_a_slab_is_asked_for_at_once() -> None:
@@ -83,7 +112,8 @@ def test_no_more_than_a_slab_is_asked_for_at_once() -> None:
         return read
 
     decision = Decision(membership=MEMBERSHIP, channels="atoms")
-    contest("a", candidates=[recorded(values) for values in candidates], decision=decision, reference=reference(label))
+    accesses = [recorded(values) for values in candidates]
+    contest("a", candidates=accesses, decision=decision, reference=reference(label), measure=Measure())
     assert max(asked) == 16
 
 
@@ -94,13 +124,9 @@ def test_what_was_not_annotated_is_not_scored() -> None:
         candidates=[access(values) for values in candidates],
         decision=Decision(membership=MEMBERSHIP, channels="atoms"),
         reference=reference(label, annotated=(1,)),
+        measure=Measure(),
     )
-    assert np.isnan(found.dice(found.values[0], total=1)).tolist() == [True, False]
-
-
-def test_a_structure_that_no_atom_holds_leaves_voxels_settled() -> None:
-    decision = Decision(membership=MEMBERSHIP[[0, 1]], channels="structures")
-    assert decision.settled(np.array([[250, 3], [255, 255]], dtype=np.uint8)).tolist() == [1, 0]
+    assert np.isnan(found.scores(np.array([1, 0, 0, 0]))).tolist() == [True, False]
 
 
 def test_candidates_that_agree_leave_nothing_contested() -> None:
@@ -110,11 +136,26 @@ def test_candidates_that_agree_leave_nothing_contested() -> None:
         candidates=[access(candidates[0])] * 2,
         decision=Decision(membership=MEMBERSHIP, channels="atoms"),
         reference=reference(label),
+        measure=Measure(),
     )
-    assert found.values.shape == (2, 4, 0)
+    assert found.lead.shape == (2, 0) and found.values.shape == (2, 4, 0)
     assert found.disagreement.tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    whole = plain_dice(candidates[0] / 255, label=label, channels="atoms")
-    assert found.dice(found.values[0], total=1) == pytest.approx(whole)
+    whole = plain_scores(candidates[:1], shares=np.array([1]), label=label, channels="atoms")
+    assert found.scores(np.array([1, 2])).tolist() == whole.dice
+
+
+@pytest.mark.parametrize("metric", ["dice", "nsd"])
+def test_nothing_found_where_nothing_is_counts_as_right(metric: str) -> None:
+    empty = np.zeros((4, *SHAPE), dtype=np.uint8)
+    empty[0] = 255
+    found = contest(
+        "a",
+        candidates=[access(empty)] * 2,
+        decision=Decision(membership=MEMBERSHIP, channels="atoms"),
+        reference=reference(np.zeros(SHAPE, dtype=int)),
+        measure=Measure(metric=metric),
+    )
+    assert found.scores(np.array([1, 1])).tolist() == [1.0, 1.0]
 
 
 def test_disagreement_is_the_share_of_unlike_foreground() -> None:
@@ -127,5 +168,6 @@ def test_disagreement_is_the_share_of_unlike_foreground() -> None:
         candidates=[access(one), access(other)],
         decision=Decision(membership=MEMBERSHIP, channels="atoms"),
         reference=reference(label),
+        measure=Measure(),
     )
     assert found.disagreement == pytest.approx(np.array([[0, 2 / 3], [2 / 3, 0]]))

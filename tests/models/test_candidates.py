@@ -12,7 +12,8 @@ from segsweep.data.joint import open_stores
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import ModelError
-from segsweep.evaluation.selection import dice_table
+from segsweep.evaluation.ensembles import Ensembles
+from segsweep.evaluation.measure import Measure
 from segsweep.models import registry
 from segsweep.models.candidates import Comparison, compare, find_candidates
 from segsweep.models.ensemble import build
@@ -42,7 +43,7 @@ def put_trained(tracker, make_checkpoint, store: Store) -> Put:
 def compared(uris: list[str], *, store: Store, workspace, scratch: Path) -> Comparison:
     scratch.mkdir(exist_ok=True)
     found = find_candidates(uris, store=store, workspace=workspace)
-    return compare(found, store=store, cases=("a", "b"), workspace=workspace, scratch=scratch)
+    return compare(found, store=store, cases=("a", "b"), workspace=workspace, measure=Measure(), scratch=scratch)
 
 
 def test_cases_are_those_that_a_fold_held_out(store: Store, put_trained: Put, workspace) -> None:
@@ -61,9 +62,9 @@ def test_heads_are_compared_by_structure(store: Store, put_trained: Put, workspa
     )
     assert alike.contests[0].decision.channels == "atoms"
     assert unlike.contests[0].decision.channels == "structures"
-    assert min(contest.values.size for contest in unlike.contests) > 0
-    for weights in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5]):
-        tables = [dice_table(one.contests, weights=np.array(weights)) for one in (alike, unlike)]
+    assert min(contest.lead.size for contest in unlike.contests) > 0
+    for shares in ([1, 0], [0, 1], [1, 1]):
+        tables = [Ensembles(one.contests).table(np.array(shares)) for one in (alike, unlike)]
         assert tables[0] == pytest.approx(tables[1], abs=0.01)
 
 
@@ -75,9 +76,10 @@ def test_truth_is_resampled_where_the_store_has_no_grid(
     task = dataclasses.replace(found[0].task, spacing=(2.0, 2.0, 2.0))
     coarse = [dataclasses.replace(found[0], task=task), found[1]]
     assert not store.has_grid("a", spacing=task.spacing)
-    done = compare(coarse, store=store, cases=("a",), workspace=workspace, scratch=tmp_path)
+    done = compare(coarse, store=store, cases=("a",), workspace=workspace, measure=Measure(), scratch=tmp_path)
     contest = done.contests[0]
-    assert contest.agreed[2, 0] + contest.truth.sum() == 4 * 3 * 3
+    organ = contest.membership[:, 0]
+    assert contest.least[:, organ].sum() + organ[contest.truth].sum() == 4 * 3 * 3
 
 
 def test_a_model_of_another_version_of_the_store_is_refused(store: Store, put_trained: Put, workspace) -> None:
@@ -92,7 +94,7 @@ def test_an_ensemble_is_no_candidate(store: Store, put_trained: Put, tracker, wo
     uris = [put_trained("in-1", threshold=23.0), put_trained("in-2", threshold=24.0)]
     found = build(uris, name="inside", tracker=tracker)
     tracker.client.set_model_version_tag(found.name, str(found.version), DATA_TAG, store.digest)
-    with pytest.raises(ModelError, match=r"models:/inside/1 cannot be a candidate: it holds no run\.json"):
+    with pytest.raises(ModelError, match=r"models:/inside/1 holds no run\.json; expected a single trained model"):
         find_candidates([uris[0], found.uri], store=store, workspace=workspace)
 
 

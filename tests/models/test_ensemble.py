@@ -72,7 +72,7 @@ def test_members_must_segment_the_same_thing(field: str, values, tracker, put) -
 
 def test_ensemble_of_ensembles_is_refused(tracker, put) -> None:
     inner = build([put("nest-a"), put("nest-b", threshold=1.0)], name="inner", tracker=tracker)
-    with pytest.raises(ModelError, match=r"models:/inner/1 cannot be a member: it holds no run\.json"):
+    with pytest.raises(ModelError, match=r"models:/inner/1 holds no run\.json; expected a single trained model"):
         build([inner.uri, put("nest-c", threshold=2.0)], name="outer", tracker=tracker)
 
 

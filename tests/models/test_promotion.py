@@ -9,6 +9,7 @@ import pytest
 from segsweep import cli
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, RecipeError, SegsweepError, StoreError
+from segsweep.evaluation.measure import Measure
 from segsweep.learning import checkpoint
 from segsweep.learning.transfer import pinned
 from segsweep.models import registry
@@ -79,6 +80,15 @@ def test_a_better_candidate_is_promoted_and_the_decision_written_down(
     assert "models:/better/2 against models:/better/1" in page and "c00" in page and "c11" in page and "c08" not in page
     artifact = tracker.client.download_artifacts(run_id, f"promotion/{done.page.name}", str(tmp_path))
     assert Path(artifact).read_text() == page
+
+
+def test_a_candidate_can_be_measured_by_its_surfaces(enter: Enter, workspace: Workspace) -> None:
+    _, new = duel(enter, "surfaces", workspace, thresholds=(BAD, GOOD))
+    done = promote("surfaces", workspace=workspace, measure=Measure(metric="nsd", nsd_tolerance=1.0))
+    assert done.outcome == "promoted" and done.page is not None
+    assert done.reason.startswith("better: NSD at 1 mm +0.")
+    assert json.loads(tags_of(new, workspace)["segsweep.promotion.numbers"])["metric"] == "NSD at 1 mm"
+    assert "Difference in NSD at 1 mm" in done.page.read_text()
 
 
 def test_by_default_nothing_is_promoted(enter: Enter, workspace: Workspace) -> None:

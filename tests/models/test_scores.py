@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from segsweep.data.manifest import seal
 from segsweep.data.store import Store
+from segsweep.evaluation.measure import Measure
 from segsweep.models.catalogue import Registered
 from segsweep.models.scores import file_of, scan_scores
 from segsweep.workspace import Workspace
@@ -16,7 +17,12 @@ def test_no_scan_is_segmented_twice(enter: Callable[..., Registered], workspace:
 
     def scores(model: Registered, cases: list[str]) -> dict[str, dict[str, float]]:
         return scan_scores(
-            model, store=organs, case_ids=cases, workspace=workspace, progress=lambda *done: told.append(done)
+            model,
+            store=organs,
+            case_ids=cases,
+            workspace=workspace,
+            measure=Measure(),
+            progress=lambda *done: told.append(done),
         )
 
     good, bad = enter("kept", 55.0), enter("kept", 1000.0)
@@ -34,3 +40,26 @@ def test_no_scan_is_segmented_twice(enter: Callable[..., Registered], workspace:
     other = seal({"model": bad.digest, "data": organs.digest, "dice": {"c00": {"organ": 1.0}}})
     kept.write_bytes(other)
     assert scores(good, CASES[:1])["c00"] == every["c00"] and len(told) == 8
+
+
+def test_scores_of_surfaces_are_kept_beside_dice(
+    enter: Callable[..., Registered], workspace: Workspace, organs: Store
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def scores(measure: Measure) -> dict[str, dict[str, float]]:
+        return scan_scores(
+            good,
+            store=organs,
+            case_ids=CASES[:1],
+            workspace=workspace,
+            measure=measure,
+            progress=lambda *done: told.append(done),
+        )
+
+    good = enter("kept-nsd", 55.0)
+    near, far = (scores(Measure(metric="nsd", nsd_tolerance=tolerance))["c00"]["organ"] for tolerance in (0.5, 50.0))
+    assert near < far == 1
+    dice = scores(Measure())["c00"]["organ"]
+    assert dice not in (near, far) and len(told) == 2, "the Dice was kept when the NSD was measured"
+    assert scores(Measure(metric="nsd", nsd_tolerance=0.5))["c00"]["organ"] == near and len(told) == 2

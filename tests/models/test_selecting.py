@@ -13,7 +13,9 @@ from segsweep import cli
 from segsweep.data.manifest import seal, unseal
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet
+from segsweep.evaluation.measure import Measure
 from segsweep.evaluation.selection import Limits
+from segsweep.evaluation.surface import surfaces
 from segsweep.evaluation.whole_scans import score_case
 from segsweep.models import registry
 from segsweep.models.ensemble import load_predictor
@@ -58,9 +60,15 @@ def candidates(store: Store, tracker, make_checkpoint) -> Put:
     return put
 
 
-def built(uris: list[str], *, store: Store, tracker, **limits: Any) -> Any:
-    name = f"{store.dataset}-ensemble"
-    return build_greedy(uris, store=store, name=name, tracker=tracker, limits=Limits(**limits))
+def built(uris: list[str], *, store: Store, tracker, metric: str = "dice", **limits: Any) -> Any:
+    return build_greedy(
+        uris,
+        store=store,
+        name=f"{store.dataset}-ensemble",
+        tracker=tracker,
+        limits=Limits(**limits),
+        measure=Measure(metric=metric),
+    )
 
 
 def test_the_registered_ensemble_predicts_as_it_was_scored(store: Store, candidates: Put, tracker, workspace) -> None:
@@ -71,11 +79,11 @@ def test_the_registered_ensemble_predicts_as_it_was_scored(store: Store, candida
     predictor = load_predictor(done.registered.uri, workspace=workspace)
     assert [member.weight for member in predictor.members] == [one["weight"] for one in done.record["members"]]
     scores = {case_id: score_case(predictor, store=store, case_id=case_id).dice for case_id in store.cases}
-    assert summarise(scores)["dice"] == pytest.approx(chosen["dice"]["mean"], abs=0.005)
+    assert summarise(scores)["dice"] == pytest.approx(chosen["score"]["mean"], abs=0.005)
     for row, uri in zip(done.record["rows"], uris, strict=False):
         single = load_predictor(uri, workspace=workspace)
         scores = {case_id: score_case(single, store=store, case_id=case_id).dice for case_id in store.cases}
-        assert summarise(scores)["dice"] == pytest.approx(row["dice"]["mean"], abs=0.005)
+        assert summarise(scores)["dice"] == pytest.approx(row["score"]["mean"], abs=0.005)
 
 
 def test_the_record_lies_in_the_registered_folder(store: Store, candidates: Put, tracker, workspace) -> None:
@@ -92,7 +100,21 @@ def test_the_record_lies_in_the_registered_folder(store: Store, candidates: Put,
     assert [one["uri"] for one in ensemble["members"]] == [one["uri"] for one in record["members"]]
     assert sum(one["weight"] for one in ensemble["members"]) == pytest.approx(1, abs=1e-4)
     version = tracker.client.get_model_version(done.registered.name, "1")
-    assert "| nested/gain |" in version.description
+    assert "| nested/gain |" in version.description and "| selection/dice |" in version.description
+
+
+def test_the_choice_can_be_by_surfaces(store: Store, candidates: Put, tracker, workspace) -> None:
+    done = built(candidates(-8.0, 0.0, 8.0), store=store, tracker=tracker, metric="nsd", bags=1)
+    assert done.record is not None
+    assert done.record["metric"].startswith("NSD at 2 mm at the candidates' common spacing")
+    predictor = load_predictor(done.registered.uri, workspace=workspace)
+    nsd = []
+    for case_id in store.cases:
+        grid = store.grid(case_id)
+        found = predictor.segment(grid.read_image(), geometry=grid.geometry, structures=("organ",))
+        pair = surfaces(found > 0, reference=grid.read_label() > 0, spacing=grid.geometry.spacing)
+        nsd.append(pair.normalised_dice(2.0))
+    assert np.mean(nsd) == pytest.approx(done.record["rows"][-1]["score"]["mean"], abs=0.005)
 
 
 def test_chosen_again_it_is_the_same_version(store: Store, candidates: Put, tracker) -> None:

@@ -17,8 +17,9 @@ from segsweep.workspace import current_workspace
 RULES: Mapping[str, Sequence[str]] = {
     "mean": ("members",),
     "folds": ("members",),
-    "greedy": ("candidates", "budget_seconds", "most", "bags", "seed"),
+    "greedy": ("candidates", "metric", "nsd_tolerance", "budget_seconds", "most", "bags", "seed"),
 }
+PROMOTE = ("level", "metric", "nsd_tolerance", "store")
 
 
 @app.command()
@@ -34,6 +35,8 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
     With rule=greedy, members and their weights are chosen by cases that no
     candidate was trained on (Caruana et al., 2004), at least 5 of them:
       candidates      model addresses  (the best 10 that this store trained)
+      metric          dice or nsd                                     (dice)
+      nsd_tolerance   of nsd, in mm                                      (2)
       budget_seconds  most seconds a case, as measured         (no limit)
       most            most different members                          (5)
       bags            searches over random halves that are averaged  (10)
@@ -55,6 +58,7 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
     for key in given:
         if key not in ("name", *RULES[rule]):
             raise RecipeError(unknown(key, kind=f"keys of ensemble rule={rule}", known=("name", "rule", *RULES[rule])))
+    measure = _measure(given)
     opened, workspace = open_stores(store), current_workspace()
     name = given.pop("name", f"{opened.dataset}-ensemble")
     most = 10 if rule == "greedy" else 3
@@ -63,7 +67,7 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
         named.split(",") if named else best_members(opened.dataset, data=opened.digest, workspace=workspace, count=most)
     )
     if rule == "greedy":
-        registered = _greedy_ensemble(members, store=opened, name=name, limits=parsed(given))
+        registered = _greedy_ensemble(members, store=opened, name=name, measure=measure, limits=parsed(given))
     else:
         if rule == "folds":
             members = fold_members(members[0], workspace=workspace)
@@ -82,25 +86,28 @@ def promote(
     """Make a candidate the champion of its name, if it is better with confidence.
 
     Both segment the cases that neither was trained on; the candidate is better
-    when the interval of the mean difference in Dice lies above zero and so does
-    Wilcoxon's test, corrected for the trials that it is the best of. Otherwise
-    the champion stays. The first candidate of a name becomes its champion.
+    when the interval of the mean difference in Dice (or NSD) lies above zero and
+    so does Wilcoxon's test, corrected for the trials that it is the best of.
+    Otherwise the champion stays. The first candidate of a name becomes champion.
     Exit code 0 whatever is decided: the first words say what it was.
 
     Keys:
-      store     where the data lies now             (where it was trained from)
-      level     of confidence                                           (0.95)
+      store          where the data lies now        (where it was trained from)
+      level          of confidence                                      (0.95)
+      metric         dice or nsd                                        (dice)
+      nsd_tolerance  of nsd, in mm                                         (2)
 
     Examples:
       segsweep promote openkbp-unet
-      segsweep promote models:/openkbp-unet/7 store=stores/openkbp
+      segsweep promote models:/openkbp-unet/7 store=stores/openkbp metric=nsd
     """
     from segsweep.models.promotion import promote as run
 
     given = recipes.parse_pairs(values or [])
     for key in given:
-        if key not in ("level", "store"):
-            raise RecipeError(unknown(key, kind="keys of promote", known=("level", "store")))
+        if key not in PROMOTE:
+            raise RecipeError(unknown(key, kind="keys of promote", known=PROMOTE))
+    measure = _measure(given)
     level = recipes.parse_value(given.get("level", "0.95"))
     if type(level) not in (int, float):
         raise RecipeError(f"level={level!r} cannot be used: expected a confidence such as 0.95")
@@ -110,6 +117,7 @@ def promote(
             workspace=current_workspace(),
             store=given.get("store", ""),
             level=level,
+            measure=measure,
             force=force,
             progress=shown.count,
         )
@@ -120,7 +128,22 @@ def promote(
         say(f"next: segsweep predict models:/{done.candidate.name}@champion SCANS predictions/")
 
 
-def _greedy_ensemble(candidates: Sequence[str], *, store: Any, name: str, limits: Mapping[str, Any]) -> str:
+def _measure(given: dict[str, str]) -> Any:
+    """The metric that is asked for, whose words are taken out."""
+    from segsweep.evaluation.measure import Measure
+
+    metric = given.pop("metric", "dice")
+    if "nsd_tolerance" not in given:
+        return Measure(metric=metric)
+    tolerance = recipes.parse_value(given.pop("nsd_tolerance"))
+    if metric != "nsd" or type(tolerance) not in (int, float):
+        raise RecipeError(f"nsd_tolerance={tolerance!r} cannot be used: expected a length in mm, and metric=nsd")
+    return Measure(metric=metric, nsd_tolerance=tolerance)
+
+
+def _greedy_ensemble(
+    candidates: Sequence[str], *, store: Any, name: str, measure: Any, limits: Mapping[str, Any]
+) -> str:
     """Choose, register, and show the table of the choice; the address of what was registered."""
     from segsweep.evaluation.selection import Limits
     from segsweep.evaluation.selection_page import interval, number, seconds
@@ -134,13 +157,22 @@ def _greedy_ensemble(candidates: Sequence[str], *, store: Any, name: str, limits
     allowed = Limits(**limits)
     tracker = Tracker(current_workspace(), experiment=store.dataset)
     with bars() as shown:
-        report = shown.pieces("probabilities")
-        built = build_greedy(candidates, store=store, name=name, tracker=tracker, limits=allowed, progress=report)
+        built = build_greedy(
+            candidates,
+            store=store,
+            name=name,
+            tracker=tracker,
+            limits=allowed,
+            measure=measure,
+            progress=shown.count,
+        )
     if built.record is not None:
-        table = Table("models", "rule", "Dice (95 % interval)", "to the best single", "s a case", box=None)
+        table = Table(
+            "models", "rule", f"{built.record['measure']} (95 % interval)", "to the best single", "s a case", box=None
+        )
         for row in built.record["rows"]:
             differs = interval(row["difference"], sign="+")
-            table.add_row(row["name"], row["kind"], interval(row["dice"]), differs, seconds(row["seconds"]))
+            table.add_row(row["name"], row["kind"], interval(row["score"]), differs, seconds(row["seconds"]))
         console.print(table)
         chosen = {one["letter"]: one for one in built.record["members"]}
         for one in built.record["candidates"]:

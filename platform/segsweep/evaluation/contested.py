@@ -1,93 +1,44 @@
 """The voxels of a case on which candidates for an ensemble disagree: nothing else can change when some of them are averaged.
 
 Where all candidates take the same atom (softmax heads), or put every structure on the same side of 0.5 (others), every weighted mean
-does so too. What is left is a small part of a scan, so that thousands of ensembles can be tried without reading a scan again.
+does so too. What is left is a small part of a scan, and most of that lies between two atoms (`Duels`), where a mean is a sum of one
+number a candidate. So thousands of ensembles can be scored without reading a scan again.
 """
 
-import math
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit
 
-from segsweep.inference.export import CERTAIN, NEAREST_TO_CERTAIN
+from segsweep.data.geometry import Spacing
+from segsweep.evaluation.contest import Contest, Kinds, Volume, pairs
+from segsweep.evaluation.decision import Decision
+from segsweep.evaluation.measure import NSD, Measure
+from segsweep.evaluation.surface import Box, bounding_box
 
 # A candidate's quantised probabilities (k, z, y, x) of some slices of one case.
 Access = Callable[[slice], NDArray[np.uint8]]
 # Slices read at once: those of one row of chunks in the cache.
 SLAB = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """How mean probabilities become a label, as the Predictor does it; `membership` is (atoms, structures).
-
-    Channels of "atoms" are a softmax's: the likeliest is taken. Those of "structures" are one a structure: the atom with the largest
-    sum of logits is taken, which is thresholding at 0.5 wherever the thresholded set is an atom.
-    """
-
-    membership: NDArray[np.bool_]
-    channels: Literal["atoms", "structures"]
-
-    def atoms(self, sums: NDArray, *, total: float) -> NDArray[np.intp]:
-        """Atom values (n,) of sums (k, n) of quantised probabilities, whose weights sum to `total`."""
-        if self.channels == "atoms":
-            return np.argmax(sums, axis=0)
-        mean = np.clip(sums / (CERTAIN * total), NEAREST_TO_CERTAIN, 1 - NEAREST_TO_CERTAIN)
-        return np.argmax(self.membership.astype(np.float64) @ logit(mean), axis=0)
-
-    def settled(self, values: NDArray[np.uint8]) -> NDArray[np.intp]:
-        """Atom values (n,) that any mean keeps with candidates of the same value here; -1 where a mean may take another one."""
-        found = self.atoms(values, total=1)
-        if self.channels == "atoms":
-            return found
-        # A structure that no atom holds has no say.
-        asked = self.membership.any(axis=0)
-        present = values[asked] > CERTAIN // 2
-        return np.where((present == self.membership[found][:, asked].T).all(axis=0), found, -1)
+# Bytes of these slices that are held for all candidates together; where they are more, each candidate's are read twice.
+MOST_HELD = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What was drawn: `label` (z, y, x) in values of which `membership` (values, structures) tells the meaning.
+    """What was drawn: `label` (z, y, x) in values of which `membership` (values, structures) tells the meaning, `spacing` in mm.
 
     Voxels of value `ignored` are not scored, nor are structures that are not `annotated` (indices).
     """
 
     label: NDArray
+    spacing: Spacing
     membership: NDArray[np.bool_]
     ignored: int
     annotated: Collection[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contest:
-    """One case as far as a choice among candidates can change it.
-
-    `values` (candidates, k, n) and `truth` (structures, n) are of the contested voxels. `agreed` (3, structures) counts the others: in
-    prediction and reference, in the prediction, in the reference. `disagreement` (candidates, candidates) is the share of voxels with
-    unlike labels among those that either calls foreground.
-    """
-
-    case: str
-    decision: Decision
-    values: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    agreed: NDArray[np.int64]
-    annotated: NDArray[np.bool_]
-    disagreement: NDArray[np.float64]
-
-    def dice(self, sums: NDArray, *, total: float) -> NDArray[np.float64]:
-        """Dice (structures,) of the mean `sums / total`, (k, n); 1 where both masks are empty, NaN where nothing was annotated."""
-        found = self.decision.membership.T[:, self.decision.atoms(sums, total=total)]
-        counts = np.stack([(found & self.truth).sum(axis=1), found.sum(axis=1), self.truth.sum(axis=1)]) + self.agreed
-        both, sizes = counts[0], counts[1] + counts[2]
-        dice = np.divide(2.0 * both, sizes, out=np.ones(len(sizes)), where=sizes > 0)
-        return np.where(self.annotated, dice, np.nan)
 
 
 def contest(
@@ -96,84 +47,151 @@ def contest(
     candidates: Sequence[Access],
     decision: Decision,
     reference: Reference,
+    measure: Measure,
     scratch: Path | None = None,
 ) -> Contest:
-    """Reduce a case to its contested voxels. Every candidate is read twice, some slices at a time.
+    """Reduce a case to its contested voxels, some slices at a time; of one voxel between two atoms 2 bytes a candidate are left.
 
-    With `scratch`, a folder, the contested voxels are mapped from a file there instead of held in memory.
+    With `scratch`, a folder, these are mapped from files there instead of held in memory, as is the label map that NSD needs.
     """
-    first, contested = _compare(candidates, decision=decision, shape=reference.label.shape)
-    known = reference.label != reference.ignored
-    contested &= known
-    agreed = known & ~contested
-    values = _gather(candidates, contested=contested, path=None if scratch is None else scratch / f"{case}.npy")
+    part = _sorted(
+        [
+            _reduce(
+                [functools.partial(access, part) for access in candidates],
+                decision=decision,
+                reference=reference,
+                part=part,
+            )
+            for part in _slabs(len(reference.label))
+        ]
+    )
+    begins = np.flatnonzero(np.diff(part.kinds, axis=1, prepend=-1).any(axis=0))
+    first, second, value = part.kinds[:, begins]
     annotated = np.zeros(decision.membership.shape[1], dtype=bool)
     annotated[list(reference.annotated)] = True
+    keep = functools.partial(_kept, case=case, scratch=scratch)
     return Contest(
         case=case,
         decision=decision,
-        values=values,
-        truth=reference.membership[reference.label[contested]].T,
-        agreed=_counts(
-            first[agreed], decision=decision, label=reference.label[agreed], membership=reference.membership
-        ),
+        membership=reference.membership,
         annotated=annotated,
-        disagreement=_disagreement(values, decision=decision, agreed=int((first[agreed] > 0).sum())),
+        least=part.agreed + pairs(part.kinds[0], values=part.kinds[2], shape=part.agreed.shape),
+        kinds=Kinds(first=first, second=second, value=value, starts=begins),
+        lead=keep(part.lead, name="lead"),
+        values=keep(part.values, name="values"),
+        truth=part.truth,
+        disagreement=_disagreement(part, decision=decision),
+        volume=_volume(part, reference=reference, tolerance=measure.nsd_tolerance, keep=keep)
+        if measure.metric == NSD
+        else None,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Some slices of a case: counts (atoms, reference values) of what is agreed, voxels between two atoms, and the others.
+
+    `kinds` (3, n) are first atom, second atom and reference value. `label` (z, y, x) has the atoms that are agreed, 0 elsewhere;
+    `places` and `others` are positions in it.
+    """
+
+    agreed: NDArray[np.int64]
+    kinds: NDArray[np.intp]
+    lead: NDArray[np.int16]
+    values: NDArray[np.uint8]
+    truth: NDArray[np.intp]
+    label: NDArray[np.uint16]
+    places: NDArray[np.intp]
+    others: NDArray[np.intp]
+
+
+def _reduce(
+    reads: Sequence[Callable[[], NDArray[np.uint8]]], *, decision: Decision, reference: Reference, part: slice
+) -> _Part:
+    first = reads[0]()
+    if len(reads) * first.nbytes <= MOST_HELD:
+        reads = [lambda: first, *(functools.cache(read) for read in reads[1:])]
+    votes = decision.votes(first.reshape(len(first), -1))
+    found = decision.elected(votes)
+    contested = found < 0
+    for read in reads[1:]:
+        contested |= (decision.votes(read().reshape(len(first), -1)) != votes).any(axis=0)
+    drawn = reference.label[part].reshape(-1).astype(np.intp)
+    known = drawn != reference.ignored
+    agreed, wanted = known & ~contested, np.flatnonzero(known & contested)
+    values = np.stack([read().reshape(len(first), -1)[:, wanted] for read in reads])
+    duels, truth = decision.duels(values), drawn[wanted]
+    two = ~duels.open
+    shape = (len(decision.membership), len(reference.membership))
+    return _Part(
+        agreed=pairs(found[agreed], values=drawn[agreed], shape=shape),
+        kinds=np.stack([duels.first, duels.second, truth])[:, two],
+        lead=duels.lead[:, two],
+        values=values[:, :, duels.open],
+        truth=truth[duels.open],
+        label=np.where(agreed, found, 0).astype(np.uint16).reshape(first.shape[1:]),
+        places=wanted[two],
+        others=wanted[duels.open],
+    )
+
+
+def _sorted(parts: Sequence[_Part]) -> _Part:
+    """All slices of a case, its voxels between two atoms sorted by kind."""
+    kinds = np.concatenate([part.kinds for part in parts], axis=1)
+    order = np.lexsort(kinds[::-1])
+    starts = np.cumsum([0, *(part.label.size for part in parts[:-1])])
+    return _Part(
+        agreed=np.sum([part.agreed for part in parts], axis=0),
+        kinds=kinds[:, order],
+        lead=np.concatenate([part.lead for part in parts], axis=1)[:, order],
+        values=np.concatenate([part.values for part in parts], axis=2),
+        truth=np.concatenate([part.truth for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
+        places=np.concatenate([part.places + start for part, start in zip(parts, starts, strict=True)])[order],
+        others=np.concatenate([part.others + start for part, start in zip(parts, starts, strict=True)]),
+    )
+
+
+def _volume(part: _Part, *, reference: Reference, tolerance: float, keep: Callable[..., NDArray]) -> Volume:
+    """The case inside the box of all that is, or may become, foreground."""
+    drawn = reference.label.astype(np.uint16)
+    seen = (part.label > 0) | np.asarray(reference.membership.any(axis=1))[drawn]
+    seen.reshape(-1)[part.places] = seen.reshape(-1)[part.others] = True
+    box = bounding_box(seen) or (slice(0, 1), slice(0, 1), slice(0, 1))
+    return Volume(
+        label=keep(part.label[box], name="label"),
+        reference=keep(drawn[box], name="reference"),
+        places=_inside(box, places=part.places, shape=seen.shape),
+        others=_inside(box, places=part.others, shape=seen.shape),
+        spacing=reference.spacing,
+        tolerance=tolerance,
+    )
+
+
+def _inside(box: Box, *, places: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Positions in a volume as positions in a box that holds them all."""
+    axes = [axis - part.start for axis, part in zip(np.unravel_index(places, shape), box, strict=True)]
+    return np.asarray(np.ravel_multi_index(axes, [part.stop - part.start for part in box]))
 
 
 def _slabs(depth: int) -> list[slice]:
     return [slice(start, min(start + SLAB, depth)) for start in range(0, depth, SLAB)]
 
 
-def _compare(
-    candidates: Sequence[Access], *, decision: Decision, shape: tuple[int, ...]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """The first candidate's atoms (z, y, x), and where a mean may take others."""
-    first = np.empty(shape, dtype=np.int32)
-    contested = np.empty(shape, dtype=bool)
-    for part in _slabs(shape[0]):
-        for number, access in enumerate(candidates):
-            values = access(part)
-            found = decision.settled(values.reshape(len(values), -1)).reshape(values.shape[1:])
-            if number == 0:
-                first[part], contested[part] = found, found < 0
-            else:
-                contested[part] |= found != first[part]
-    return first, contested
+def _kept(values: NDArray, *, name: str, case: str, scratch: Path | None) -> NDArray:
+    if scratch is None or not values.size:
+        return values
+    path = scratch / f"{case}-{name}.npy"
+    np.save(path, values)
+    return np.load(path, mmap_mode="r")
 
 
-def _gather(candidates: Sequence[Access], *, contested: NDArray[np.bool_], path: Path | None) -> NDArray[np.uint8]:
-    """Probabilities (candidates, k, n) of the contested voxels."""
-    num_channels = len(candidates[0](slice(0, 1)))
-    shape = (len(candidates), num_channels, int(contested.sum()))
-    if path is None or not math.prod(shape):
-        values = np.empty(shape, dtype=np.uint8)
-    else:
-        values = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    done = 0
-    for part in _slabs(len(contested)):
-        wanted = contested[part]
-        size = int(wanted.sum())
-        if size:
-            for number, access in enumerate(candidates):
-                values[number, :, done : done + size] = access(part)[:, wanted]
-        done += size
-    return values
-
-
-def _counts(found: NDArray, *, decision: Decision, label: NDArray, membership: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(3, structures): voxels of a structure in both, in what was found, in the reference."""
-    num_found, num_label = len(decision.membership), len(membership)
-    pairs = np.bincount(found.astype(np.int64) * num_label + label, minlength=num_found * num_label)
-    pairs = pairs.reshape(num_found, num_label)
-    mine, theirs = decision.membership.astype(np.int64), membership.astype(np.int64)
-    both = np.einsum("as,at,ts->s", mine, pairs, theirs)
-    return np.stack([both, pairs.sum(axis=1) @ mine, pairs.sum(axis=0) @ theirs])
-
-
-def _disagreement(values: NDArray[np.uint8], *, decision: Decision, agreed: int) -> NDArray[np.float64]:
-    labels = [decision.atoms(candidate, total=1) for candidate in values]
+def _disagreement(part: _Part, *, decision: Decision) -> NDArray[np.float64]:
+    labels = [
+        np.concatenate([np.where(lead > 0, part.kinds[1], part.kinds[0]), decision.atoms(values, total=1)])
+        for lead, values in zip(part.lead, part.values, strict=True)
+    ]
+    agreed = int(part.agreed[1:].sum())
     table = np.zeros((len(labels), len(labels)))
     for row, one in enumerate(labels):
         for column, other in enumerate(labels[:row]):

@@ -1,27 +1,31 @@
 """Which candidates make the best ensemble: greedy selection with replacement, bagged (Caruana et al., ICML 2004), and its honest gain.
 
-An ensemble is a weight for every candidate. Its score is the mean Dice over cases, then over structures, on the grid of the
-candidates' probabilities. Scores on the cases that the choice was made by flatter it; nested cross-validation over cases does not.
+An ensemble is a whole number for every candidate, how many times it counts. Its score is the mean Dice or NSD over cases, then over
+structures, on the grid of the candidates' probabilities. Scores on the cases that the choice was made by flatter it; nested
+cross-validation over cases does not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.errors import ModelError, RecipeError
-from segsweep.evaluation.contested import Contest
-from segsweep.evaluation.statistics import Interval, difference_interval
+from segsweep.evaluation.ensembles import Ensembles, Shares, one_hot, score, uniform
+from segsweep.evaluation.statistics import Interval, difference_interval, mean_interval
 
-Weights = NDArray[np.float64]
-Scores = NDArray[np.float64]
-
-# Picks of one greedy search at most, and without progress; the best of the ensembles on its way is taken. 255 * PICKS stays below 2**16.
+# Picks of one greedy search at most, and without progress; the best of the ensembles on its way is taken.
 PICKS, PATIENCE = 12, 3
+# The shares of one search add up to this, whatever its number of picks, so that those of all bags can be added.
+WHOLE = math.lcm(*range(1, PICKS + 1))
 # Folds of the nested cross-validation, and the fewest independent cases (groups) for which it says anything.
 FOLDS, LEAST_CASES = 5, 5
+# Members of the plain mean that the choice is compared with: the best ones alone.
+PLAIN = 3
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,174 +51,213 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Weights (candidates,) that sum to 1, and the candidate that is best alone; they are its alone where no mean beat it."""
+    """Shares (candidates,), and the candidates from the best alone to the worst; the best has all where no mean beat it."""
 
-    weights: Weights
-    best: int
+    shares: Shares
+    order: tuple[int, ...]
+
+    @property
+    def best(self) -> int:
+        """The candidate that is best alone."""
+        return self.order[0]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Shares that sum to 1."""
+        return self.shares / self.shares.sum()
 
     @property
     def members(self) -> list[int]:
         """Candidates that take part, the heaviest first."""
-        return [int(index) for index in np.argsort(-self.weights, kind="stable") if self.weights[index] > 0]
+        return [int(index) for index in np.argsort(-self.shares, kind="stable") if self.shares[index] > 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Scores on cases that neither was chosen by: of the choice, of the best single candidate and of the plain mean of the best ones.
+
+    `gain` and `gain_over_mean` are differences of the choice to these.
+    """
+
+    chosen: Interval
+    single: Interval
+    mean: Interval
+    gain: Interval
+    gain_over_mean: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
     """A choice and what speaks for it.
 
-    `gains[i]` is what the mean Dice loses without member i (NaN for others, and for a member that is alone). `nested` is the gain over
-    the best single candidate on cases that neither was chosen by. `disagreement` (candidates, candidates) is the mean over cases.
+    `gains[i]` is what the mean score loses without member i (NaN for others, and for a member that is alone). `disagreement`
+    (candidates, candidates) is the mean over cases.
     """
 
     choice: Choice
     gains: NDArray[np.float64]
-    nested: Interval
+    nested: Nested
     disagreement: NDArray[np.float64]
 
     @property
     def better(self) -> bool:
-        """Whether the nested gain's interval lies above zero."""
-        return self.nested.low > 0
+        """Whether the interval of the nested gain over the best single candidate lies above zero."""
+        return self.nested.gain.low > 0
 
 
 def select(
-    contests: Sequence[Contest], *, costs: Sequence[float], limits: Limits, groups: Sequence[str] | None = None
+    ensembles: Ensembles,
+    *,
+    costs: Sequence[float],
+    limits: Limits,
+    groups: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> Selected:
     """The ensemble for these cases. `costs` are seconds per case; cases of one group (a patient) stay together in the nested folds.
 
-    Raises ModelError when there are too few groups, or no candidate keeps within the budget.
+    `progress` is told (searches done, searches in all). Raises ModelError when there are too few groups, or no candidate keeps within
+    the budget.
     """
-    names = [contest.case for contest in contests] if groups is None else list(groups)
+    names = [contest.case for contest in ensembles.contests] if groups is None else list(groups)
     if len(set(names)) < LEAST_CASES:
         raise ModelError(
             f"{len(set(names))} independent cases are out of fold for all candidates; expected at least {LEAST_CASES}"
         )
-    choice = choose(contests, costs=costs, limits=limits)
+    searched = _Counted(progress=progress, total=limits.bags * (1 + FOLDS))
+    every = np.arange(len(names))
+    choice = choose(ensembles, cases=every, costs=costs, limits=limits, searched=searched)
     return Selected(
         choice=choice,
-        gains=_gains(contests, choice=choice),
-        nested=_nested(contests, groups=names, costs=costs, limits=limits),
-        disagreement=np.mean([contest.disagreement for contest in contests], axis=0),
+        gains=_gains(ensembles, choice=choice),
+        nested=_nested(ensembles, groups=names, costs=costs, limits=limits, searched=searched),
+        disagreement=np.mean([contest.disagreement for contest in ensembles.contests], axis=0),
     )
 
 
-def choose(contests: Sequence[Contest], *, costs: Sequence[float], limits: Limits) -> Choice:
-    """Bagged greedy selection; the best single candidate where that is no worse on these cases. Raises ModelError as `select` does."""
+def choose(
+    ensembles: Ensembles,
+    *,
+    cases: NDArray[np.intp],
+    costs: Sequence[float],
+    limits: Limits,
+    searched: Callable[[], None] = lambda: None,
+) -> Choice:
+    """Bagged greedy selection by some cases (indices); the best single candidate where that is no worse on them.
+
+    `searched` is called after each search. Raises ModelError as `select` does.
+    """
     pool = [index for index, seconds in enumerate(costs) if seconds <= limits.budget_seconds]
     if not pool:
         raise ModelError(
             f"no candidate segments a case within budget_seconds={limits.budget_seconds:g} (the fastest takes "
             f"{min(costs):.3g} s); raise the budget, or name faster candidates"
         )
-    singles = [score(dice_table(contests, weights=one_hot(index, count=len(costs)))) for index in pool]
-    best = pool[int(np.argmax(singles))]
-    weights = _bagged(contests, pool=pool, costs=costs, limits=limits)
-    if score(dice_table(contests, weights=weights)) <= max(singles):
-        weights = one_hot(best, count=len(costs))
-    return Choice(weights=weights, best=best)
+    singles = {index: score(ensembles.table(one_hot(index, count=len(costs)))[cases]) for index in pool}
+    order = tuple(sorted(pool, key=lambda index: -singles[index]))
+    shares = _bagged(ensembles, cases=cases, pool=pool, costs=costs, limits=limits, searched=searched)
+    if score(ensembles.table(shares)[cases]) <= singles[order[0]]:
+        shares = one_hot(order[0], count=len(costs))
+    return Choice(shares=shares, order=order)
 
 
-def dice_table(contests: Sequence[Contest], *, weights: Weights) -> Scores:
-    """Dice (cases, structures) of the weighted mean of the candidates' probabilities."""
-    return np.stack([contest.dice(_weighted(contest, weights=weights), total=weights.sum()) for contest in contests])
+class _Counted:
+    """Tells how many searches are done."""
+
+    def __init__(self, *, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
-def score(table: Scores) -> float:
-    """Mean over structures of their means over cases; a structure that no case has counts for nothing."""
-    scored = ~np.isnan(table)
-    counts = scored.sum(axis=0)
-    return float(np.mean(np.where(scored, table, 0.0).sum(axis=0)[counts > 0] / counts[counts > 0]))
-
-
-def one_hot(index: int, *, count: int) -> Weights:
-    """The weights of a candidate alone."""
-    return np.eye(count)[index]
-
-
-def uniform(indices: Sequence[int], *, count: int) -> Weights:
-    """The weights of a plain mean."""
-    return np.isin(np.arange(count), indices) / len(indices)
-
-
-def _weighted(contest: Contest, *, weights: Weights) -> NDArray[np.float64]:
-    total = np.zeros(contest.values.shape[1:])
-    for index in np.flatnonzero(weights):
-        total += weights[index] * contest.values[index]
-    return total
-
-
-def _bagged(contests: Sequence[Contest], *, pool: Sequence[int], costs: Sequence[float], limits: Limits) -> Weights:
+def _bagged(
+    ensembles: Ensembles,
+    *,
+    cases: NDArray[np.intp],
+    pool: Sequence[int],
+    costs: Sequence[float],
+    limits: Limits,
+    searched: Callable[[], None],
+) -> Shares:
     generator = np.random.default_rng(limits.seed)
     size = len(pool) if limits.bags == 1 else math.ceil(len(pool) / 2)
-    votes = np.zeros(len(costs))
+    votes = np.zeros(len(costs), dtype=np.int64)
     for _ in range(limits.bags):
         bag = sorted(generator.choice(pool, size, replace=False).tolist())
-        votes += _greedy(contests, pool=bag, costs=costs, limits=limits)
-    return _affordable(votes / limits.bags, costs=costs, limits=limits)
+        votes += _greedy(ensembles, cases=cases, pool=bag, costs=costs, limits=limits)
+        searched()
+    return _affordable(votes, costs=costs, limits=limits)
 
 
-def _greedy(contests: Sequence[Contest], *, pool: Sequence[int], costs: Sequence[float], limits: Limits) -> Weights:
-    """The weights of one search. Sums of quantised probabilities are whole numbers, so that they are exact whatever their order."""
-    sums = [np.zeros(contest.values.shape[1:], dtype=np.uint16) for contest in contests]
+def _greedy(
+    ensembles: Ensembles, *, cases: NDArray[np.intp], pool: Sequence[int], costs: Sequence[float], limits: Limits
+) -> Shares:
+    """The shares of one search, which add up to WHOLE."""
+    shares = np.zeros(len(costs), dtype=np.int64)
     picks: list[int] = []
     reached: list[float] = []
     for turn in range(1, PICKS + 1):
-        found = {
-            index: score(
-                np.stack(
-                    [
-                        contest.dice(total + contest.values[index], total=turn)
-                        for contest, total in zip(contests, sums, strict=True)
-                    ]
-                )
-            )
-            for index in pool
-            if _fits({*picks, index}, costs=costs, limits=limits)
-        }
-        pick = max(found, key=lambda index: found[index])
-        picks.append(pick)
-        reached.append(found[pick])
-        for contest, total in zip(contests, sums, strict=True):
-            total += contest.values[pick]
+        allowed = [index for index in pool if _fits({*picks, index}, costs=costs, limits=limits)]
+        tables = ensembles.additions(shares, candidates=allowed)
+        found = [score(table[cases]) for table in tables]
+        place = int(np.argmax(found))
+        picks.append(allowed[place])
+        reached.append(found[place])
+        shares[allowed[place]] += 1
         if turn - int(np.argmax(reached)) > PATIENCE:
             break
     kept = picks[: int(np.argmax(reached)) + 1]
-    return np.bincount(kept, minlength=len(costs)) / len(kept)
+    return np.bincount(kept, minlength=len(costs)) * (WHOLE // len(kept))
 
 
-def _affordable(weights: Weights, *, costs: Sequence[float], limits: Limits) -> Weights:
+def _affordable(votes: Shares, *, costs: Sequence[float], limits: Limits) -> Shares:
     """The heaviest members that keep within the limits together: each bag did, all bags need not."""
     kept: set[int] = set()
-    for index in np.argsort(-weights, kind="stable"):
-        if weights[index] > 0 and _fits({*kept, int(index)}, costs=costs, limits=limits):
+    for index in np.argsort(-votes, kind="stable"):
+        if votes[index] > 0 and _fits({*kept, int(index)}, costs=costs, limits=limits):
             kept.add(int(index))
-    chosen = np.where(np.isin(np.arange(len(weights)), list(kept)), weights, 0.0)
-    return chosen / chosen.sum()
+    return np.where(np.isin(np.arange(len(votes)), list(kept)), votes, 0)
 
 
 def _fits(members: set[int], *, costs: Sequence[float], limits: Limits) -> bool:
     return len(members) <= limits.most and sum(costs[index] for index in sorted(members)) <= limits.budget_seconds
 
 
-def _gains(contests: Sequence[Contest], *, choice: Choice) -> NDArray[np.float64]:
-    gains = np.full(len(choice.weights), np.nan)
-    whole = score(dice_table(contests, weights=choice.weights))
+def _gains(ensembles: Ensembles, *, choice: Choice) -> NDArray[np.float64]:
+    gains = np.full(len(choice.shares), np.nan)
+    whole = score(ensembles.table(choice.shares))
     for index in choice.members:
-        rest = np.where(np.arange(len(gains)) == index, 0.0, choice.weights)
+        rest = np.where(np.arange(len(gains)) == index, 0, choice.shares)
         if rest.any():
-            gains[index] = whole - score(dice_table(contests, weights=rest))
+            gains[index] = whole - score(ensembles.table(rest))
     return gains
 
 
-def _nested(contests: Sequence[Contest], *, groups: Sequence[str], costs: Sequence[float], limits: Limits) -> Interval:
-    """Gain of the chosen ensemble over the best single candidate, each case by what was chosen without its group."""
+def _nested(
+    ensembles: Ensembles,
+    *,
+    groups: Sequence[str],
+    costs: Sequence[float],
+    limits: Limits,
+    searched: Callable[[], None],
+) -> Nested:
+    """Each case by what was chosen without its group."""
     order = np.random.default_rng(limits.seed).permutation(sorted(set(groups)))
     fold_of = {str(group): place % FOLDS for place, group in enumerate(order)}
-    ours, single = [], []
+    folds = np.array([fold_of[group] for group in groups])
+    chosen, single, mean = (np.full_like(ensembles.table(one_hot(0, count=len(costs))), np.nan) for _ in range(3))
     for fold in range(FOLDS):
-        inside = [contest for contest, group in zip(contests, groups, strict=True) if fold_of[group] != fold]
-        outside = [contest for contest, group in zip(contests, groups, strict=True) if fold_of[group] == fold]
-        choice = choose(inside, costs=costs, limits=limits)
-        ours.append(dice_table(outside, weights=choice.weights))
-        single.append(dice_table(outside, weights=one_hot(choice.best, count=len(costs))))
-    return difference_interval(np.concatenate(ours), second=np.concatenate(single))
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        choice = choose(ensembles, cases=inside, costs=costs, limits=limits, searched=searched)
+        chosen[outside] = ensembles.table(choice.shares)[outside]
+        single[outside] = ensembles.table(one_hot(choice.best, count=len(costs)))[outside]
+        mean[outside] = ensembles.table(uniform(choice.order[:PLAIN], count=len(costs)))[outside]
+    return Nested(
+        chosen=mean_interval(chosen),
+        single=mean_interval(single),
+        mean=mean_interval(mean),
+        gain=difference_interval(chosen, second=single),
+        gain_over_mean=difference_interval(chosen, second=mean),
+    )

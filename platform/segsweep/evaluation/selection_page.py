@@ -15,12 +15,12 @@ def render(record: Mapping[str, Any]) -> str:
         f"<h1>{html.escape(title)}</h1><p{kind}>{html.escape(record['verdict'])}.</p>"
         "<h2>Alone and together</h2>"
         + _table(
-            ["models", "rule", "Dice", "difference to the best single", "seconds a case"],
+            ["models", "rule", record["measure"], "difference to the best single", "seconds a case"],
             rows=(
                 [
                     row["name"],
                     row["kind"],
-                    interval(row["dice"]),
+                    interval(row["score"]),
                     interval(row["difference"], sign="+"),
                     seconds(row["seconds"]),
                 ]
@@ -28,11 +28,13 @@ def render(record: Mapping[str, Any]) -> str:
             ),
         )
         + f"<p class='muted'>{html.escape(record['metric'])}, with 95 % bootstrap intervals over {len(record['cases'])} cases "
-        "that no candidate was trained on. The greedy row was chosen by these cases: the gain above is measured without. "
+        "that no candidate was trained on. The greedy row was chosen by these cases, which flatters it. "
         f"Probabilities are kept within {record['precision']:.4f}, in {record['cached_bytes'] / 1e6:.3g} MB.</p>"
-        "<h2>Members</h2>"
+        "<h2>On cases that the choice did not see</h2>"
+        + _nested(record)
+        + "<h2>Members</h2>"
         + _table(
-            ["model", "address", "weight", "Dice lost without it", "seconds a case"],
+            ["model", "address", "weight", f"{record['measure']} lost without it", "seconds a case"],
             rows=(
                 [one["letter"], one["uri"], f"{one['weight']:.3f}", number(one["gain"]), seconds(one["seconds"])]
                 for one in record["members"]
@@ -64,6 +66,18 @@ def number(value: float | None, *, sign: str = "") -> str:
 def seconds(value: float) -> str:
     """Three significant digits."""
     return f"{value:.3g}"
+
+
+def _nested(record: Mapping[str, Any]) -> str:
+    nested = record["nested"]
+    rows = (
+        ("greedy", nested["chosen"], None),
+        ("best single", nested["single"], nested["gain"]),
+        ("mean of the best singles", nested["mean"], nested["gain_over_mean"]),
+    )
+    cells = ([name, interval(score), interval(gain, sign="+") if gain else ""] for name, score, gain in rows)
+    note = "<p class='muted'>Cross-validated: in each fold, members, weights and best singles are chosen by the other folds.</p>"
+    return _table(["models", record["measure"], "greedy gains over it"], rows=cells) + note
 
 
 def _disagreement(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ validation, a case's annotated structures alone are looked for; what a model cle
 """
 
 import functools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,19 +18,23 @@ from segsweep.data.joint import JointStore
 from segsweep.data.resampling import resample_label
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
-from segsweep.evaluation.contested import Access, Contest, Decision, Reference, contest
+from segsweep.evaluation.contest import Contest
+from segsweep.evaluation.contested import Access, Reference, contest
+from segsweep.evaluation.decision import Decision
+from segsweep.evaluation.measure import Measure
+from segsweep.inference.export import CERTAIN
 from segsweep.inference.prediction import load_member
 from segsweep.inference.probabilities import CaseProbabilities, Entry, cached
-from segsweep.learning.checkpoint import RUN
 from segsweep.learning.task import Task, task_from_json
 from segsweep.models.catalogue import Registered, versions
-from segsweep.models.ensemble import demand_alike, distinct
+from segsweep.models.ensemble import demand_alike, distinct, run_document
 from segsweep.models.outoffold import out_of_fold
 from segsweep.models.registry import fetch
 from segsweep.models.tracking import DATA_TAG
 from segsweep.workspace import Workspace
 
-Progress = Callable[[int, int], None]
+# Told (what, pieces done, pieces in all).
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ def compare(
     store: Store,
     cases: Sequence[str],
     workspace: Workspace,
+    measure: Measure,
     scratch: Path,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -86,19 +90,17 @@ def compare(
         for done, case_id in enumerate(cases, start=number * len(cases) + 1):
             kept[-1][case_id] = cached(place, case_id=case_id, member=member)
             if progress is not None:
-                progress(done, len(cases) * len(candidates))
+                progress("probabilities", done, len(cases) * len(candidates))
     num_bytes = sum(entry.num_bytes for entries in kept for entry in entries.values())
     seconds = [statistics.median(entry.seconds for entry in entries.values()) for entries in kept]
-    contests = [
-        _contest(
-            case_id,
-            candidates=candidates,
-            kept=[entries.pop(case_id) for entries in kept],
-            store=store,
-            scratch=scratch,
+    contests = []
+    for done, case_id in enumerate(cases, start=1):
+        entries = [entries.pop(case_id) for entries in kept]
+        contests.append(
+            _contest(case_id, candidates=candidates, kept=entries, store=store, measure=measure, scratch=scratch)
         )
-        for case_id in cases
-    ]
+        if progress is not None:
+            progress("cases compared", done, len(cases))
     return Comparison(candidates=candidates, contests=contests, seconds=seconds, num_bytes=num_bytes)
 
 
@@ -110,11 +112,7 @@ def _candidate(found: Registered, *, store: Store, workspace: Workspace) -> Cand
             "expected candidates that were: train it again, or use rule=mean"
         )
     folder = fetch(found.uri, workspace=workspace)
-    if not (folder / RUN).is_file():
-        raise ModelError(
-            f"{found.uri} cannot be a candidate: it holds no {RUN}; expected a single model, not an ensemble"
-        )
-    document = json.loads((folder / RUN).read_text())
+    document = run_document(folder, uri=found.uri)
     cases = out_of_fold(store, fold=document["run"]["fold"])
     return Candidate(
         uri=found.uri, digest=found.digest, folder=folder, task=task_from_json(document["task"]), cases=cases
@@ -122,7 +120,13 @@ def _candidate(found: Registered, *, store: Store, workspace: Workspace) -> Cand
 
 
 def _contest(
-    case_id: str, *, candidates: Sequence[Candidate], kept: Sequence[CaseProbabilities], store: Store, scratch: Path
+    case_id: str,
+    *,
+    candidates: Sequence[Candidate],
+    kept: Sequence[CaseProbabilities],
+    store: Store,
+    measure: Measure,
+    scratch: Path,
 ) -> Contest:
     first = candidates[0].task
     names = first.table.labels.structures
@@ -147,11 +151,14 @@ def _contest(
     membership = np.concatenate([np.stack(columns, axis=1), np.zeros((1, len(names)), dtype=bool)])
     reference = Reference(
         label=_label(store, case_id=case_id, spacing=first.spacing),
+        spacing=store.grid(case_id).geometry.resampled(first.spacing).spacing,
         membership=membership,
         ignored=store.table.ignored,
         annotated=annotated,
     )
-    return contest(case_id, candidates=accesses, decision=decision, reference=reference, scratch=scratch)
+    return contest(
+        case_id, candidates=accesses, decision=decision, reference=reference, measure=measure, scratch=scratch
+    )
 
 
 def _label(store: Store, *, case_id: str, spacing: Spacing) -> NDArray:
@@ -165,7 +172,8 @@ def _label(store: Store, *, case_id: str, spacing: Spacing) -> NDArray:
 def _by_structure(part: slice, /, *, entry: CaseProbabilities, task: Task, names: Sequence[str]) -> NDArray[np.uint8]:
     """Probabilities of structures, in the order of `names`: a softmax head's atoms that hold a structure, summed."""
     values, own = entry.slices(part), task.table.labels.structures
-    if task.head == "softmax":
-        sums = np.tensordot(task.table.membership.T.astype(np.uint16), values.astype(np.uint16), axes=1)
-        values = np.minimum(sums, np.iinfo(np.uint8).max).astype(np.uint8)
-    return values[[own.index(name) for name in names]]
+    order = [own.index(name) for name in names]
+    if task.head != "softmax":
+        return values[order]
+    atoms = [np.flatnonzero(task.table.membership[:, structure]) for structure in order]
+    return np.stack([np.minimum(values[one].sum(axis=0, dtype=np.uint16), CERTAIN).astype(np.uint8) for one in atoms])

@@ -9,11 +9,11 @@ from typing import Any
 from segsweep.data.joint import open_stores
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, StoreError
-from segsweep.learning.checkpoint import MANIFEST, RUN
+from segsweep.learning.checkpoint import RUN
 from segsweep.learning.task import task_from_json
 from segsweep.learning.transfer import unpinned
 from segsweep.models.catalogue import Registered, resolve, versions
-from segsweep.models.ensemble import ensemble_from_json
+from segsweep.models.ensemble import ensemble_from_json, member_folder, run_document
 from segsweep.models.outoffold import out_of_fold
 from segsweep.models.registry import ENSEMBLE, fetch
 from segsweep.models.tracking import DATA_TAG, PARENT_TAG, TRIAL_TAG, answered, connect
@@ -68,12 +68,7 @@ def contender(version: Registered, *, workspace: Workspace) -> Contender:
     trainings = []
     for member in ensemble_from_json(json.loads((folder / ENSEMBLE).read_text())).members:
         found = resolve(member.uri, workspace=workspace)
-        if found.digest != member.digest:
-            raise ModelError(
-                f"member {member.uri} of {version.uri} has digest {found.digest[:12]}, expected {member.digest[:12]}: it is not "
-                "the model that the ensemble was built from; build the ensemble again"
-            )
-        trainings.append(_training(found, folder=fetch(member.uri, workspace=workspace), workspace=workspace))
+        trainings.append(_training(found, folder=member_folder(member, workspace=workspace), workspace=workspace))
     return Contender(version=version, trainings=tuple(trainings))
 
 
@@ -160,12 +155,8 @@ def choices(model: Contender, *, store: Store, cases: frozenset[str], workspace:
 
 
 def _training(version: Registered, *, folder: Path, workspace: Workspace) -> Training:
-    if not (folder / RUN).is_file():
-        raise ModelError(
-            f"{version.uri}: holds no {RUN} beside its {MANIFEST}; expected a trained model or an ensemble"
-        )
     tags = {item.version: item.tags for item in versions(version.name, workspace=workspace)}[version.version]
-    document = json.loads((folder / RUN).read_text())
+    document = run_document(folder, uri=version.uri)
     return Training(uri=version.uri, document=document, data=tags.get(DATA_TAG, ""), version=version)
 
 

@@ -165,7 +165,7 @@ def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
     if not (folder / ENSEMBLE).is_file():
         return Predictor(members=(load_member(folder),))
     ensemble = ensemble_from_json(json.loads((folder / ENSEMBLE).read_text()))
-    folders = [_member_folder(member, workspace=workspace) for member in ensemble.members]
+    folders = [member_folder(member, workspace=workspace) for member in ensemble.members]
     pairs = zip(folders, ensemble.members, strict=True)
     return Predictor(members=tuple(load_member(folder, weight=member.weight) for folder, member in pairs))
 
@@ -181,7 +181,26 @@ def distinct(members: Sequence[str], *, workspace: Workspace) -> list[Registered
 
 def load_task(uri: str, *, workspace: Workspace) -> Task:
     """What a single model was built for. Raises ModelError for an ensemble."""
-    return task_from_json(_document(uri, workspace=workspace)["task"])
+    return task_from_json(run_document(fetch(uri, workspace=workspace), uri=uri)["task"])
+
+
+def run_document(folder: Path, *, uri: str) -> Mapping[str, Any]:
+    """What a single model's folder says of its training (run, task, params). Raises ModelError for an ensemble's."""
+    if not (folder / RUN).is_file():
+        raise ModelError(f"{uri} holds no {RUN}; expected a single trained model, not an ensemble")
+    return json.loads((folder / RUN).read_text())
+
+
+def member_folder(member: EnsembleMember, *, workspace: Workspace) -> Path:
+    """The folder of an ensemble's member, every file checked. Raises ModelError when it is not the one that was chosen."""
+    folder = fetch(member.uri, workspace=workspace)
+    found = storage.sha256(folder / MANIFEST)
+    if found != member.digest:
+        raise ModelError(
+            f"member {member.uri} has digest {found[:12]}, expected {member.digest[:12]}: it is not the model that the "
+            "ensemble was built from; build the ensemble again"
+        )
+    return folder
 
 
 def demand_alike(tasks: Mapping[str, Task]) -> None:
@@ -200,27 +219,9 @@ def demand_alike(tasks: Mapping[str, Task]) -> None:
                 )
 
 
-def _member_folder(member: EnsembleMember, *, workspace: Workspace) -> Path:
-    folder = fetch(member.uri, workspace=workspace)
-    found = storage.sha256(folder / MANIFEST)
-    if found != member.digest:
-        raise ModelError(
-            f"member {member.uri} has digest {found[:12]}, expected {member.digest[:12]}: it is not the model that the "
-            "ensemble was built from; build the ensemble again"
-        )
-    return folder
-
-
 def _training(uri: str, *, workspace: Workspace) -> Run:
     """The run of a model, without where its store lay."""
-    return replace(Run(**_document(uri, workspace=workspace)["run"]), store="")
-
-
-def _document(uri: str, *, workspace: Workspace) -> Mapping[str, Any]:
-    folder = fetch(uri, workspace=workspace)
-    if not (folder / RUN).is_file():
-        raise ModelError(f"{uri} cannot be a member: it holds no {RUN}; expected a single model, not an ensemble")
-    return json.loads((folder / RUN).read_text())
+    return replace(Run(**run_document(fetch(uri, workspace=workspace), uri=uri)["run"]), store="")
 
 
 def _structures(task: Task) -> tuple[str, ...]:

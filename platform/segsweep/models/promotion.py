@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segsweep.data import storage
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, SegsweepError
+from segsweep.evaluation.measure import Measure
 from segsweep.evaluation.promotion import Verdict, compare, least_cases
 from segsweep.evaluation.promotion_report import PromotionReport, render
 from segsweep.evaluation.summary import finite
@@ -31,7 +32,7 @@ CHAMPION, CANDIDATE = "champion", "candidate"
 # Tags of a version that was a candidate: the outcome, the version that it was compared with, why, and the numbers as JSON.
 PROMOTED_TAG, AGAINST_TAG = "segsweep.promoted", "segsweep.promotion.against"
 REASON_TAG, NUMBERS_TAG = "segsweep.promotion.reason", "segsweep.promotion.numbers"
-METRIC = "Dice"
+MEAN_DICE = Measure()
 ENSEMBLE_NOTICE = "The candidate is an ensemble: p is corrected for the trials of its members' sweeps, not for how they were combined."
 # More structures than this are counted in a sentence instead of named.
 MOST_NAMES = 8
@@ -70,6 +71,7 @@ class _Compared:
     cases: tuple[str, ...]
     tables: Mapping[str, NDArray[np.float64]]
     verdict: Verdict
+    measure: Measure
     notices: tuple[str, ...]
 
 
@@ -79,14 +81,16 @@ def promote(
     workspace: Workspace,
     store: str = "",
     level: float = 0.95,
+    measure: Measure = MEAN_DICE,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Promotion:
     """Give the alias `champion` to a candidate if it is better than the present champion with confidence `level`, or `force`.
 
     `model` is an address, or a name that stands for `models:/NAME@candidate`; `store` is where its data lies now (where it was trained
-    from, if empty). The first candidate of a name becomes its champion. Raises ModelError or StoreError when the candidate is damaged,
-    and, unless forced, when the two cannot be compared. `progress` is told (model, scans done, scans to segment).
+    from, if empty); `measure` says what is compared. The first candidate of a name becomes its champion. Raises ModelError or
+    StoreError when the candidate is damaged, and, unless forced, when the two cannot be compared. `progress` is told (model, scans
+    done, scans to segment).
     """
     least_cases(level, choices=1)  # refuses a level that is none before any scan is segmented
     candidate = resolve(model if model.startswith("models:") else f"models:/{model}@{CANDIDATE}", workspace=workspace)
@@ -99,7 +103,15 @@ def promote(
     if champion == candidate:
         return Promotion(outcome="already champion", reason="nothing to decide", candidate=candidate, champion=champion)
     try:
-        compared = _compare(found, champion=champion, workspace=workspace, store=store, level=level, progress=progress)
+        compared = _compare(
+            found,
+            champion=champion,
+            workspace=workspace,
+            store=store,
+            level=level,
+            measure=measure,
+            progress=progress,
+        )
     except SegsweepError as error:
         if not force:
             raise
@@ -107,7 +119,7 @@ def promote(
         reason = f"not compared: {error}"
         return _concluded("forced", reason=reason, candidate=candidate, champion=champion, workspace=workspace)
     outcome: Outcome = "promoted" if compared.verdict.better else "forced" if force else "not promoted"
-    reason = compared.verdict.reason(METRIC) + _structures(compared.verdict)
+    reason = compared.verdict.reason(str(measure)) + _structures(compared.verdict)
     return _concluded(
         outcome, reason=reason, candidate=candidate, champion=champion, workspace=workspace, compared=compared
     )
@@ -127,6 +139,7 @@ def _compare(
     workspace: Workspace,
     store: str,
     level: float,
+    measure: Measure,
     progress: Progress | None,
 ) -> _Compared:
     other = contender(champion, workspace=workspace)
@@ -142,7 +155,7 @@ def _compare(
     tables = {}
     for version in (champion, candidate.version):
         told = None if progress is None else _pieces(progress, label=version.uri)
-        scores = scan_scores(version, store=opened, case_ids=cases, workspace=workspace, progress=told)
+        scores = scan_scores(version, store=opened, case_ids=cases, workspace=workspace, measure=measure, progress=told)
         tables[version.uri] = _table(scores, structures=_annotated(opened, cases=cases))
     number = choices(candidate, store=opened, cases=frozenset(cases), workspace=workspace)
     verdict = compare(
@@ -158,6 +171,7 @@ def _compare(
         cases=cases,
         tables=tables,
         verdict=verdict,
+        measure=measure,
         notices=(*notices, *dict.fromkeys((*own.unknowns, *others.unknowns))),
     )
 
@@ -197,7 +211,7 @@ def _concluded(
         PROMOTED_TAG: outcome,
         AGAINST_TAG: champion.uri if champion else "",
         REASON_TAG: reason,
-        NUMBERS_TAG: json.dumps(_numbers(compared.verdict)) if compared else "",
+        NUMBERS_TAG: json.dumps(_numbers(compared)) if compared else "",
     }
     for key, value in tags.items():
         client.set_model_version_tag(candidate.name, version, key, value)
@@ -211,7 +225,7 @@ def _report(decision: Promotion, *, compared: _Compared) -> PromotionReport:
         title=f"{decision.candidate.uri} against {decision.champion.uri if decision.champion else ''}",
         decision=f"{decision.outcome}: {decision.reason}",
         dataset=compared.store.dataset,
-        metric=METRIC,
+        metric=str(compared.measure),
         cases=compared.cases,
         scores=compared.tables,
         verdict=compared.verdict,
@@ -223,11 +237,12 @@ def _page_of(champion: Registered, *, candidate: Registered, workspace: Workspac
     return workspace.reports / f"promotion-{candidate.name}-v{champion.version}-v{candidate.version}.html"
 
 
-def _numbers(verdict: Verdict) -> Mapping[str, object]:
+def _numbers(compared: _Compared) -> Mapping[str, object]:
+    verdict = compared.verdict
     interval = verdict.overall.interval
     return finite(
         {
-            "metric": METRIC,
+            "metric": str(compared.measure),
             "difference": interval.mean,
             "low": interval.low,
             "high": interval.high,

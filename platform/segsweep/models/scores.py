@@ -12,6 +12,7 @@ from segsweep.data import storage
 from segsweep.data.manifest import seal, unseal
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
+from segsweep.evaluation.measure import DICE, NSD, Measure
 from segsweep.evaluation.whole_scans import Scores, score_case
 from segsweep.models.catalogue import Registered
 from segsweep.models.ensemble import load_predictor
@@ -24,21 +25,27 @@ def scan_scores(
     store: Store,
     case_ids: Sequence[str],
     workspace: Workspace,
+    measure: Measure,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Dice of a model on cases of a store; those that are not kept yet are segmented, and kept one by one.
+    """Dice or NSD of a model on cases of a store; those that are not kept yet are segmented, and kept one by one.
 
     Raises ModelError when the model is damaged. `progress` is told (scans done, scans to segment).
     """
     path = file_of(model, store=store, workspace=workspace)
-    known = _read(path, model=model, store=store)
+    kept = _read(path, model=model, store=store)
+    known = kept.setdefault(measure.key, {})
+    nsd_tolerance = measure.nsd_tolerance if measure.metric == NSD else 0.0
     missing = [case_id for case_id in case_ids if case_id not in known]
     if missing:
         predictor = load_predictor(model.uri, workspace=workspace)
         path.parent.mkdir(parents=True, exist_ok=True)
         for done, case_id in enumerate(missing, start=1):
-            known[case_id] = score_case(predictor, store=store, case_id=case_id).dice
-            storage.write_bytes(path, seal({"model": model.digest, "data": store.digest, "dice": known}))
+            found = score_case(predictor, store=store, case_id=case_id, nsd_tolerance=nsd_tolerance)
+            kept.setdefault(DICE, {})[case_id] = found.dice
+            if found.nsd:
+                known[case_id] = found.nsd
+            storage.write_bytes(path, seal({"model": model.digest, "data": store.digest, **kept}))
             if progress is not None:
                 progress(done, len(missing))
     return {case_id: known[case_id] for case_id in case_ids}
@@ -50,10 +57,12 @@ def file_of(model: Registered, *, store: Store, workspace: Workspace) -> Path:
     return workspace.scores / f"{name[:32]}.json"
 
 
-def _read(path: Path, *, model: Registered, store: Store) -> Scores:
-    """What is kept of exactly this model on exactly this store."""
+def _read(path: Path, *, model: Registered, store: Store) -> dict[str, Scores]:
+    """What is kept of exactly this model on exactly this store, by the measure's key."""
     try:
         body = unseal(path.read_bytes(), name=path.name).body
     except (FileNotFoundError, StoreError):
         return {}
-    return dict(body["dice"]) if (body.get("model"), body.get("data")) == (model.digest, store.digest) else {}
+    if (body.get("model"), body.get("data")) != (model.digest, store.digest):
+        return {}
+    return {key: dict(scores) for key, scores in body.items() if key not in ("model", "data")}

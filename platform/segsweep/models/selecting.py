@@ -1,6 +1,7 @@
 """An ensemble chosen by what its members say of cases that none of them was trained on, registered with the record of the choice."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import tempfile
@@ -12,17 +13,9 @@ from typing import Any
 import numpy as np
 
 from segsweep.data.store import Store
-from segsweep.evaluation.selection import (
-    LEAST_CASES,
-    Limits,
-    Selected,
-    Weights,
-    dice_table,
-    one_hot,
-    score,
-    select,
-    uniform,
-)
+from segsweep.evaluation.ensembles import Ensembles, Shares, one_hot, score, uniform
+from segsweep.evaluation.measure import Measure
+from segsweep.evaluation.selection import LEAST_CASES, PLAIN, Limits, Selected, select
 from segsweep.evaluation.selection_page import render
 from segsweep.evaluation.statistics import difference_interval, mean_interval
 from segsweep.evaluation.summary import finite
@@ -34,8 +27,6 @@ from segsweep.models.ensemble import build
 from segsweep.models.tracking import Tracker
 
 RECORD, PAGE = "selection.json", "selection.html"
-# Members of the plain mean that is built where there are too few cases to choose by, and singles whose plain means are shown.
-PLAIN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +39,20 @@ class Built:
 
 
 def build_greedy(
-    uris: Sequence[str], *, store: Store, name: str, tracker: Tracker, limits: Limits, progress: Progress | None = None
+    uris: Sequence[str],
+    *,
+    store: Store,
+    name: str,
+    tracker: Tracker,
+    limits: Limits,
+    measure: Measure,
+    progress: Progress | None = None,
 ) -> Built:
     """Choose among candidates, best first, and register what was chosen; the plain mean of the first ones where cases are too few.
 
-    `progress` is told (cases done, all) while probabilities are computed or verified. Raises ModelError when candidates were not
-    trained on this version of the store, do not segment the same thing, or none keeps within the budget.
+    `progress` is told (what, pieces done, all) of probabilities that are computed or verified, cases compared, and searches. Raises
+    ModelError when candidates were not trained on this version of the store, do not segment the same thing, or none keeps within the
+    budget.
     """
     candidates = find_candidates(uris, store=store, workspace=tracker.workspace)
     cases = sorted(set.intersection(*(set(candidate.cases) for candidate in candidates)))
@@ -69,10 +68,23 @@ def build_greedy(
     tracker.workspace.probabilities.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tracker.workspace.probabilities, prefix=".selection-") as scratch:
         compared = compare(
-            candidates, store=store, cases=cases, workspace=tracker.workspace, scratch=Path(scratch), progress=progress
+            candidates,
+            store=store,
+            cases=cases,
+            workspace=tracker.workspace,
+            measure=measure,
+            scratch=Path(scratch),
+            progress=progress,
         )
-        found = select(compared.contests, costs=compared.seconds, limits=limits, groups=groups)
-        record = describe(compared, found=found, limits=limits, store=store)
+        ensembles = Ensembles(compared.contests)
+        found = select(
+            ensembles,
+            costs=compared.seconds,
+            limits=limits,
+            groups=groups,
+            progress=None if progress is None else functools.partial(progress, "searches"),
+        )
+        record = describe(compared, ensembles=ensembles, found=found, limits=limits, measure=measure, store=store)
     members = found.choice.members
     registered = build(
         [candidates[index].uri for index in members],
@@ -89,16 +101,19 @@ def build_greedy(
     return Built(registered=registered, verdict=record["verdict"], record=record)
 
 
-def describe(compared: Comparison, *, found: Selected, limits: Limits, store: Store) -> dict[str, Any]:
+def describe(
+    compared: Comparison, *, ensembles: Ensembles, found: Selected, limits: Limits, measure: Measure, store: Store
+) -> dict[str, Any]:
     """The record of a choice as a JSON-able dictionary: all rows of its table, its members, the nested gain and the verdict."""
     candidates, choice = compared.candidates, found.choice
     letters = _letters(len(candidates))
-    rows = _rows(compared, found=found, letters=letters)
+    rows = _rows(compared, ensembles=ensembles, found=found, letters=letters)
     return finite(
         {
             "dataset": store.dataset,
             "store": store.digest,
-            "metric": "Dice at the candidates' common spacing, mean over cases, then over structures",
+            "measure": measure.name,
+            "metric": f"{measure} at the candidates' common spacing, mean over cases, then over structures",
             "precision": 0.5 / CERTAIN,
             "cached_bytes": compared.num_bytes,
             "spacing_mm": list(candidates[0].task.spacing),
@@ -122,9 +137,9 @@ def describe(compared: Comparison, *, found: Selected, limits: Limits, store: St
             ],
             "disagreement": found.disagreement.round(6).tolist(),
             "best_single": letters[choice.best],
-            "nested_gain": dataclasses.asdict(found.nested),
+            "nested": dataclasses.asdict(found.nested),
             "better": found.better,
-            "verdict": _verdict(found, best=candidates[choice.best].uri, cases=len(compared.contests)),
+            "verdict": _verdict(found, best=candidates[choice.best].uri, cases=len(compared.contests), measure=measure),
         }
     )
 
@@ -139,49 +154,49 @@ def _letters(count: int) -> list[str]:
     return list(itertools.islice(words, count))
 
 
-def _rows(compared: Comparison, *, found: Selected, letters: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(
+    compared: Comparison, *, ensembles: Ensembles, found: Selected, letters: Sequence[str]
+) -> list[dict[str, Any]]:
     """The table of the papers: every model alone, plain means of the best ones, and what was chosen."""
     count = len(letters)
     singles = [one_hot(index, count=count) for index in range(count)]
-    scores = [score(dice_table(compared.contests, weights=weights)) for weights in singles]
+    scores = [score(ensembles.table(shares)) for shares in singles]
     top = sorted(np.argsort([-value for value in scores], kind="stable")[:PLAIN].tolist())
     means = [list(group) for size in (2, 3) for group in itertools.combinations(top, size)]
-    single = dice_table(compared.contests, weights=singles[found.choice.best])
+    single = ensembles.table(singles[found.choice.best])
 
-    def row(kind: str, weights: Weights) -> dict[str, Any]:
-        table = dice_table(compared.contests, weights=weights)
-        members = [index for index in range(count) if weights[index] > 0]
+    def row(kind: str, shares: Shares) -> dict[str, Any]:
+        table = ensembles.table(shares)
+        members = [index for index in range(count) if shares[index] > 0]
         return {
             "kind": kind,
             "name": "+".join(letters[index] for index in members),
             "seconds": sum(compared.seconds[index] for index in members),
-            "dice": dataclasses.asdict(mean_interval(table)),
+            "score": dataclasses.asdict(mean_interval(table)),
             "difference": dataclasses.asdict(difference_interval(table, second=single)),
         }
 
     return [
-        *(row("single", weights) for weights in singles),
+        *(row("single", shares) for shares in singles),
         *(row("mean", uniform(group, count=count)) for group in means),
-        row("greedy", found.choice.weights),
+        row("greedy", found.choice.shares),
     ]
 
 
-def _verdict(found: Selected, *, best: str, cases: int) -> str:
+def _verdict(found: Selected, *, best: str, cases: int, measure: Measure) -> str:
     if found.choice.members == [found.choice.best]:
         return f"no weighted mean beats {best} on the {cases} cases of the choice, so the ensemble is that model alone"
-    gain = found.nested
-    measured = (
-        f"on cases that the choice did not see it gains {gain.mean:+.4f} Dice ({gain.low:+.4f} to {gain.high:+.4f})"
-    )
+    gain = found.nested.gain
+    measured = f"on cases that the choice did not see it gains {gain.mean:+.4f} {measure.name} ({gain.low:+.4f} to {gain.high:+.4f})"
     if found.better:
         return f"the ensemble beats {best}: {measured}"
     return f"no ensemble beats {best} with confidence: {measured}"
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, Any]:
-    gain, chosen = record["nested_gain"], record["rows"][-1]
+    gain, chosen = record["nested"]["gain"], record["rows"][-1]
     return {
-        "selection/dice": chosen["dice"]["mean"],
+        f"selection/{record['measure'].lower()}": chosen["score"]["mean"],
         "selection/seconds": chosen["seconds"],
         "nested/gain": gain["mean"],
         "nested/gain_low": gain["low"],
