@@ -255,7 +255,9 @@ def _in_mlflow(toy: Toy) -> list[str]:
 def _in_folders(toy: Toy) -> list[str]:
     """What a killed driver or worker left there belongs to no folder of a trial that ended."""
     expected, files = {f"trial-{number:04d}" for number in range(toy.trials)}, {"model", RESULT, LOGGED}
-    folders = {folder.name: {path.name for path in folder.iterdir()} for folder in toy.sweep.iterdir()}
+    folders = {
+        folder.name: {path.name for path in folder.iterdir()} for folder in toy.sweep.iterdir() if folder.is_dir()
+    }
     faults = [] if set(folders) == expected else [f"the sweep's folder has {sorted(folders)}"]
     left = [
         path.relative_to(toy.sweep)

@@ -1,5 +1,6 @@
 """A sweep that is interrupted at the terminal, killed at one moment of every phase, and gone on with: nothing twice, nothing lost."""
 
+import dataclasses
 import importlib
 import os
 import signal
@@ -17,7 +18,8 @@ from optuna.trial import TrialState
 
 import segsweep.search_spaces
 import segsweep.trainables
-from segsweep.errors import RecipeError
+from segsweep.data.lock import held
+from segsweep.errors import RecipeError, ResourceError
 from segsweep.models.catalogue import models
 from segsweep.models.tracking import PARENT_TAG, TRIAL_TAG, connect
 from segsweep.sweeps.tuning import tune
@@ -121,12 +123,18 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_where_it_was(
     def silent(*words: object) -> None:
         raise AssertionError(f"a finished sweep started something: {words}")
 
-    def again(**params: Any) -> Any:
+    def again(trials: int = 2, **params: Any) -> Any:
+        options = dataclasses.replace(toy.options, trials=trials)
         return tune(
-            "tiny", store=str(phantom_store), workspace=workspace, options=toy.options, params=params, report=silent
+            "tiny", store=str(phantom_store), workspace=workspace, options=options, params=params, report=silent
         )
 
     assert [version.uri for version in again().registered] == [version.uri for version in versions]
     assert [trial.dice for trial in again().trials] == best
+    with (
+        held(toy.sweep, otherwise=None),
+        pytest.raises(ResourceError, match="sweep 'toy' runs in another process, which"),
+    ):
+        again(trials=3)
     with pytest.raises(RecipeError, match=r"begun with other settings .*params was"):
         again(weight_decay=0.0)

@@ -19,7 +19,7 @@ from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
 from segsweep.sweeps import preparing, training
-from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
+from segsweep.sweeps.cluster import OURS, Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.record import epochs_of
 from segsweep.sweeps.shortage import noted
@@ -220,6 +220,19 @@ def test_a_worker_that_runs_out_of_memory_is_not_started_again(run: Run, tmp_pat
         )
     assert noted(folder) == {"patch_size": [1 << 16] * 3, "batch_size": 2}
     assert len(told.read()) == 1, "it was started again"
+
+
+def test_ray_trains_own_cleaner_is_left_out_on_a_cluster_of_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(trainable="unet", store="nowhere")
+    trainer = training._trainer(run, folder=tmp_path, resources=Resources(cpus=1), callbacks=[])
+    for ours in (False, True):
+        monkeypatch.delenv(OURS, raising=False)
+        if ours:
+            monkeypatch.setenv(OURS, "1")
+        kinds = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+        assert (training.CLEANER in kinds) is not ours
 
 
 class Failing:

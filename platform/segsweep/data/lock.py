@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segsweep.data.storage import is_remote
-from segsweep.errors import StoreError
+from segsweep.errors import SegsweepError, StoreError
 
 LOCK = ".lock"
 
@@ -22,11 +22,24 @@ def locked(store: str | Path, *, waiting: bool = False) -> Iterator[None]:
     if is_remote(store):
         yield
         return
-    with Path(store, LOCK).open("w") as stream:
+    busy = StoreError(
+        f"{store}: another conversion is writing into this store; wait until it ends, or choose another --store"
+    )
+    with held(Path(store), otherwise=None if waiting else busy):
+        yield
+
+
+@contextmanager
+def held(folder: Path, *, otherwise: SegsweepError | None) -> Iterator[None]:
+    """Hold a folder of this machine, or of a shared disk, for this process alone; the system lets go of it when the process ends.
+
+    Where another process holds it, `otherwise` is raised; None waits.
+    """
+    with Path(folder, LOCK).open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX if waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX if otherwise is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(
-                f"{store}: another conversion is writing into this store; wait until it ends, or choose another --store"
-            ) from None
+            if otherwise is None:
+                raise
+            raise otherwise from None
         yield

@@ -12,8 +12,9 @@ from typing import Any
 import ray.tune
 
 from segsweep import recipes
+from segsweep.data.lock import held
 from segsweep.data.planning import Plan
-from segsweep.errors import RecipeError, SegsweepError
+from segsweep.errors import RecipeError, ResourceError, SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import KIND_TAG, NOTE_TAG, SWEEP_TAG, Status, Tracker
@@ -45,6 +46,9 @@ from segsweep.sweeps.tuning_study import (
     trials_left,
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
+
+# Ray Tune's own records, in a sweep's folder while its trials run.
+TUNE = "tune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ def tune(
         for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
             ask = start.ask if start else queued
             search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
-            _settle(ended_trials(study, sweep=sweep), follow=follow, sweep=sweep)
+            _settle(ended_trials(study, sweep=sweep), follow=follow)
             if search.remaining:
                 trainable = as_trainable(base, resources=resources, folds=folds)
                 rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study, sweep=sweep))
@@ -124,6 +128,7 @@ def tune(
             ended = ended_trials(study, sweep=sweep)
             if search.remaining > 0 or has_unfinished(study):
                 return Swept(name=name, trials=ended, registered=(), interrupted=True)
+        shutil.rmtree(sweep / TUNE, ignore_errors=True)
         outbox.flush()
         status = "FAILED"
         _demand_any(ended, name=name)
@@ -192,9 +197,8 @@ def _start(
     )  # fmt: skip
 
 
-def _settle(ended: Iterable[SweptTrial], *, follow: Follow, sweep: Path) -> None:
-    """What a driver that died could no longer do: tell MLflow how trials ended, and remove what Ray left."""
-    shutil.rmtree(sweep / "tune", ignore_errors=True)
+def _settle(ended: Iterable[SweptTrial], *, follow: Follow) -> None:
+    """What a driver that died could no longer do: tell MLflow how trials ended, and remove what Ray left of them."""
     for trial in ended:
         tidy(trial.folder)
         follow.settle(trial.folder, params=trial.config)
@@ -203,7 +207,11 @@ def _settle(ended: Iterable[SweptTrial], *, follow: Follow, sweep: Path) -> None
 def _run_trials(
     trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
 ) -> None:
-    """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed."""
+    """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed.
+
+    Raises ResourceError when another driver runs this sweep's trials.
+    """
+    sweep.mkdir(parents=True, exist_ok=True)
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
@@ -213,13 +221,15 @@ def _run_trials(
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # or every trial waits for a new process to import torch
         ),
-        run_config=ray.tune.RunConfig(name="tune", storage_path=str(sweep), callbacks=[follow], verbose=0),
+        run_config=ray.tune.RunConfig(name=TUNE, storage_path=str(sweep), callbacks=[follow], verbose=0),
     )
-    try:
-        tuner.fit()
-    finally:
-        follow.close()
-        shutil.rmtree(sweep / "tune", ignore_errors=True)
+    busy = f"sweep {sweep.name!r} runs in another process, which may have outlived its terminal"
+    with held(sweep, otherwise=ResourceError(f"{busy}; wait until it ends, end it, or choose another name=…")):
+        try:
+            tuner.fit()
+        finally:
+            follow.close()
+            shutil.rmtree(sweep / TUNE, ignore_errors=True)
 
 
 def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
