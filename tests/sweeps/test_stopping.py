@@ -87,18 +87,18 @@ def test_asha_compares_trials_after_equal_shares_of_their_own_epochs(tmp_path: P
 
 
 def test_a_trial_is_judged_by_its_first_fold_and_the_flag_lies_there(tmp_path: Path) -> None:
-    scheduler = CooperativeASHA(grace_epochs=1, most_epochs=100)
+    scheduler = CooperativeASHA(grace=0.1)
     for name, dice in (("good", 0.8), ("bad", 0.2)):
         trial = rival(tmp_path / name)
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
         scheduler.on_trial_result(None, trial, {"later": {"epoch": 1, "patch_dice_smoothed": 0.0}, "fold": 0})
         assert not list(tmp_path.rglob(STOP)), "later folds are not judged"
-        scheduler.on_trial_result(None, trial, {"epoch": 1, "patch_dice_smoothed": dice, "fold": 2})
+        scheduler.on_trial_result(None, trial, {"epoch": 1, "epochs": 10, "patch_dice_smoothed": dice, "fold": 2})
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob(STOP)] == [Path("bad", "fold-2", STOP)]
 
 
 def test_a_pair_of_folds_ends_with_its_trials(tmp_path: Path) -> None:
-    scheduler, trial = CooperativePaired(grace_epochs=0), rival(tmp_path / "trial-0000")
+    scheduler, trial = CooperativePaired(grace=0.0), rival(tmp_path / "trial-0000")
     (tmp_path / "trial-0000" / "fold-1").mkdir(parents=True)
     (tmp_path / "trial-0000" / "fold-1" / "validation-00002.json").write_text(json.dumps({"a": {"Eye": 0.5}}))
     scheduler.on_trial_result(None, trial, {"epoch": 2, "epochs": 10, "dice_scan": 0.5, "fold": 1})  # type: ignore[arg-type]

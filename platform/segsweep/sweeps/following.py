@@ -128,7 +128,7 @@ class Follow(Callback):
         for name in list(self._open):
             self._finish(name, status="KILLED")
 
-    def _settle(self, folder: Path, *, name: str, parent: Tags, params: Mapping[str, Any]) -> None:
+    def _settle(self, folder: Path, *, name: str, parent: Tags | None, params: Mapping[str, Any]) -> None:
         """Log the end of one run, a trial's or a fold's."""
         run = self.tags(name)
         self._outbox.begin(run, name=name, parent=parent, params=params)
