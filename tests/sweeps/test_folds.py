@@ -101,7 +101,7 @@ def test_an_interrupted_fold_goes_on_and_what_ended_is_not_trained_again(
     assert (one.state, one.dice, one.values["nsd"]) == (other.state, other.dice, other.values["nsd"])
 
     left = {"validation.json", "validation_nsd.json", "result.json"}
-    assert {path.name for path in other.folder.iterdir()} == {"fold-0", "fold-1", *left}
+    assert {path.name for path in other.folder.iterdir()} == {"fold-0", "fold-1", "logged", *left}
     scores = json.loads((other.folder / "validation_nsd.json").read_text())
     assert scores.keys() == {*store.validation(0), *store.validation(1)}
     assert other.values["nsd"] == study.trials[1].value == summarise(scores, prefix="nsd")["nsd"]

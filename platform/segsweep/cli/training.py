@@ -16,6 +16,9 @@ from segsweep.run import Run
 from segsweep.terminal import bars, console, counted, say
 from segsweep.workspace import current_workspace
 
+# Keys of a sweep that need not be whole numbers, and between which ends they lie.
+SHARES = {"scale": "above 0, at most 1", "gpus": "above 0, at most 1", "grace": "from 0 to below 1"}
+
 
 @app.command()
 def train(
@@ -133,9 +136,9 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     texts = {key: own.pop(key) for key in words if key in own}
     numbers = parsed(own)
     for key, value in numbers.items():
-        if key in ("scale", "gpus", "grace") and type(value) not in (int, float):
-            raise RecipeError(f"{key}={value!r} cannot be used: expected a share, at most 1")
-        if key not in ("scale", "gpus", "grace") and type(value) is not int:
+        if key in SHARES and type(value) not in (int, float):
+            raise RecipeError(f"{key}={value!r} cannot be used: expected a share {SHARES[key]}")
+        if key not in SHARES and type(value) is not int:
             raise RecipeError(f"{key}={value!r} cannot be used: expected a whole number")
     try:
         options = SweepOptions(**texts, **numbers)

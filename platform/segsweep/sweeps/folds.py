@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ray.tune.integration.ray_train import TuneReportCallback
-
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.sweeps.validation import summarise
 
@@ -32,27 +30,9 @@ def told(report: Mapping[str, Any]) -> Mapping[str, Any]:
     return report.get(LATER, report)
 
 
-class FoldReport(TuneReportCallback):
-    """Tells Tune what the workers of one fold report: of the first fold as of any run, with the fold's number."""
-
-    def __init__(self, *, fold: int, first: bool) -> None:
-        super().__init__()
-        self._fold, self._first = fold, first
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called by Ray Train, with one entry a worker."""
-        own = metrics[0] if self._first else {LATER: metrics[0]}
-        super().after_report(run_context, [{**own, FOLD: self._fold}], checkpoint)
-
-    def repeat(self, result: Mapping[str, Any]) -> None:
-        """Tell the result of a fold that had ended before."""
-        self.after_report(None, [dict(result)], None)
-
-
-def tell(result: Mapping[str, Any]) -> None:
-    """Tell Tune of the trial as a whole: through the queue that its folds' reports take, and so after all of them."""
-    context: Any = None
-    TuneReportCallback().after_report(context, [dict(result)], None)
+def report_of(report: Mapping[str, Any], *, fold: int, first: bool) -> dict[str, Any]:
+    """What Tune is told when a fold's workers report: of the first fold as of any run, with the fold's number."""
+    return {**(report if first else {LATER: dict(report)}), FOLD: fold}
 
 
 def merge(results: Sequence[Mapping[str, Any]], *, dice: Scores, nsd: Scores) -> dict[str, Any]:

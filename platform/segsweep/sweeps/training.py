@@ -21,7 +21,6 @@ import ray.tune
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from segsweep import recipes
 from segsweep.data.conversion import derive
@@ -37,11 +36,12 @@ from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
 from segsweep.sweeps.cluster import OURS, Resources, demand_resources, plain_resources
-from segsweep.sweeps.folds import FoldReport, fold_folders, merge, tell
+from segsweep.sweeps.folds import fold_folders, merge, report_of
 from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.meter import Meter
 from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record
+from segsweep.sweeps.relay import relayed
 from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
 from segsweep.sweeps.validation import Validated, summarise, validate
 
@@ -157,6 +157,16 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
     return read_result(folder)
 
 
+def fit_told(
+    run: Run, *, folder: Path, resources: Resources, as_told: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+) -> Mapping[str, Any]:
+    """`fit` within a trial: Tune is told of every report, in the words of `as_told`."""
+    return relayed(
+        lambda relay: fit(run, folder=folder, resources=resources, callbacks=[relay]),
+        tell=lambda report: ray.tune.report(as_told(report)),
+    )
+
+
 def fit_folds(run: Run, *, folds: Sequence[int], folder: Path, resources: Resources) -> None:
     """Train a trial's folds one after another, each as `fit` does in a folder of its own within the trial's, and tell Tune of them.
 
@@ -166,11 +176,12 @@ def fit_folds(run: Run, *, folds: Sequence[int], folder: Path, resources: Resour
     results: list[Mapping[str, Any]] = []
     places = fold_folders(folder, folds=folds)
     for fold, place in places.items():
-        report = FoldReport(fold=fold, first=fold == folds[0])
+        as_told = partial(report_of, fold=fold, first=fold == folds[0])
         if (place / RESULT).is_file():  # the driver that saw it end may not have lived to write that down
-            report.repeat(read_result(place))
-        own = dataclasses.replace(run, fold=fold)
-        results.append(fit(own, folder=place, resources=resources, callbacks=[report]))
+            ray.tune.report(as_told(read_result(place)))
+        results.append(
+            fit_told(dataclasses.replace(run, fold=fold), folder=place, resources=resources, as_told=as_told)
+        )
         if results[-1]["status"] != "finished":
             break
     trained = list(places.values())[: len(results)]
@@ -178,7 +189,7 @@ def fit_folds(run: Run, *, folds: Sequence[int], folder: Path, resources: Resour
     merged = merge(results, dice=dice, nsd=nsd)
     write_scores(folder, dice=dice, nsd=nsd)
     write_json(folder / RESULT, merged)
-    tell(merged)
+    ray.tune.report(merged)
 
 
 def write_scores(folder: Path, *, dice: Scores, nsd: Scores) -> None:
@@ -222,7 +233,7 @@ def as_trainable(
         if len(folds) > 1:
             fit_folds(chosen, folds=folds, folder=folder, resources=each)
         else:
-            fit(chosen, folder=folder, resources=each, callbacks=[TuneReportCallback()])
+            fit_told(chosen, folder=folder, resources=each)
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")

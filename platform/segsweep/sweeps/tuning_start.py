@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from optuna.trial import TrialState
-
 from segsweep import recipes
 from segsweep.sweeps.following import Report
 from segsweep.sweeps.preparing import Prepared
 from segsweep.sweeps.tuning_objectives import parse_objectives
 from segsweep.sweeps.tuning_sampling import Ask, Draw, FixedTrial, Grid, default_point, drawn, make_grid
-from segsweep.sweeps.tuning_study import failed, own_trials
+from segsweep.sweeps.tuning_study import failed, own_trials, untouched
 from segsweep.sweeps.tuning_warm import earlier_studies, learn_from
 
 
@@ -29,7 +27,7 @@ class Start:
     def fill(self, study: Any, *, report: Report) -> None:
         """Put into the study what it does not hold yet: the first points into a new one, and what is known of earlier sweeps."""
         # A driver that died here put some of them in, and began none.
-        if all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+        if untouched(study):
             for point in self.first:
                 study.enqueue_trial(point, skip_if_exists=True)
         for earlier in self.earlier:

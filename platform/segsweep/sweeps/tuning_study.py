@@ -270,6 +270,11 @@ def learning_curves(study: optuna.Study, *, sweep: Path) -> dict[str, dict[float
     return curves
 
 
+def untouched(study: optuna.Study) -> bool:
+    """Whether no trial was begun yet, whatever is queued."""
+    return all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+
+
 def has_unfinished(study: optuna.Study) -> bool:
     """Whether a trial was begun and not ended."""
     return any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
