@@ -136,5 +136,6 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_where_it_was(
         pytest.raises(ResourceError, match="sweep 'toy' runs in another process, which"),
     ):
         again(trials=3)
+    assert len(toy.study().trials) == 2 and not (toy.sweep / "tune").exists()
     with pytest.raises(RecipeError, match=r"begun with other settings .*params was"):
         again(weight_decay=0.0)

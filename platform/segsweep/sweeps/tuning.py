@@ -212,19 +212,19 @@ def _run_trials(
     Raises ResourceError when another driver runs this sweep's trials.
     """
     sweep.mkdir(parents=True, exist_ok=True)
-    tuner = ray.tune.Tuner(
-        trainable,
-        tune_config=ray.tune.TuneConfig(
-            search_alg=search,
-            scheduler=scheduler,
-            num_samples=search.remaining,
-            max_concurrent_trials=concurrent,
-            reuse_actors=True,  # or every trial waits for a new process to import torch
-        ),
-        run_config=ray.tune.RunConfig(name=TUNE, storage_path=str(sweep), callbacks=[follow], verbose=0),
-    )
     busy = f"sweep {sweep.name!r} runs in another process, which may have outlived its terminal"
     with held(sweep, otherwise=ResourceError(f"{busy}; wait until it ends, end it, or choose another name=…")):
+        tuner = ray.tune.Tuner(
+            trainable,
+            tune_config=ray.tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=search.remaining,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,  # or every trial waits for a new process to import torch
+            ),
+            run_config=ray.tune.RunConfig(name=TUNE, storage_path=str(sweep), callbacks=[follow], verbose=0),
+        )
         try:
             tuner.fit()
         finally:
