@@ -94,7 +94,6 @@ def datasets(store: Store, *, fold: Fold) -> list[dict[str, Any]]:
                 "cases_in_store": len(store.cases),
                 "structures": len(store.table.labels.structures),
                 "channels": ", ".join(store.channels),
-                "store_digest": store.digest,
             },
         }
         for part, case_ids in parts.items()
