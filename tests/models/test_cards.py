@@ -13,8 +13,8 @@ def test_means_are_those_of_a_result_with_intervals_over_cases() -> None:
     assert mean.low <= 0.5 < mean.high
     assert in_words(SCORES) == f"{mean.low:.3f} to {mean.high:.3f} (95 %, 2 cases)"
     assert card(SCORES).startswith("**Dice 0.625** on 2 cases held out")
-    assert "| Eye | 0.750 | 0.500 to 1.000 | 2 |" in card(SCORES)
-    assert "| Brain | 0.500 | 0.500 to 0.500 | 1 |" in card(SCORES)
+    assert "| Eye | &emsp;0.750 | &emsp;0.500 to 1.000 | &emsp;2 |" in card(SCORES)
+    assert "| Brain | &emsp;0.500 | &emsp;0.500 to 0.500 | &emsp;1 |" in card(SCORES)
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": {}}])
@@ -30,4 +30,4 @@ def test_many_structures_fit_into_a_description() -> None:
 
 
 def test_names_do_not_break_the_table() -> None:
-    assert r"| left\|right | 0.500 |" in card({"a": {"left|right": 0.5}})
+    assert r"| left\|right | &emsp;0.500 |" in card({"a": {"left|right": 0.5}})

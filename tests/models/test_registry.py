@@ -71,7 +71,7 @@ def test_scores_stand_in_the_description_with_their_intervals(tracker, run_id, m
     assert version.tags["segsweep.dice_interval"] == "0.500 to 1.000 (95 %, 2 cases)"
     described = version.description or ""
     assert "**Dice 0.750** on 2 cases held out (95 % interval 0.500 to 1.000), mean of 1 structure." in described
-    assert "| organ | 0.750 | 0.500 to 1.000 | 2 |" in described
+    assert "| organ | &emsp;0.750 | &emsp;0.500 to 1.000 | &emsp;2 |" in described
     assert "val/dice" not in described
     assert "`candidate` is the best" in (tracker.client.get_registered_model("scored").description or "")
 

@@ -47,7 +47,7 @@ def test_a_sweeps_page_ranks_its_trials_with_what_they_were_given(tmp_path: Path
     note = sweep_note(ended, space="toy", registered=[Registered(name="toy", version=3, digest="d")]).splitlines()
     assert note[0] == "Search space `toy`: 3 trials ended (2 finished, 1 stopped early)."
     assert note[4:6] == [
-        "| 1 | trial-0002 | 0.750 (0.500 to 1.000) | 7 | loss=dice_ce |",
-        "| 2 | trial-0000 | 0.250 | 7 | loss=dice_ce |",
+        "| 1 | &emsp;trial-0002 | &emsp;0.750 (0.500 to 1.000) | &emsp;7 | &emsp;loss=dice_ce |",
+        "| 2 | &emsp;trial-0000 | &emsp;0.250 | &emsp;7 | &emsp;loss=dice_ce |",
     ]
     assert note[-1] == "Registered: `models:/toy/3`."

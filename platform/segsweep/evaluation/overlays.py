@@ -13,7 +13,7 @@ from segsweep.data.geometry import Spacing
 # Okabe and Ito's palette: told apart with any colour vision.
 REFERENCE_COLOUR = "#E69F00"
 PREDICTION_COLOUR = "#56B4E9"
-BOTH_COLOUR = "#FFFFFF"
+BOTH_COLOUR = "#009E73"
 WINDOW_HU = (-160.0, 240.0)
 MARGIN_MM = 40.0
 # Pixels of the longer side, of a line's width; few greys make small files.
@@ -36,7 +36,7 @@ def fullest_slice(label: NDArray) -> int:
 def overlay(
     image: NDArray, *, truth: Iterable[Mask], found: Iterable[Mask], spacing: Spacing, window: tuple[float, float]
 ) -> bytes:
-    """PNG of a slice (y, x) around its masks, one a structure: the truth orange, what was found blue, white where both lines run.
+    """PNG of a slice (y, x) around its masks, one a structure: the truth orange, what was found blue, green where both lines run.
 
     `window` has the values that become black and white, `spacing` is the scan's (z, y, x, mm). The patient's right is on the left.
     """

@@ -1,5 +1,7 @@
 """A trained model in a few words and numbers: its Dice on whole held-out cases with bootstrap intervals, as rows and as Markdown."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from segsweep.evaluation.statistics import Interval, mean_interval
@@ -40,15 +42,13 @@ def card(scores: Scores) -> str:
         return ""
     mean, several = overall(scores), counted(len(found), "structure")
     shown = list(found.items())[:MOST_ROWS]
-    rows = [f"| {_cell(name)} | {one.mean:.3f} | {span(one)} | {one.cases} |" for name, one in shown]
+    rows = [(name, f"{one.mean:.3f}", span(one), str(one.cases)) for name, one in shown]
     more = len(found) - len(shown)
     return "\n".join(
         [
             f"**Dice {mean.mean:.3f}** on {counted(mean.cases, 'case')} held out (95 % interval {span(mean)}), mean of {several}.",
             "",
-            "| structure | Dice | 95 % interval | cases |",
-            "|---|---:|---:|---:|",
-            *rows,
+            markdown_table(("structure", "Dice", "95 % interval", "cases"), rows=rows),
             *([f"\n{more} more are in the run's table `dice_per_structure.json`."] if more else []),
         ]
     )
@@ -64,5 +64,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def markdown_table(heads: Sequence[str], *, rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown. MLflow's pages leave no room between columns, so each but the first begins with a space of its own."""
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (cell.replace("|", "\\|") for cell in cells)
+        return f"| {first} |" + "".join(f" &emsp;{cell} |" for cell in others)
+
+    return "\n".join([line(heads), "|---" * len(heads) + "|", *map(line, rows)])

@@ -35,9 +35,11 @@ ENSEMBLE = "ensemble.json"
 # Where pyfunc.save_model puts a data folder of this name.
 DATA = Path("data") / "checkpoint"
 # What MLflow's page of a model says above its versions.
-NAME_NOTE = """Models of one method for one dataset, or ensembles. `candidate` is the best that is not promoted yet, `champion` the one
-that `segsweep promote` found better than the one before it, on the same cases. The page of a version has its Dice per structure. Take
-one with `segsweep predict`, or with `mlflow.pyfunc.load_model("models:/NAME@champion")`."""
+NAME_NOTE = (
+    "Models of one method for one dataset, or ensembles. `candidate` is the best that is not promoted yet, `champion` the one that "
+    "`segsweep promote` found better than the one before it, on the same cases. The page of a version has its Dice per structure. Take "
+    'one with `segsweep predict`, or with `mlflow.pyfunc.load_model("models:/NAME@champion")`.'
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}")
 
 

@@ -65,9 +65,11 @@ LOCKED = (
 FAILED = ("MLflow could not do what was asked of it", "see that its server runs and MLFLOW_TRACKING_URI is right")
 
 # What MLflow's page of an experiment says above its runs, and that it opens with them and not with traces of language models.
-EXPERIMENT_NOTE = """All that segsweep did with the dataset **{dataset}**. A sweep is a run with its trials below it: open the
-arrow before its name. Every run names the cases that it learned from and those that it was scored on (*Dataset*), and holds its plan,
-its settings and its environment, its curves and pictures of held-out scans (*Artifacts*)."""
+EXPERIMENT_NOTE = (
+    "Sweeps and trainings on **{dataset}**. A sweep is a run with its trials below it: open the + before its name. "
+    "A run names the cases that it learned from and those that it was scored on (*Dataset*); its plan, settings, environment, curves and "
+    "pictures of held-out scans are under *Artifacts*."
+)
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 

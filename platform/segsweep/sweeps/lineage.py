@@ -23,7 +23,7 @@ from segsweep.sweeps.training import VALIDATION
 # MLflow's own names: its pages show them as source, version and user of a run.
 USER_TAG, SOURCE_TAG, SOURCE_TYPE_TAG = "mlflow.user", "mlflow.source.name", "mlflow.source.type"
 COMMIT_TAG, DIRTY_TAG = "mlflow.source.git.commit", "mlflow.source.git.dirty"
-LEGEND = f"`{OVERLAYS}/` under *Artifacts*: the truth is outlined in orange, what the model found in blue, white where both lines run."
+LEGEND = f"`{OVERLAYS}/` under *Artifacts*: the truth is outlined in orange, what the model found in blue, green where both lines run."
 # Seconds that git may take for an answer; a checkout on a network drive may be slow.
 PATIENCE = 20
 
@@ -95,7 +95,6 @@ def datasets(store: Store, *, fold: Fold) -> list[dict[str, Any]]:
                 "cases_in_store": len(store.cases),
                 "structures": len(store.table.labels.structures),
                 "channels": ", ".join(store.channels),
-                "store_digest": store.digest,
             },
         }
         for part, case_ids in parts.items()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
-from segsweep.models.cards import overall, span
+from segsweep.models.cards import markdown_table, overall, span
 from segsweep.models.catalogue import Registered, set_alias, versions
 from segsweep.models.promotion import CANDIDATE
 from segsweep.models.registry import register
@@ -81,7 +81,7 @@ def sweep_note(trials: Sequence[SweptTrial], *, space: str, registered: Sequence
     """Markdown for the page of a sweep's run: its best trials with their scores and parameters, and what was registered."""
     measured = [trial for trial in trials if trial.dice is not None]
     rows = [
-        f"| {place} | {trial.name} | {_scored(trial)} | {trial.epochs} | {describe(trial.config).replace('|', ' ')} |"
+        (str(place), trial.name, _scored(trial), str(trial.epochs), describe(trial.config))
         for place, trial in enumerate(measured[:NOTED], start=1)
     ]
     counts = ", ".join(
@@ -89,8 +89,7 @@ def sweep_note(trials: Sequence[SweptTrial], *, space: str, registered: Sequence
     )
     lines = [f"Search space `{space}`: {len(trials)} trials ended ({counts})."]
     if rows:
-        heads = "|  | trial | Dice (95 % interval) | epochs | parameters |\n|---:|---|---|---:|---|"
-        lines += ["", heads, *rows]
+        lines += ["", markdown_table(("", "trial", "Dice (95 % interval)", "epochs", "parameters"), rows=rows)]
     if registered:
         lines += ["", f"Registered: {', '.join(f'`{version.uri}`' for version in registered)}."]
     return "\n".join(lines)
