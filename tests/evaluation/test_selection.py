@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from segsweep.errors import ModelError, RecipeError
+from segsweep.evaluation import selection
 from segsweep.evaluation.contest import Contest
 from segsweep.evaluation.contested import Reference, contest
 from segsweep.evaluation.decision import Decision
@@ -63,7 +65,8 @@ def noise(count: int = 12, candidates: int = 6, seed: int = 1) -> list[Contest]:
 
 def chosen(ensembles: Ensembles, *, costs: Sequence[float], limits: Limits) -> Choice:
     """The choice by all cases."""
-    return choose(ensembles, cases=np.arange(len(ensembles.contests)), costs=costs, limits=limits)
+    patients = [np.array([index]) for index in range(len(ensembles.contests))]
+    return choose(ensembles, patients=patients, costs=costs, limits=limits)
 
 
 def plain_score(scans: Sequence[NDArray], *, labels: Sequence[NDArray], picks: Sequence[int]) -> float:
@@ -167,15 +170,6 @@ def test_where_no_mean_is_better_the_best_single_is_taken() -> None:
     assert found.nested.gain.mean == 0
 
 
-def test_bags_are_seeded() -> None:
-    contests = noise(count=6)
-    once, again = (chosen(Ensembles(contests), costs=[1.0] * 6, limits=Limits(bags=3, seed=1)) for _ in range(2))
-    ensembles = Ensembles(contests)
-    weights = [chosen(ensembles, costs=[1.0] * 6, limits=Limits(bags=3, seed=seed)).weights for seed in range(6)]
-    assert once.weights.tolist() == again.weights.tolist()
-    assert len({tuple(one) for one in weights}) > 1
-
-
 @pytest.mark.parametrize("bags", [1, 6])
 def test_budgets_hold(bags: int) -> None:
     ensembles = Ensembles(noise(count=6))
@@ -220,3 +214,24 @@ def test_every_search_is_told() -> None:
 def test_limits_must_allow_something(values, sentence: str) -> None:
     with pytest.raises(RecipeError, match=f"{sentence} cannot be used: expected"):
         dataclasses.replace(Limits(), **values)
+
+
+def test_a_bag_is_of_patients_with_all_their_cases_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    greedy = selection._greedy
+
+    def recorded(ensembles: Ensembles, *, cases: NDArray[np.intp], **values: Any) -> NDArray[np.int64]:
+        asked.append(cases.tolist())
+        return greedy(ensembles, cases=cases, **values)
+
+    monkeypatch.setattr(selection, "_greedy", recorded)
+    ensembles = Ensembles(noise(count=6))
+    patients = [np.array(cases) for cases in ([0, 1], [2], [3, 4], [5])]
+    for seed in (0, 0, 1):
+        choose(ensembles, patients=patients, costs=[1.0] * 6, limits=Limits(bags=4, seed=seed))
+    assert asked[:4] == asked[4:8] != asked[8:]
+    assert any(len(set(bag)) < 6 for bag in asked)
+    for bag in asked:
+        assert bag.count(0) == bag.count(1) and bag.count(3) == bag.count(4)
+    choose(ensembles, patients=patients, costs=[1.0] * 6, limits=Limits(bags=1))
+    assert asked[12:] == [[0, 1, 2, 3, 4, 5]]

@@ -39,8 +39,8 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
       nsd_tolerance   of nsd, in mm                                      (2)
       budget_seconds  most seconds a case, as measured         (no limit)
       most            most different members                          (5)
-      bags            searches over random halves that are averaged  (10)
-      seed            of these halves and of the cross-validation     (0)
+      bags            searches by resampled cases, averaged          (10)
+      seed            of the resampling and of the cross-validation   (0)
 
     Examples:
       segsweep ensemble stores/openkbp
@@ -171,8 +171,8 @@ def _greedy_ensemble(
             "models", "rule", f"{built.record['measure']} (95 % interval)", "to the best single", "s a case", box=None
         )
         for row in built.record["rows"]:
-            differs = interval(row["difference"], sign="+")
-            table.add_row(row["name"], row["kind"], interval(row["score"]), differs, seconds(row["seconds"]))
+            differs = interval(row["difference"], sign="+", ends=3)
+            table.add_row(row["name"], row["kind"], interval(row["score"], ends=3), differs, seconds(row["seconds"]))
         console.print(table)
         chosen = {one["letter"]: one for one in built.record["members"]}
         for one in built.record["candidates"]:

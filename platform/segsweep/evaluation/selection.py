@@ -1,4 +1,4 @@
-"""Which candidates make the best ensemble: greedy selection with replacement, bagged (Caruana et al., ICML 2004), and its honest gain.
+"""Which candidates make the best ensemble: greedy selection with replacement (Caruana et al., 2004), bagged over cases; its honest gain.
 
 An ensemble is a whole number for every candidate, how many times it counts. Its score is the mean Dice or NSD over cases, then over
 structures, on the grid of the candidates' probabilities. Scores on the cases that the choice was made by flatter it; nested
@@ -32,8 +32,9 @@ Progress = Callable[[int, int], None]
 class Limits:
     """What an ensemble may cost, in seconds per case and in different members, and how it is searched for.
 
-    Every bag searches a random half of the candidates (all of them where there is one bag); their weights are averaged. Raises
-    RecipeError for a value that cannot be used.
+    Every bag searches by cases drawn with replacement (by all of them where there is one bag); their weights are averaged. Halves of
+    the candidates, as in the paper, would force poor ones into the mean where there are only a few. Raises RecipeError for a value
+    that cannot be used.
     """
 
     budget_seconds: float = math.inf
@@ -124,12 +125,12 @@ def select(
             f"{len(set(names))} independent cases are out of fold for all candidates; expected at least {LEAST_CASES}"
         )
     searched = _Counted(progress=progress, total=limits.bags * (1 + FOLDS))
-    every = np.arange(len(names))
-    choice = choose(ensembles, cases=every, costs=costs, limits=limits, searched=searched)
+    patients = [np.flatnonzero(np.array(names) == name) for name in sorted(set(names))]
+    choice = choose(ensembles, patients=patients, costs=costs, limits=limits, searched=searched)
     return Selected(
         choice=choice,
         gains=_gains(ensembles, choice=choice),
-        nested=_nested(ensembles, groups=names, costs=costs, limits=limits, searched=searched),
+        nested=_nested(ensembles, patients=patients, costs=costs, limits=limits, searched=searched),
         disagreement=np.mean([contest.disagreement for contest in ensembles.contests], axis=0),
     )
 
@@ -137,12 +138,12 @@ def select(
 def choose(
     ensembles: Ensembles,
     *,
-    cases: NDArray[np.intp],
+    patients: Sequence[NDArray[np.intp]],
     costs: Sequence[float],
     limits: Limits,
     searched: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """Bagged greedy selection by some cases (indices); the best single candidate where that is no worse on them.
+    """Bagged greedy selection by the cases (indices) of some patients; the best single candidate where that is no worse on them.
 
     `searched` is called after each search. Raises ModelError as `select` does.
     """
@@ -152,9 +153,10 @@ def choose(
             f"no candidate segments a case within budget_seconds={limits.budget_seconds:g} (the fastest takes "
             f"{min(costs):.3g} s); raise the budget, or name faster candidates"
         )
+    cases = np.concatenate(patients)
     singles = {index: score(ensembles.table(one_hot(index, count=len(costs)))[cases]) for index in pool}
     order = tuple(sorted(pool, key=lambda index: -singles[index]))
-    shares = _bagged(ensembles, cases=cases, pool=pool, costs=costs, limits=limits, searched=searched)
+    shares = _bagged(ensembles, patients=patients, pool=pool, costs=costs, limits=limits, searched=searched)
     if score(ensembles.table(shares)[cases]) <= singles[order[0]]:
         shares = one_hot(order[0], count=len(costs))
     return Choice(shares=shares, order=order)
@@ -175,18 +177,19 @@ class _Counted:
 def _bagged(
     ensembles: Ensembles,
     *,
-    cases: NDArray[np.intp],
+    patients: Sequence[NDArray[np.intp]],
     pool: Sequence[int],
     costs: Sequence[float],
     limits: Limits,
     searched: Callable[[], None],
 ) -> Shares:
     generator = np.random.default_rng(limits.seed)
-    size = len(pool) if limits.bags == 1 else math.ceil(len(pool) / 2)
+    every = np.arange(len(patients))
     votes = np.zeros(len(costs), dtype=np.int64)
     for _ in range(limits.bags):
-        bag = sorted(generator.choice(pool, size, replace=False).tolist())
-        votes += _greedy(ensembles, cases=cases, pool=bag, costs=costs, limits=limits)
+        drawn = every if limits.bags == 1 else generator.choice(every, len(every))
+        cases = np.concatenate([patients[index] for index in drawn])
+        votes += _greedy(ensembles, cases=cases, pool=pool, costs=costs, limits=limits)
         searched()
     return _affordable(votes, costs=costs, limits=limits)
 
@@ -238,19 +241,18 @@ def _gains(ensembles: Ensembles, *, choice: Choice) -> NDArray[np.float64]:
 def _nested(
     ensembles: Ensembles,
     *,
-    groups: Sequence[str],
+    patients: Sequence[NDArray[np.intp]],
     costs: Sequence[float],
     limits: Limits,
     searched: Callable[[], None],
 ) -> Nested:
-    """Each case by what was chosen without its group."""
-    order = np.random.default_rng(limits.seed).permutation(sorted(set(groups)))
-    fold_of = {str(group): place % FOLDS for place, group in enumerate(order)}
-    folds = np.array([fold_of[group] for group in groups])
+    """Each case by what was chosen without its patient."""
+    order = np.random.default_rng(limits.seed).permutation(len(patients))
     chosen, single, mean = (np.full_like(ensembles.table(one_hot(0, count=len(costs))), np.nan) for _ in range(3))
     for fold in range(FOLDS):
-        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        choice = choose(ensembles, cases=inside, costs=costs, limits=limits, searched=searched)
+        outside = np.concatenate([patients[index] for index in order[fold::FOLDS]])
+        inside = [patients[index] for place, index in enumerate(order) if place % FOLDS != fold]
+        choice = choose(ensembles, patients=inside, costs=costs, limits=limits, searched=searched)
         chosen[outside] = ensembles.table(choice.shares)[outside]
         single[outside] = ensembles.table(one_hot(choice.best, count=len(costs)))[outside]
         mean[outside] = ensembles.table(uniform(choice.order[:PLAIN], count=len(costs)))[outside]

@@ -53,14 +53,15 @@ def render(record: Mapping[str, Any]) -> str:
     return page(title, body=body)
 
 
-def interval(values: Mapping[str, float | None], *, sign: str = "") -> str:
-    """`0.8123 (0.7900 to 0.8300)`."""
-    return f"{number(values['mean'], sign=sign)} ({number(values['low'], sign=sign)} to {number(values['high'], sign=sign)})"
+def interval(values: Mapping[str, float | None], *, sign: str = "", ends: int = 4) -> str:
+    """`0.8123 (0.7900 to 0.8300)`, its ends with so many digits."""
+    low, high = (number(values[end], sign=sign, digits=ends) for end in ("low", "high"))
+    return f"{number(values['mean'], sign=sign)} ({low} to {high})"
 
 
-def number(value: float | None, *, sign: str = "") -> str:
-    """Four digits; `-` where there is none."""
-    return "-" if value is None else f"{value:{sign}.4f}"
+def number(value: float | None, *, sign: str = "", digits: int = 4) -> str:
+    """So many digits behind the point; `-` where there is none."""
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
 
 
 def seconds(value: float) -> str:

@@ -186,8 +186,11 @@ def _rows(
 def _verdict(found: Selected, *, best: str, cases: int, measure: Measure) -> str:
     if found.choice.members == [found.choice.best]:
         return f"no weighted mean beats {best} on the {cases} cases of the choice, so the ensemble is that model alone"
-    gain = found.nested.gain
-    measured = f"on cases that the choice did not see it gains {gain.mean:+.4f} {measure.name} ({gain.low:+.4f} to {gain.high:+.4f})"
+    gain, over_mean = found.nested.gain, found.nested.gain_over_mean
+    measured = (
+        f"on cases that the choice did not see it gains {gain.mean:+.4f} {measure.name} ({gain.low:+.4f} to {gain.high:+.4f}), over the "
+        f"mean of the best singles {over_mean.mean:+.4f} ({over_mean.low:+.4f} to {over_mean.high:+.4f})"
+    )
     if found.better:
         return f"the ensemble beats {best}: {measured}"
     return f"no ensemble beats {best} with confidence: {measured}"
