@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 from segsweep import recipes
 from segsweep.data.conversion import convert
+from segsweep.models.browsing import QUIET
 from segsweep.models.tracking import connect
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect as start_ray
@@ -55,7 +56,9 @@ class Server:
         places += ["--artifacts-destination", str(self._folder / "artifacts")]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *places]
         log = (self._folder / "server.log").open("ab")
-        self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, env={**os.environ, **QUIET}, stdout=log, stderr=log, start_new_session=True
+        )
         while not self._answers():
             if self._process.poll() is not None:
                 raise SystemExit(f"the MLflow server ended by itself; see {self._folder / 'server.log'}")

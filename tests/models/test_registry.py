@@ -23,6 +23,7 @@ import pytest
 from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.models import catalogue, registry
+from segsweep.models.browsing import QUIET
 from segsweep.models.tracking import DIGEST_TAG, Tracker
 from segsweep.workspace import Workspace
 
@@ -231,7 +232,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     store = f"sqlite:///{tmp_path / 'server.db'}"
     places = ["--backend-store-uri", store, "--artifacts-destination", str(tmp_path / "server")]
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *places]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    environment = {**os.environ, **QUIET}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         while not answers(f"{address}/health"):
