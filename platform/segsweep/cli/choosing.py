@@ -167,9 +167,8 @@ def _greedy_ensemble(
             progress=shown.count,
         )
     if built.record is not None:
-        table = Table(
-            "models", "rule", f"{built.record['measure']} (95 % interval)", "to the best single", "s a case", box=None
-        )
+        heads = ("models", "rule", f"{built.record['measure']} (95 % interval)", "to the best single", "s/case")
+        table = Table(*heads, box=None, pad_edge=False)
         for row in built.record["rows"]:
             differs = interval(row["difference"], sign="+", ends=3)
             table.add_row(row["name"], row["kind"], interval(row["score"], ends=3), differs, seconds(row["seconds"]))

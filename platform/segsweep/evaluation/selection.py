@@ -184,10 +184,11 @@ def _bagged(
     searched: Callable[[], None],
 ) -> Shares:
     generator = np.random.default_rng(limits.seed)
-    every = np.arange(len(patients))
     votes = np.zeros(len(costs), dtype=np.int64)
     for _ in range(limits.bags):
-        drawn = every if limits.bags == 1 else generator.choice(every, len(every))
+        drawn = (
+            range(len(patients)) if limits.bags == 1 else generator.integers(len(patients), size=len(patients)).tolist()
+        )
         cases = np.concatenate([patients[index] for index in drawn])
         votes += _greedy(ensembles, cases=cases, pool=pool, costs=costs, limits=limits)
         searched()
@@ -247,7 +248,7 @@ def _nested(
     searched: Callable[[], None],
 ) -> Nested:
     """Each case by what was chosen without its patient."""
-    order = np.random.default_rng(limits.seed).permutation(len(patients))
+    order = np.random.default_rng(limits.seed).permutation(len(patients)).tolist()
     chosen, single, mean = (np.full_like(ensembles.table(one_hot(0, count=len(costs))), np.nan) for _ in range(3))
     for fold in range(FOLDS):
         outside = np.concatenate([patients[index] for index in order[fold::FOLDS]])
