@@ -9,6 +9,7 @@ from ray.tune import Callback
 
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, SWEEP_TAG, TRIAL_TAG, Status
+from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import RESULT, read_result
 from segsweep.sweeps.tuning_objectives import DIRECTIONS
 
@@ -139,7 +140,10 @@ def describe(config: Mapping[str, Any]) -> str:
 
 
 def failure(folder: Path) -> str:
-    """Why the trial in a folder failed: the last line of its log."""
+    """Why the trial in a folder failed: what its memory did not hold, or the last line of its log."""
+    lacking = noted(folder)
+    if lacking:
+        return f"out of memory with {describe(lacking)}"
     return _last_line((folder / ERROR).read_text()) if (folder / ERROR).is_file() else "no log was written"
 
 
