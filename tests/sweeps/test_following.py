@@ -15,6 +15,7 @@ from segsweep.models.tracking import PARENT_TAG, Tracker
 from segsweep.sweeps.following import ERROR, Follow, failure
 from segsweep.sweeps.lineage import Lineage
 from segsweep.sweeps.record import add_epoch
+from segsweep.sweeps.shortage import note
 from segsweep.workspace import Workspace
 
 
@@ -189,6 +190,8 @@ def test_failed_trial_keeps_its_log_even_when_it_never_started(
     box.flush()
     folder = tmp_path / "trial-0000"
     assert failure(folder) == "ValueError: no such loss"
+    note(tmp_path, patch_size=(96, 160, 160), batch_size=2)
+    assert failure(tmp_path) == "out of memory with patch_size=96x160x160, batch_size=2"
     assert said[0] == f"failed: ValueError: no such loss; see {folder / ERROR}"
     run_id = follow.run_of("trial-0000")
     assert run_id is not None

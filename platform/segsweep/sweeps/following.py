@@ -15,6 +15,7 @@ from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG,
 from segsweep.sweeps.folds import FOLD, judged_folder, told
 from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
 from segsweep.sweeps.meter import SYSTEM
+from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import RESULT, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
@@ -185,7 +186,10 @@ def describe(config: Mapping[str, Any]) -> str:
 
 
 def failure(folder: Path) -> str:
-    """Why the trial in a folder failed: the last line of its log."""
+    """Why the trial in a folder failed: what its memory did not hold, or the last line of its log."""
+    lacking = noted(folder)
+    if lacking:
+        return f"out of memory with {describe(lacking)}"
     return _last_line((folder / ERROR).read_text()) if (folder / ERROR).is_file() else "no log was written"
 
 
