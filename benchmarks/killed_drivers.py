@@ -1,6 +1,6 @@
 """A toy sweep whose driver is killed (SIGKILL) at seeded moments and begun again each time; what was lost or done twice is counted.
 
-    python benchmarks/killed_drivers.py [--kills 20] [--seed 0]            (about N minutes on 2 cores)
+    python benchmarks/killed_drivers.py [--kills 20] [--seed 0]            (about 15 minutes on 2 cores)
 
 The moments lie before the first trial, in an epoch, in an epoch after one whose worker was killed, around a trial's end, and in the
 registration, each as often. All drivers join one Ray that outlives them, as on a cluster, and are forked from one process that has
@@ -44,7 +44,7 @@ from segsweep.workspace import Workspace
 
 PHASES = ("starting", "training", "recovering", "ending", "registering")
 # The longest delay after a phase began, in seconds: most moments are still in it.
-LONGEST = {"starting": 4.0, "training": 0.6, "recovering": 0.6, "ending": 3.0, "registering": 2.0}
+LONGEST = {"starting": 4.0, "training": 0.6, "recovering": 0.6, "ending": 3.0, "registering": 0.6}
 PATIENCE = 240.0
 EPOCHS = 10
 # One step an epoch; a loss that is asked for its value begins one.
