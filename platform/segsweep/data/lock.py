@@ -1,4 +1,4 @@
-"""Keeps two conversions from writing into one store at the same time."""
+"""Keeps two processes from writing into one folder at the same time: a store that is converted, a sweep that runs."""
 
 import fcntl
 from collections.abc import Iterator

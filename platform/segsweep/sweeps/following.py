@@ -48,10 +48,8 @@ class Follow(Callback):
         """Open the trial's MLflow run, or the one that an interrupted sweep left."""
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
-        self._outbox.begin(self.tags(name), name=name, parent=self._parent, params=params)
-        self._lineage.tell(self._outbox, run=self.tags(name))
+        self._begin(name, params=params)
         (Path(trial.config["folder"]) / LOGGED).unlink(missing_ok=True)
-        self._open.add(name)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
     def on_trial_result(
@@ -109,10 +107,9 @@ class Follow(Callback):
         """
         if (folder / LOGGED).exists() or not (params or (folder / RESULT).is_file()):
             return
-        self._settle(folder, name=folder.name, parent=self._parent, params=params)
+        self._settle(folder, name=folder.name, params=params)
         for own in sorted(folder.glob("fold-*")):
-            fold = {FOLD: own.name.removeprefix("fold-"), **params}
-            self._settle(own, name=f"{folder.name}/{own.name}", parent=self.tags(folder.name), params=fold)
+            self._settle(own, name=f"{folder.name}/{own.name}", params=params)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOGGED).touch()
 
@@ -129,10 +126,22 @@ class Follow(Callback):
         for name in list(self._open):
             self._finish(name, status="KILLED")
 
-    def _settle(self, folder: Path, *, name: str, parent: Tags | None, params: Mapping[str, Any]) -> None:
+    def _begin(self, name: str, *, params: Mapping[str, Any]) -> None:
+        """Open the run of a trial, or of a fold below its trial's, with where it comes from; or the one that an earlier driver left."""
+        trial_run, _, fold = name.partition(f"/{FOLD}-")
+        run = self.tags(name)
+        if fold:
+            self._outbox.begin(run, name=name, parent=self.tags(trial_run), params={FOLD: fold, **params})
+            self._outbox.tag(run, {FOLD_TAG: fold})
+        else:
+            self._outbox.begin(run, name=name, parent=self._parent, params=params)
+        self._lineage.tell(self._outbox, run=run, fold=int(fold) if fold else None)
+        self._open.add(name)
+
+    def _settle(self, folder: Path, *, name: str, params: Mapping[str, Any]) -> None:
         """Log the end of one run, a trial's or a fold's."""
         run = self.tags(name)
-        self._outbox.begin(run, name=name, parent=parent, params=params)
+        self._begin(name, params=params)
         publish(folder, outbox=self._outbox, run=run)
         if (folder / RESULT).is_file():
             result = read_result(folder)
@@ -150,12 +159,7 @@ class Follow(Callback):
         name = f"{trial_run}/fold-{report[FOLD]}"
         if name not in self._open:
             params = {key: value for key, value in trial.config.items() if key != "folder"}
-            self._outbox.begin(
-                self.tags(name), name=name, parent=self.tags(trial_run), params={FOLD: report[FOLD], **params}
-            )
-            self._outbox.tag(self.tags(name), {FOLD_TAG: report[FOLD]})
-            self._lineage.tell(self._outbox, run=self.tags(name), fold=report[FOLD])
-            self._open.add(name)
+            self._begin(name, params=params)
         return name
 
     def _conclude(self, name: str, result: Mapping[str, Any]) -> None:

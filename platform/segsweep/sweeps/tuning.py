@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,48 +106,65 @@ def tune(
     suggest = partial(
         _suggest, recipe=rows or recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place
     )
-    tracker = Tracker(place, experiment=opened.dataset)
-    outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
-    parent = {SWEEP_TAG: name, KIND_TAG: "sweep"}
-    folds = folds_of(opened, options=chosen)
-    described = {**base.to_json(), "fold": ",".join(map(str, folds)), "data": opened.digest, "cases": len(opened.cases)}
-    outbox.begin(parent, name=name, params=described)
-    lineage = lineage_of(opened, folds=folds, command=f"segsweep tune {space}")
-    lineage.tell(outbox, run=parent)
-    follow = Follow(outbox, parent=parent, sweep=name, report=report, lineage=lineage)
-    status: Status = "KILLED"
-    ended: tuple[SweptTrial, ...] = ()
-    try:
-        for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
-            ask = start.ask if start else queued
-            search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
-            _settle(ended_trials(study, sweep=sweep), follow=follow)
-            if search.remaining:
-                trainable = as_trainable(base, resources=resources, folds=folds)
-                rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study, sweep=sweep))
-                _run_trials(trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep)
-            ended = ended_trials(study, sweep=sweep)
-            if search.remaining > 0 or has_unfinished(study):
-                return Swept(name=name, trials=ended, registered=(), interrupted=True)
-        shutil.rmtree(sweep / TUNE, ignore_errors=True)
-        outbox.flush()
-        status = "FAILED"
-        _demand_any(ended, name=name)
-        registered = register_best(
-            ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened, folds=folds
-        )
-        outbox.tag(parent, {NOTE_TAG: sweep_note(ended, space=space, registered=registered)})
-        page = None
-        if rows:
-            title = f"{space} on {opened.dataset}"
-            page = compare(rows, title=title, base=base, store=opened, shared=fixed, resources=resources)
-            for file in (PAGE, FIGURES):
-                outbox.file(parent, (sweep / file).read_text(), path=file)
-        status = "FINISHED"
-        return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page)
-    finally:
-        outbox.finish(parent, status=status)
-        outbox.close()
+    with _alone(sweep):
+        tracker = Tracker(place, experiment=opened.dataset)
+        outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
+        parent = {SWEEP_TAG: name, KIND_TAG: "sweep"}
+        folds = folds_of(opened, options=chosen)
+        described = {
+            **base.to_json(),
+            "fold": ",".join(map(str, folds)),
+            "data": opened.digest,
+            "cases": len(opened.cases),
+        }
+        outbox.begin(parent, name=name, params=described)
+        lineage = lineage_of(opened, folds=folds, command=f"segsweep tune {space}")
+        lineage.tell(outbox, run=parent)
+        follow = Follow(outbox, parent=parent, sweep=name, report=report, lineage=lineage)
+        status: Status = "KILLED"
+        ended: tuple[SweptTrial, ...] = ()
+        try:
+            for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
+                ask = start.ask if start else queued
+                search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
+                _settle(ended_trials(study, sweep=sweep), follow=follow)
+                if search.remaining:
+                    trainable = as_trainable(base, resources=resources, folds=folds)
+                    rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study, sweep=sweep))
+                    _run_trials(
+                        trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep
+                    )
+                ended = ended_trials(study, sweep=sweep)
+                if search.remaining > 0 or has_unfinished(study):
+                    return Swept(name=name, trials=ended, registered=(), interrupted=True)
+            shutil.rmtree(sweep / TUNE, ignore_errors=True)
+            outbox.flush()
+            status = "FAILED"
+            _demand_any(ended, name=name)
+            registered = register_best(
+                ended, count=chosen.register, trainable=base.trainable, follow=follow, store=opened, folds=folds
+            )
+            outbox.tag(parent, {NOTE_TAG: sweep_note(ended, space=space, registered=registered)})
+            page = None
+            if rows:
+                title = f"{space} on {opened.dataset}"
+                page = compare(rows, title=title, base=base, store=opened, shared=fixed, resources=resources)
+                for file in (PAGE, FIGURES):
+                    outbox.file(parent, (sweep / file).read_text(), path=file)
+            status = "FINISHED"
+            return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page)
+        finally:
+            outbox.finish(parent, status=status)
+            outbox.close()
+
+
+@contextmanager
+def _alone(sweep: Path) -> Iterator[None]:
+    """Hold a sweep's folder for this driver. Raises ResourceError while another one runs the sweep."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    busy = f"sweep {sweep.name!r} runs in another process, which may have outlived its terminal"
+    with held(sweep, otherwise=ResourceError(f"{busy}; wait until it ends, end it, or choose another name=…")):
+        yield
 
 
 def _most_at_once(prepared: Prepared, *, left: int, gpus: float = 1.0) -> int:
@@ -207,29 +225,23 @@ def _settle(ended: Iterable[SweptTrial], *, follow: Follow) -> None:
 def _run_trials(
     trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
 ) -> None:
-    """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed.
-
-    Raises ResourceError when another driver runs this sweep's trials.
-    """
-    sweep.mkdir(parents=True, exist_ok=True)
-    busy = f"sweep {sweep.name!r} runs in another process, which may have outlived its terminal"
-    with held(sweep, otherwise=ResourceError(f"{busy}; wait until it ends, end it, or choose another name=…")):
-        tuner = ray.tune.Tuner(
-            trainable,
-            tune_config=ray.tune.TuneConfig(
-                search_alg=search,
-                scheduler=scheduler,
-                num_samples=search.remaining,
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,  # or every trial waits for a new process to import torch
-            ),
-            run_config=ray.tune.RunConfig(name=TUNE, storage_path=str(sweep), callbacks=[follow], verbose=0),
-        )
-        try:
-            tuner.fit()
-        finally:
-            follow.close()
-            shutil.rmtree(sweep / TUNE, ignore_errors=True)
+    """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed."""
+    tuner = ray.tune.Tuner(
+        trainable,
+        tune_config=ray.tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=search.remaining,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,  # or every trial waits for a new process to import torch
+        ),
+        run_config=ray.tune.RunConfig(name=TUNE, storage_path=str(sweep), callbacks=[follow], verbose=0),
+    )
+    try:
+        tuner.fit()
+    finally:
+        follow.close()
+        shutil.rmtree(sweep / TUNE, ignore_errors=True)
 
 
 def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
