@@ -63,10 +63,11 @@ def test_a_server_elsewhere_is_named_and_not_started(tmp_path: Path, monkeypatch
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    port = free_port()
     with socket.socket() as other:
-        other.bind((HOST, 0))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last test's server was there
+        other.bind((HOST, port + 1))
         other.listen()
-        port = other.getsockname()[1] - 1
         complaint = rf"port {port + 1} cannot be used .*choose another with --port"
         with pytest.raises(ResourceError, match=complaint), serve(Workspace(root=tmp_path), port=port):
             pass
