@@ -13,16 +13,23 @@ from segsweep.evaluation.whole_scans import Scores
 from segsweep.sweeps.validation import summarise
 
 FOLD, LATER = "fold", "later"
+# The folders of a trial's folds, for a search.
+FOLD_FOLDERS = f"{FOLD}-*"
+
+
+def fold_name(fold: int) -> str:
+    """`fold-1`: of a fold's folder, and of its run below its trial's."""
+    return f"{FOLD}-{fold}"
 
 
 def fold_folders(folder: Path, *, folds: Sequence[int]) -> dict[int, Path]:
     """Where a trial trains each of its folds: in its own folder where there is only one."""
-    return {fold: folder / f"fold-{fold}" if len(folds) > 1 else folder for fold in folds}
+    return {fold: folder / fold_name(fold) if len(folds) > 1 else folder for fold in folds}
 
 
 def judged_folder(folder: Path, *, report: Mapping[str, Any]) -> Path:
     """The folder of the run that a report tells of, given its trial's."""
-    return folder / f"fold-{report[FOLD]}" if FOLD in report else folder
+    return folder / fold_name(report[FOLD]) if FOLD in report else folder
 
 
 def told(report: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from ray.tune import Callback
 
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG, Status
-from segsweep.sweeps.folds import FOLD, judged_folder, told
+from segsweep.sweeps.folds import FOLD, FOLD_FOLDERS, fold_name, judged_folder, told
 from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
 from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.shortage import noted
@@ -108,7 +108,7 @@ class Follow(Callback):
         if (folder / LOGGED).exists() or not (params or (folder / RESULT).is_file()):
             return
         self._settle(folder, name=folder.name, params=params)
-        for own in sorted(folder.glob("fold-*")):
+        for own in sorted(folder.glob(FOLD_FOLDERS)):
             self._settle(own, name=f"{folder.name}/{own.name}", params=params)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOGGED).touch()
@@ -156,7 +156,7 @@ class Follow(Callback):
         trial_run = trial_name(trial)
         if FOLD not in report:
             return trial_run
-        name = f"{trial_run}/fold-{report[FOLD]}"
+        name = f"{trial_run}/{fold_name(report[FOLD])}"
         if name not in self._open:
             params = {key: value for key, value in trial.config.items() if key != "folder"}
             self._begin(name, params=params)

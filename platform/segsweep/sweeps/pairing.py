@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import wilcoxon
 
+from segsweep.sweeps.folds import FOLD_FOLDERS
 from segsweep.sweeps.training import RESULT, VALIDATION, read_result
 
 # Optuna's value.
@@ -90,7 +91,7 @@ def verdict(folder: Path, *, running: Mapping[Path, int]) -> bool:
 
 def _finished(folder: Path) -> list[tuple[float, tuple[Look, ...]]]:
     """Final Dice and validations of the trials beside this one that were trained to their end; of several folds, the same fold of each."""
-    sweep, same = (folder.parent.parent, f"{folder.name}/") if folder.match("fold-*") else (folder.parent, "")
+    sweep, same = (folder.parent.parent, f"{folder.name}/") if folder.match(FOLD_FOLDERS) else (folder.parent, "")
     results = {path.parent: read_result(path.parent) for path in sorted(sweep.glob(f"trial-*/{same}{RESULT}"))}
     return [
         (result["dice"], looks(other, epochs=result["epochs"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data.manifest import write_json
+from segsweep.sweeps.folds import FOLD_FOLDERS
 
 SHORTAGE = "out_of_memory.json"
 # Python's, torch's, NumPy's and Ray's error stand at the beginning of a traceback's line; torch on a CPU and Ray's monitor use words.
@@ -28,5 +29,5 @@ def note(folder: Path, *, patch_size: Sequence[int], batch_size: int) -> None:
 
 def noted(folder: Path) -> dict[str, Any] | None:
     """What `note` wrote there, or in the folder of a trial's fold; None for a run that had memory enough."""
-    found = [path for path in (folder / SHORTAGE, *folder.glob(f"fold-*/{SHORTAGE}")) if path.is_file()]
+    found = [path for path in (folder / SHORTAGE, *folder.glob(f"{FOLD_FOLDERS}/{SHORTAGE}")) if path.is_file()]
     return json.loads(found[0].read_text()) if found else None
