@@ -17,7 +17,7 @@ from segsweep.data.manifest import seal
 from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.errors import InputError, ModelError
+from segsweep.errors import InputError, ModelError, RecipeError
 from segsweep.inference.prediction import Member, Predictor, predict
 from segsweep.inference.scans import ScanCase, find_files, find_scans
 from segsweep.inference.writers import write_image
@@ -415,3 +415,19 @@ def test_absent_paths_and_other_files_are_refused(tmp_path: Path):
         find_scans(tmp_path / "absent", channels=("CT",))
     with pytest.raises(InputError, match="no scan"):
         find_scans(tmp_path / "notes.txt", channels=("CT",))
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "nrrd", "mha"])
+def test_the_format_says_what_kind_of_file_comes_back(tmp_path: Path, kind: str):
+    voxels = noise((6, 10, 8))
+    write_image(voxels, geometry=grid((6, 10, 8)), path=tmp_path / "a.nii.gz")
+    predict(find_files(tmp_path / "a.nii.gz", channels=("CT",)), predictor=bands(), out=tmp_path / "out", kind=kind)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([f"a.{kind}", "labels.json"])
+    found = read_labels(tmp_path / "out" / f"a.{kind}")
+    assert np.array_equal(found.voxels[clear(voxels)], expected_bands(voxels)[clear(voxels)])
+
+
+def test_an_unknown_format_is_named_before_a_scan_is_read(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"'nifti'.*nii\.gz"):
+        predict([], predictor=bands(), out=tmp_path / "out", kind="nifti")
+    assert not (tmp_path / "out").exists()

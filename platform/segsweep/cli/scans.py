@@ -25,6 +25,7 @@ def predict(
         typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.", show_default="as the method says"),
     ] = None,
     dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
+    kind: Annotated[str, typer.Option("--format", help="Of the results: nii.gz, nrrd or mha.")] = "nii.gz",
 ) -> None:
     """Segment scans with a model or an ensemble.
 
@@ -47,7 +48,7 @@ def predict(
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
         report = shown.pieces("scans")
-        done = run(cases, predictor=predictor, out=out, mirror=mirror, progress=report)
+        done = run(cases, predictor=predictor, out=out, mirror=mirror, kind=kind, progress=report)
     say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())

@@ -17,13 +17,13 @@ from segsweep.data.planning import AIR_HU, Normalisation
 from segsweep.data.resampling import resample_image, resample_scores
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
+from segsweep.inference import formats
 from segsweep.inference.cascade import part_of
 from segsweep.inference.export import Output, combine, label_on_grid
 from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
 from segsweep.inference.postprocess import clean
 from segsweep.inference.scans import Segmentable
 from segsweep.inference.sliding import flip_sets, predict_logits
-from segsweep.inference.writers import write_label_map
 from segsweep.learning.checkpoint import FINDER, load_model
 from segsweep.learning.crop import box, in_voxels
 from segsweep.learning.inference import Inference
@@ -175,15 +175,19 @@ def predict(
     out: Path,
     mirror: str | None = None,
     dataset: str = "",
+    kind: str = formats.DEFAULT,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
-    """Segment every scan. Afterwards `out` holds `CASE.nii.gz` for each and `labels.json` (structure name -> its values).
+    """Segment every scan. Afterwards `out` holds each one's files and `labels.json` (structure name -> its values).
+
+    `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`.
 
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
     joint store needs none, since it belongs to one.
     A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced.
     Raises InputError when `out` holds label maps of another meaning. `progress` is told (scans done, all scans).
     """
+    write = formats.find_format(kind)
     predictor = predictor.only(dataset) if dataset else predictor
     table = predictor.table_task.table
     if mirror is not None:
@@ -194,7 +198,7 @@ def predict(
     failures: dict[str, str] = {}
     for done, scan in enumerate(scans, start=1):
         try:
-            segment_scan(scan, predictor=predictor, path=out / f"{scan.case_id}.nii.gz", mirror=mirror)
+            write(segment_scan(scan, predictor=predictor, mirror=mirror), out)
             written.append(scan.case_id)
         except (SegsweepError, OSError) as error:
             failures[scan.case_id] = str(error)
@@ -207,8 +211,8 @@ def predict(
     return Predicted(written=tuple(written), failures=failures)
 
 
-def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror: str | None = None) -> None:
-    """Write the scan's label map to `path`, on the scan's own grid and in its own axis order.
+def segment_scan(scan: Segmentable, *, predictor: Predictor, mirror: str | None = None) -> formats.Segmentation:
+    """What the predictor finds in a scan, on the scan's own grid and in its own axis order.
 
     Raises InputError when it is not known which of the datasets that the predictor joins is asked for.
     """
@@ -216,7 +220,13 @@ def segment_scan(scan: Segmentable, *, predictor: Predictor, path: Path, mirror:
     if not loaded.structures:
         demand_dataset(predictor.table_task)
     label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror, structures=loaded.structures)
-    write_label_map(loaded.source.reorientation.invert(label), geometry=loaded.source, path=path)
+    return formats.Segmentation(
+        case_id=scan.case_id,
+        label=loaded.source.reorientation.invert(label),
+        geometry=loaded.source,
+        table=predictor.table_task.table,
+        reference=loaded.reference,
+    )
 
 
 def member_logits(

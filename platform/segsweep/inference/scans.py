@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segsweep.data.case import CASE_ID, Split
 from segsweep.data.geometry import Geometry
 from segsweep.data.joint import JointStore, is_store, open_stores
-from segsweep.data.readers import SUFFIXES, is_scan, read_scan, stem
+from segsweep.data.readers import SUFFIXES, Reference, is_scan, read_scan, stem
 from segsweep.data.store import Store
 from segsweep.errors import InputError, unknown
 
@@ -23,13 +23,14 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 class LoadedScan:
     """A scan in canonical orientation, (c, z, y, x) in the file's units, its canonical grid, and the grid of its file.
 
-    `structures` are those to look for (all that the model knows by default).
+    `structures` are those to look for (all that the model knows by default); `reference` the UIDs of a DICOM series.
     """
 
     image: NDArray
     geometry: Geometry
     source: Geometry
     structures: tuple[str, ...] = ()
+    reference: Reference | None = None
 
 
 class Segmentable(Protocol):

@@ -8,6 +8,7 @@ from segsweep.data.readers import is_scan, stem
 from segsweep.errors import InputError
 from segsweep.inference.prediction import Predictor, predict, segment_scan
 from segsweep.inference.scans import ScanCase
+from segsweep.inference.writers import write_label_map
 from segsweep.models.ensemble import load_predictor
 from segsweep.workspace import current_workspace
 
@@ -35,7 +36,8 @@ class Segmenter:
         scan = _case(row["image"])
         predictor = self.predictor.only(row["dataset"]) if "dataset" in row else self.predictor
         if is_scan(output):
-            segment_scan(scan, predictor=predictor, path=output)
+            found = segment_scan(scan, predictor=predictor)
+            write_label_map(found.label, geometry=found.geometry, path=output)
             return output
         failures = predict([scan], predictor=predictor, out=output).failures
         if failures:
