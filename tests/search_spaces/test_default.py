@@ -40,6 +40,14 @@ def test_the_first_trials_are_the_plans_own_run_of_each_network() -> None:
         assert recipes.build_params(recipe, values=chosen) == recipe.Params(patch_size=plan.patch_size)
 
 
+def test_a_share_of_foreground_is_drawn_only_where_it_changes_the_training() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    plan = plan_of((64, 64, 64), spacing=(1.0, 1.0, 1.0))
+    drawn = [SPACE.space(study.ask(), plan) for _ in range(20)]
+    assert {one["oversampling"] for one in drawn} == set(SPACE.OVERSAMPLING)
+    assert all(("foreground" in one) == (one["oversampling"] == "probabilistic") for one in drawn)
+
+
 @pytest.mark.parametrize("recipe", (UNET, RESENC), ids=SPACE.TRAINABLES)
 @pytest.mark.parametrize("preset", [{}, {"preset": "small"}], ids=("", "small"))
 @pytest.mark.parametrize("scale", SPACE.SCALES)
