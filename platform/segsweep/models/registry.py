@@ -113,7 +113,10 @@ def fetch(uri: str | Path, *, workspace: Workspace) -> Path:
 
 
 def describe(folder: Path, *, scores: Scores | None = None) -> str:
-    """What a checkpoint or ensemble folder holds, as Markdown with its scores, or else its metrics, as a table."""
+    """What a checkpoint or ensemble folder holds, as Markdown: its scores first, of which lists of versions show the beginning.
+
+    Without scores come its metrics, as a table.
+    """
     lines: list[str] = []
     if (folder / RUN).is_file():
         run = _read_json(folder / RUN)["run"]
@@ -124,7 +127,7 @@ def describe(folder: Path, *, scores: Scores | None = None) -> str:
         lines.append(f"Ensemble ({ensemble['rule']}) of {len(ensemble['members'])} members:\n")
         lines += [f"* `{member['uri']}`, weight {member['weight']:g}" for member in ensemble["members"]]
     if scores and structures(scores):
-        return "\n".join([*lines, "", card(scores)])
+        return "\n".join([card(scores), "", *lines])
     metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
     rows = [f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, int | float)]
     if rows:
