@@ -17,6 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+    from segsweep.workspace import Workspace
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -53,6 +55,18 @@ def cluster() -> Iterator[None]:
     connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Workspace":
+    """An empty workspace, and no address of anyone's servers."""
+    from segsweep.workspace import Workspace  # noqa: PLC0415  tests that need none load nothing of ours
+
+    for name in ("MLFLOW_TRACKING_URI", "SEGSWEEP_STUDIES", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "workspace"
+    root.mkdir()
+    return Workspace(root=root)
 
 
 @dataclass

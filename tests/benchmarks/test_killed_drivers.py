@@ -37,16 +37,6 @@ def killing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("killed_drivers")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """An empty workspace, and no address of anyone's servers."""
-    for name in ("MLFLOW_TRACKING_URI", "SEGSWEEP_STUDIES", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "workspace"
-    root.mkdir()
-    return Workspace(root=root)
-
-
 @contextmanager
 def command(store: Path, *, project: Path, workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
     """`segsweep tune` in its own process group, as a terminal starts it; killed when a test gives up on it."""

@@ -57,15 +57,6 @@ def test_a_trial_whose_first_fold_was_stopped_has_no_score() -> None:
     assert merge([first], dice={}, nsd={}) == {"epoch": 3, "epochs": 9, "status": "stopped_early", "digest": "a"}
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """An empty workspace, and no address of anyone's servers."""
-    for name in ("MLFLOW_TRACKING_URI", "SEGSWEEP_STUDIES", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "workspace").mkdir()
-    return Workspace(root=tmp_path / "workspace")
-
-
 def runs(workspace: Workspace) -> dict[str, Any]:
     """Each MLflow run of the phantom by the name of its trial or fold; the sweep's own is `sweep`."""
     client = connect(workspace)

@@ -19,16 +19,6 @@ from segsweep.workspace import Workspace
 NETWORKS = ("unet", "resenc_unet")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """An empty workspace, and no address of anyone's servers."""
-    for name in ("MLFLOW_TRACKING_URI", "SEGSWEEP_STUDIES", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "workspace"
-    root.mkdir()
-    return Workspace(root=root)
-
-
 @pytest.mark.usefixtures("cluster")
 def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Path, workspace: Workspace) -> None:
     def start(**options: Any) -> None:
