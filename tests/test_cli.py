@@ -40,7 +40,7 @@ VERBS = {
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
     "ensemble": (("STORE", "KEY=VALUE"), ()),
     "promote": (("MODEL", "KEY=VALUE"), ("--force",)),
-    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset")),
+    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset", "--format")),
     "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),
@@ -204,9 +204,10 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("tune default store sampler=tpa", "no 'tpa' among values of sampler (there are: *); did you mean 'tpe'?"),
         ("tune default store stop=never", "no 'never' among values of stop (there are: asha, hyperband, none, paired)"),
         (
-            "tune default store stop=hyperband",
+            "tune default store stop=hyperband grace=0",
             "stop=hyperband cannot be used with grace=0: expected the share *",
         ),
+        ("tune default store grace=0.2", "grace=0.2 alone stops no trial; expected stop=asha, hyperband or paired *"),
         ("tune default store objective=speed", "objective=speed: no 'speed' among objectives (there are: *)"),
         (
             "tune gtv_loss store sampler=gp",

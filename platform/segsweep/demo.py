@@ -25,7 +25,7 @@ from segsweep.workspace import Workspace, current_workspace
 
 # Two workers a trial show data-parallel training; early stopping may end a trial from the third epoch on.
 MEMBERS = 2
-SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, grace=0.33, register=MEMBERS)
+SWEEP = SweepOptions(name="demo", trials=4, workers=2, concurrent=1, stop="asha", grace=0.33, register=MEMBERS)
 
 
 def walk(folder: Path, *, seed: int, sweep: SweepOptions = SWEEP, params: Mapping[str, Any] | None = None) -> None:
@@ -73,7 +73,7 @@ def _tune(store: Store, *, workspace: Workspace, sweep: SweepOptions, params: Ma
         swept = tune("phantom", store=store.uri, workspace=workspace, options=sweep, params=params, report=shown.trial)
     if len(swept.registered) < MEMBERS and not swept.interrupted:
         # All others were stopped early: one more trial, which may end.
-        longer = dataclasses.replace(sweep, trials=sweep.trials + 1, grace=0)
+        longer = dataclasses.replace(sweep, trials=sweep.trials + 1, stop="none")
         with bars() as shown:
             swept = tune(
                 "phantom", store=store.uri, workspace=workspace, options=longer, params=params, report=shown.trial

@@ -11,7 +11,8 @@ def test_options_that_do_not_exist_are_refused() -> None:
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"sampler": "tpa"}, "no 'tpa' among values of sampler .*did you mean 'tpe'"),
         ({"stop": "never"}, "no 'never' among values of stop"),
-        ({"stop": "hyperband"}, "stop=hyperband cannot be used with grace=0"),
+        ({"stop": "asha", "grace": 0}, "stop=asha cannot be used with grace=0"),
+        ({"stop": "hyperband", "grace": 0}, "stop=hyperband cannot be used with grace=0"),
         ({"grace": 20}, "grace=20 cannot be used: expected a share of a trial's epochs"),
         ({"objective": "dice,speed"}, "no 'speed' among objectives"),
         *(

@@ -80,8 +80,8 @@ def tune(
       sampler     tpe, gp, random, grid or nsga2                      (tpe)
       objective   dice or nsd, also with seconds_per_case, memory_gb (dice)
       warm        earlier sweeps to learn from: NAME,NAME            (none)
-      stop        bad trials by asha, hyperband, paired or none      (asha)
-      grace       share of its epochs before one may; 0 = never stop    (0)
+      stop        bad trials early: by asha, hyperband or paired     (none)
+      grace       share of its epochs before one may be stopped       (0.1)
       register    how many of the best become registered models         (3)
       name        of the sweep                              (SPACE-DATASET)
     Keys of a published comparison, whose rows are the trials:
@@ -95,7 +95,7 @@ def tune(
 
     Examples:
       segsweep tune default stores/openkbp preset=small
-      segsweep tune default stores/openkbp trials=40 grace=0.1 workers=2
+      segsweep tune default stores/openkbp trials=40 stop=asha workers=2
       segsweep tune default stores/openkbp folds=all objective=nsd
       segsweep tune gtv_loss stores/segrap scale=0.01
     """
@@ -133,6 +133,10 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
         raise RecipeError(f"fold={given['fold']} is for `segsweep train`; expected folds=0, folds=0,1,2 or folds=all")
     own = {field.name: given.pop(field.name) for field in fields(SweepOptions) if field.name in given}
     words = ("name", "folds", "pretrained", "sampler", "objective", "warm", "stop")
+    if "grace" in own and own.get("stop", "none") == "none":
+        raise RecipeError(
+            f"grace={own['grace']} alone stops no trial; expected stop=asha, hyperband or paired beside it"
+        )
     texts = {key: own.pop(key) for key in words if key in own}
     numbers = parsed(own)
     for key, value in numbers.items():

@@ -102,12 +102,12 @@ class CooperativePaired(FIFOScheduler):
 
 
 def make_scheduler(rule: str, *, grace: float, curves: Mapping[str, Mapping[float, float]]) -> TrialScheduler | None:
-    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: share of a trial's epochs before it may be stopped;
-    `curves` as for `recall`.
+    """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: share of a trial's epochs before it may be stopped
+    (above 0 but for `paired`); `curves` as for `recall`.
     """
     if rule == "paired":
         return CooperativePaired(grace=grace)
-    if rule == "none" or not grace:
+    if rule == "none":
         return None
     scheduler = CooperativeASHA(grace=grace, brackets=BRACKETS if rule == "hyperband" else 1)
     scheduler.recall(curves)

@@ -15,7 +15,7 @@ class SweepOptions:
 
     `sampler` proposes (tpe, gp, random, grid, nsga2) for what `objective` names, and knows the finished trials of the sweeps in `warm`;
     both may be several names with commas. `stop` is the rule by which bad trials end early (asha, hyperband, paired, none), `grace`
-    the share of its epochs that a trial is left alone: with 0 only `paired` ever stops any.
+    the share of its epochs that a trial is left alone before.
 
     Every trial trains the store's `folds`, numbers with commas or all of them, one after another, and is judged by what they hold out
     together; rules that stop trials judge it by its first one. (A run's fold="all" is something else: it holds nothing out.)
@@ -31,12 +31,12 @@ class SweepOptions:
     gpus: float = 1.0
     folds: str = "0"
     seed: int = 0
-    grace: float = 0.0
+    grace: float = 0.1
     register: int = 3
     sampler: str = "tpe"
     objective: str = DICE
     warm: str = ""
-    stop: str = "asha"
+    stop: str = "none"
     scale: float = 1.0
     pretrained: str = ""
 
@@ -56,9 +56,9 @@ class SweepOptions:
                 raise ValueError(unknown(getattr(self, key), kind=f"values of {key}", known=known))
         parse_objectives(self.objective)
         parse_folds(self.folds)
-        if self.stop == "hyperband" and not self.grace:
+        if self.stop in ("asha", "hyperband") and not self.grace:
             raise ValueError(
-                "stop=hyperband cannot be used with grace=0: expected the share of a trial's epochs before the first verdict"
+                f"stop={self.stop} cannot be used with grace=0: expected the share of a trial's epochs before the first verdict"
             )
 
     @property
