@@ -49,7 +49,7 @@ def earlier(storage: str, *, folder: Path, fixed: dict[str, Any]) -> optuna.Stud
 
 
 def test_only_finished_trials_that_fit_are_known_and_none_is_the_sweeps_own(storage: str, tmp_path: Path) -> None:
-    before = earlier(storage, folder=tmp_path / "earlier", fixed={"loss": "focal"})
+    before = earlier(storage, folder=tmp_path / "earlier", fixed={"loss": "focal", "scan_validation_every": 3})
     (found,) = earlier_studies(storage, names=("earlier",), objectives=("dice",))
     study = open_study(storage, name="now", settings={}, seed=0)
     study.enqueue_trial({"loss": "dice", "foreground": 0.33})
@@ -85,6 +85,8 @@ def test_other_spaces_and_fixed_values_do_not_fit(storage: str, tmp_path: Path) 
         fixed = {"loss": loss}
         draw = lambda trial, fixed=fixed: space(FixedTrial(trial, fixed=fixed))  # noqa: E731
         assert learn_from(found, study=other, draw=draw, fixed=fixed) == count
+    for fixed in ({"preset": "small"}, {"iterations": 10}):
+        assert learn_from(found, study=study, draw=space, fixed=fixed) == 0, "those trials were larger, or longer"
 
 
 def test_sweeps_that_are_not_there_or_sought_something_else_are_refused(storage: str, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def default_point(draw: Draw, *, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitting(draw: Draw, *, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> Probe | None:
-    """The space as an earlier trial's values go through it; None where it draws others, or the user has fixed one otherwise."""
+    """The space as an earlier trial's values go through it; None where it draws others, or what was fixed then and now differs."""
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
         if name not in values or not _holds(distribution, values[name]):
@@ -179,8 +179,9 @@ def fitting(draw: Draw, *, values: Mapping[str, Any], fixed: Mapping[str, Any]) 
         draw(probe)
     except Exception:  # ours, or what a recipe raises for a point that it does not allow
         return None
-    other = values.keys() - probe.params.keys()
-    return probe if all(name in fixed and _key(fixed[name]) == _key(values[name]) for name in other) else None
+    other = (values.keys() | fixed.keys()) - probe.params.keys()
+    alike = all(name in fixed and name in values and _key(fixed[name]) == _key(values[name]) for name in other)
+    return probe if alike else None
 
 
 def _points(draw: Draw) -> Iterator[dict[str, Any]]:

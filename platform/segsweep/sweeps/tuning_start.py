@@ -64,5 +64,5 @@ def search_start(
         ask=make_grid(draw, seed=prepared.run.seed) if sampler == "grid" else drawn,
         first=tuple(filter(None, first)),
         earlier=earlier_studies(storage, names=warm, objectives=parse_objectives(objective)),
-        fixed=own,
+        fixed=fixed,
     )

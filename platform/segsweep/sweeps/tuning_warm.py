@@ -10,6 +10,9 @@ from segsweep.errors import RecipeError, unknown
 from segsweep.sweeps.tuning_sampling import WARM, Draw, fitting
 from segsweep.sweeps.tuning_study import HAD, MEMORY, SETTINGS, failed, objectives_of, open_database, own_trials
 
+# Settings that trials may differ in and still be comparable: how often one looks changes nothing in it.
+WITHOUT_EFFECT = ("scan_validation_every",)
+
 
 def earlier_studies(storage: str, *, names: Sequence[str], objectives: Sequence[str]) -> tuple[optuna.Study, ...]:
     """The studies of earlier sweeps.
@@ -36,10 +39,10 @@ def earlier_studies(storage: str, *, names: Sequence[str], objectives: Sequence[
 def learn_from(earlier: optuna.Study, *, study: optuna.Study, draw: Draw, fixed: Mapping[str, Any]) -> int:
     """Add to the study what it does not know yet of an earlier one; how many of that one's trials it knows then.
 
-    `fixed` is what the user fixed for all trials of this sweep: trials with other values there do not fit.
+    `fixed` is what the user fixed for all trials of this sweep, its preset too: trials with other values there do not fit.
     """
     before = {trial.user_attrs.get(WARM) for trial in study.get_trials(deepcopy=False)}
-    given = {key: value for key, value in earlier.user_attrs[SETTINGS].get("fixed", {}).items() if key != "preset"}
+    given, fixed = _telling(earlier.user_attrs[SETTINGS].get("fixed", {})), _telling(fixed)
     count = 0
     for trial in own_trials(earlier):
         name = f"{earlier.study_name}/{trial.number}"
@@ -60,3 +63,7 @@ def learn_from(earlier: optuna.Study, *, study: optuna.Study, draw: Draw, fixed:
                 )
             )
     return count
+
+
+def _telling(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fixed.items() if key not in WITHOUT_EFFECT}
