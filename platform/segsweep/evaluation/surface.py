@@ -26,7 +26,7 @@ Box = tuple[slice, slice, slice]
 FULL = 255
 # A tree answers at once where the other surface is near. Where it is not, a search costs about as much as the distance transform
 # takes for this many voxels.
-NEAR_VOXELS, VOXELS_A_SEARCH = 16, 200
+NEAR_VOXELS, VOXELS_A_SEARCH = 4, 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,10 @@ def surfaces(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_], spa
     areas = element_areas(spacing)
     found = {}
     for name, other in (("reference", "prediction"), ("prediction", "reference")):
-        distances = _distances(places[name], others=places[other], other_code=codes[other], spacing=spacing)
+        there = _is_border(codes[other].reshape(-1)[places[name]])
+        distances = nearest_mm(
+            places[name], others=places[other], shared=there, shape=codes[name].shape, spacing=spacing
+        )
         order = np.argsort(distances)
         weights = areas[codes[name].reshape(-1)[places[name]]]
         found[name] = Surface(distances=distances[order], areas=weights[order])
@@ -123,6 +126,12 @@ def union(boxes: Sequence[Box]) -> Box | None:
     return z, y, x
 
 
+def with_margin(box: Box, *, shape: tuple[int, ...]) -> Box:
+    """The box and one voxel around it, as far as there are any."""
+    z, y, x = (slice(max(0, one.start - 1), min(count, one.stop + 1)) for one, count in zip(box, shape, strict=True))
+    return z, y, x
+
+
 def neighbour_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Code of every 2 x 2 x 2 block of the mask with one voxel of background around it: 128 for its (0, 0, 0) corner to 1 for (1, 1, 1)."""
     padded: NDArray[np.uint8] = np.pad(mask, 1).view(np.uint8)
@@ -131,6 +140,7 @@ def neighbour_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return ((square[:-1] << 4) | square[1:]).astype(np.uint8, copy=False)
 
 
+@cache
 def element_areas(spacing: Spacing) -> NDArray[np.float64]:
     """Area in mm² of the surface element of each of the 256 codes."""
     z, y, x = spacing
@@ -143,23 +153,30 @@ def _is_border(code: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return code - np.uint8(1) < FULL - 1
 
 
-def _distances(
-    places: NDArray[np.intp], *, others: NDArray[np.intp], other_code: NDArray[np.uint8], spacing: Spacing
+def nearest_mm(
+    places: NDArray[np.intp],
+    *,
+    others: NDArray[np.intp],
+    shared: NDArray[np.bool_],
+    shape: tuple[int, ...],
+    spacing: Spacing,
 ) -> NDArray[np.float64]:
-    """mm from each block to the nearest of the other mask's; both as flat places in the grid of `other_code`."""
+    """mm from each place to the nearest of the others, both flat indices of a grid of this shape; infinite without others.
+
+    `shared` says which places are themselves among the others.
+    """
     if not len(others):
         return np.full(len(places), np.inf)
     distances = np.zeros(len(places))
-    apart = ~_is_border(other_code.reshape(-1)[places])
-    if apart.any():
-        distances[apart] = _searched(places[apart], others=others, shape=other_code.shape, spacing=spacing)
+    if not shared.all():
+        distances[~shared] = _searched(places[~shared], others=others, shape=shape, spacing=spacing)
     return distances
 
 
 def _searched(
     places: NDArray[np.intp], *, others: NDArray[np.intp], shape: tuple[int, ...], spacing: Spacing
 ) -> NDArray[np.float64]:
-    """Distances of blocks that the other surface does not hold. The steps are counted in voxels before they become mm, so that equal
+    """Distances of places that are not among the others. The steps are counted in voxels before they become mm, so that equal
     steps are equally long to the last bit, as in a distance transform: tolerances are often whole voxels."""
     here, there = (np.stack(np.unravel_index(flat, shape), axis=1) for flat in (places, others))
     tree = KDTree(there * spacing, compact_nodes=False, balanced_tree=False)
@@ -169,13 +186,13 @@ def _searched(
         nearest[far] = tree.query(here[far] * spacing)[1]
         steps = (here - there[nearest]) * spacing
     else:
-        steps = here - _nearest_blocks(others, shape=shape, spacing=spacing)[:, *here.T].T
+        steps = here - _nearest_places(others, shape=shape, spacing=spacing)[:, *here.T].T
         steps = steps * spacing
     return np.sqrt((steps * steps).sum(axis=1))
 
 
-def _nearest_blocks(others: NDArray[np.intp], *, shape: tuple[int, ...], spacing: Spacing) -> NDArray[np.int32]:
-    """Index (3, z, y, x) of the nearest of these blocks for every voxel."""
+def _nearest_places(others: NDArray[np.intp], *, shape: tuple[int, ...], spacing: Spacing) -> NDArray[np.int32]:
+    """Index (3, z, y, x) of the nearest of these places for every voxel."""
     elsewhere = np.ones(shape, dtype=bool)
     elsewhere.reshape(-1)[others] = False
     return np.asarray(
