@@ -8,6 +8,7 @@ and the peak of memory above it is that of a process of its own for each side. T
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,7 @@ class Scan:
 def peak_above(pairs: Sequence[Pair], *, side: str) -> float:
     """MB that scoring takes at most beside the two masks, measured in a process of its own."""
     context = multiprocessing.get_context("fork")
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is held but free would be taken without being seen
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_report_peak, args=(send, list(pairs), side))
     child.start()
@@ -161,7 +164,7 @@ def peak_above(pairs: Sequence[Pair], *, side: str) -> float:
     return peak
 
 
-def _report_peak(send: "multiprocessing.connection.Connection", pairs: list[Pair], side: str) -> None:
+def _report_peak(send: Connection, pairs: list[Pair], side: str) -> None:
     scan, before = Scan(pairs), 0
     for pair in pairs:
         reference, prediction = scan.holding(pair)
