@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ def test_files_are_masks_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert (masks.names, list(masks), len(masks), -1 in masks, 2 in masks) == (("a", "b"), [0, 1], 2, False, False)
     assert encode(masks, shape=GRID.shape).label[0, 0].tolist() == [2, 2, 1, 0]
     assert masks.largest == 3
-    write_label_map(mask[:1], geometry=Geometry(**{**vars(GRID), "shape": (1, 3, 4)}), path=tmp_path / "b.nii.gz")
+    lower = replace(GRID, shape=(1, 3, 4))
+    write_label_map(np.ones(lower.shape, dtype=np.uint8), geometry=lower, path=tmp_path / "b.nii.gz")
     with pytest.raises(InputError, match="x: mask 'b' lies on another grid than 'a'"):
         masks[1]
 

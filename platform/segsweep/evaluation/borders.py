@@ -14,7 +14,9 @@ def symmetric_mm(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_],
     A border voxel has a face neighbour outside its mask; the rim of the array is no border, so that a box cut out of a scan needs a
     voxel of margin. Every voxel counts alike, whereas the surface elements of NSD, HD95 and the directed means count by area.
     """
-    borders = [mask & ~ndimage.binary_erosion(mask, border_value=1) for mask in (reference, prediction)]
+    borders = [
+        mask & ~np.asarray(ndimage.binary_erosion(mask, border_value=1), dtype=bool) for mask in (reference, prediction)
+    ]
     places = [np.flatnonzero(border) for border in borders]
     if not (len(places[0]) and len(places[1])):
         return float("nan")

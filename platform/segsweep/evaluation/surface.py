@@ -180,7 +180,7 @@ def _searched(
     steps are equally long to the last bit, as in a distance transform: tolerances are often whole voxels."""
     here, there = (np.stack(np.unravel_index(flat, shape), axis=1) for flat in (places, others))
     tree = KDTree(there * spacing, compact_nodes=False, balanced_tree=False)
-    _, nearest = tree.query(here * spacing, distance_upper_bound=NEAR_VOXELS * max(spacing))
+    nearest = np.asarray(tree.query(here * spacing, distance_upper_bound=NEAR_VOXELS * max(spacing))[1])
     far = np.flatnonzero(nearest == len(there))
     if len(far) * VOXELS_A_SEARCH < math.prod(shape):
         nearest[far] = tree.query(here[far] * spacing)[1]
