@@ -22,7 +22,7 @@ from segsweep.data.manifest import seal
 from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.inference.writers import write_image
+from segsweep.inference.writers import write_image, write_label_map
 from segsweep.learning import checkpoint
 from segsweep.learning.task import Task
 from segsweep.models.catalogue import set_alias
@@ -41,7 +41,10 @@ VERBS = {
     "ensemble": (("STORE", "KEY=VALUE"), ()),
     "promote": (("MODEL", "KEY=VALUE"), ("--force",)),
     "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset", "--format")),
-    "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
+    "evaluate": (
+        ("PREDICTIONS", "REFERENCE"),
+        ("--profile", "--out", "--labels", "--tolerance", "--lesions", "--compare"),
+    ),
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),
     "ui": ((), ("--port",)),
@@ -441,3 +444,27 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_damaged_prediction_costs_its_own_case(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label = np.zeros(GRID.shape, dtype=np.uint8)
+    label[2:4, 2:5, 2:6] = 1
+    for case in "ab":
+        write_label_map(label, geometry=GRID, path=here / "reference" / f"{case}.nii.gz")
+        write_label_map(label, geometry=GRID, path=here / "out" / f"{case}.nii.gz")
+    (here / "out" / "b.nii.gz").write_bytes(b"")
+    (here / "labels.json").write_text('{"tumour": 1}')
+    argv = ("evaluate", "out", "reference", "--labels", "labels.json", "--profile", "flare24_pancancer")
+    assert cli.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("segsweep: out: b.nii.gz")
+    rows = (here / "evaluation" / "scores.csv").read_text().splitlines()
+    assert [row.split(",")[:5] for row in rows[1:]] == [
+        ["a", "tumour", "1.0", "1.0", "1.0"],
+        ["b", "tumour", *["0.0"] * 3],
+    ]
+    assert (here / "evaluation" / "lesions.csv").read_text().splitlines()[2] == "b,tumour,1,0,0,1,0,0.0,0.0"
+    argv = ("evaluate", "out", "reference", "--lesions", "1", "--tolerance", "0.5", "--out", "plain")
+    assert cli.main(argv) == 2
+    assert (here / "plain" / "scores.csv").read_text().splitlines()[1].split(",")[5] == "0.5"
+    assert (here / "plain" / "lesions.csv").read_text().splitlines()[1] == "a,1,1,1,1,0,0,1.0,1.0"

@@ -1,6 +1,7 @@
 """Parts of a scan's grid, in any axis order, come to lie where they were cut out."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segsweep.data.geometry import Geometry
-from segsweep.data.placement import locate, paint
+from segsweep.data.placement import locate, paint, same_place
 from segsweep.errors import InputError
 
 SHAPE = (5, 6, 7)
@@ -76,6 +77,10 @@ def test_rounded_positions_are_the_same_grid() -> None:
     scan = grid(0, oblique=False)
     near = Geometry(shape=SHAPE, spacing=scan.spacing, origin=(-30.95, 12.0, 400.05), direction=scan.direction)
     assert locate(near, scan=scan, name="a") == (0, 0, 0)
+    assert same_place(near, other=scan)
+    assert same_place(near.canonical(), other=scan)
+    assert not same_place(replace(near, origin=(-30.7, 12.0, 400.0)), other=scan)
+    assert not same_place(replace(near, shape=(5, 6, 8)), other=scan)
 
 
 @pytest.mark.parametrize("shift", [(-3, 0, 0), (0, 50, 0), (0, 0, -50)])

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from segsweep.data.readers import SUFFIXES, file_digest, is_scan, read_labels, read_scan, stem
+from segsweep.data.readers import (
+    SUFFIXES,
+    file_digest,
+    is_scan,
+    is_stack,
+    open_stack,
+    read_labels,
+    read_scan,
+    stem,
+)
 from segsweep.errors import InputError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -184,3 +193,25 @@ def test_real_scans_are_read() -> None:
         oracle = sitk.ReadImage(str(path))
         np.testing.assert_array_equal(scan.voxels, sitk.GetArrayFromImage(oracle))
         assert scan.geometry.direction == pytest.approx(oracle.GetDirection())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_masks_along_a_fourth_axis(tmp_path: Path, packed: bool) -> None:
+    masks = np.random.default_rng(0).random((3, 4, 5, 6)) < 0.5
+    image = sitk.JoinSeries([sitk.GetImageFromArray(mask.astype(np.int16) * 256) for mask in masks])
+    image.SetSpacing((0.5, 0.6, 2.0, 1.0))
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(image, path, useCompression=packed)
+    stack = open_stack(path)
+    assert (is_stack(path), stack.num_layers, stack.geometry.shape) == (True, 3, (4, 5, 6))
+    assert stack.geometry.spacing == (2.0, 0.6, 0.5)
+    np.testing.assert_array_equal(list(stack.layers()), masks)
+    sitk.WriteImage(image[..., 0], tmp_path / "b.mha")
+    (tmp_path / "c.mha").write_bytes(b"NDims = many")
+    assert [is_stack(tmp_path / name) for name in ("b.mha", "c.mha", "d.nii.gz")] == [False] * 3
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(InputError, match=r"a\.mha: "):
+        open_stack(path)
+    with pytest.raises(InputError, match="expected one 3D scan"):
+        read_labels(path)

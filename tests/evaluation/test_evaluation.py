@@ -70,6 +70,9 @@ def test_three_files_with_a_comparison(tmp_path, reference):
     difference = summary["differences"]["single"]["dice"]["overall"]
     assert difference["mean"] > 0
     assert summary["mean_rank"]["ensemble"] < summary["mean_rank"]["single"]
+    assert summary["ranking"]["models"]["ensemble"]["place"] == 1
+    assert summary["ranking"]["models"]["ensemble"]["mean_rank"]["structures"] == summary["mean_rank"]["ensemble"]
+    assert "<h2>Ranking</h2>" in (tmp_path / "out" / "report.html").read_text()
     assert [row[0] for row in found.rows()] == ["liver", "spleen", "lesion", "all"]
     assert found.lines()[0].startswith("ensemble: Dice ")
 
@@ -170,7 +173,7 @@ def test_refusals(tmp_path, reference):
 def test_named_predictions_need_a_named_reference(tmp_path):
     reference = folder(tmp_path / "plain", maps={"a": organs()}, labels=None)
     predictions = folder(tmp_path / "named", maps={"a": organs()})
-    with pytest.raises(InputError, match=r"plain has no labels\.json; expected names for both; pass --labels"):
+    with pytest.raises(InputError, match=r"the reference has no labels\.json; expected names for both; pass --labels"):
         evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
     table = tmp_path / "named" / "labels.json"
     found = evaluate(

@@ -8,7 +8,7 @@ import pytest
 from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
-from segsweep.evaluation.evaluation import evaluate
+from segsweep.evaluation.evaluation import Options, evaluate
 from segsweep.evaluation.sources import open_folder, read_values
 from segsweep.inference.writers import write_label_map
 
@@ -90,8 +90,12 @@ def test_what_the_reference_ignores_is_scored_on_neither_side(tmp_path: Path, ti
     predicted[4:, 2:] = 1
     geometry = store.cases["a"].source_geometry
     write_label_map(predicted, geometry=geometry, path=tmp_path / "p" / "a.nii.gz")
-    (tmp_path / "p" / "labels.json").write_text('{"liver": [1]}')
-    (score,) = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out").scores["p"]
+    with pytest.raises(InputError, match=r"p has no labels\.json.*pass --labels FILE"):
+        evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
+    (tmp_path / "names.json").write_text('{"liver": [1]}')
+    options = Options(labels=tmp_path / "names.json")
+    found = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out", options=options)
+    (score,) = found.scores["p"]
     assert (score.dice, score.hd95_mm) == (1.0, 0.0)
     assert score.volume_prediction_ml == score.volume_reference_ml
 

@@ -7,7 +7,6 @@ import pytest
 import surface_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from surface_distance import lookup_tables
 
 from segsweep.data.readers import read_labels
@@ -15,7 +14,8 @@ from segsweep.evaluation.surface import bounding_box, element_areas, surfaces
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SPACING = st.tuples(*[st.sampled_from([0.5, 0.98, 1.0, 2.5, 3.27])] * 3)
-SHAPE = st.tuples(*[st.integers(1, 7)] * 3)
+SHAPE = st.tuples(*[st.integers(1, 9)] * 3)
+KINDS = ("empty", "voxel", "full", "box", "rim", "noise", "speckles")
 
 
 def check(prediction, *, reference, spacing):
@@ -53,12 +53,43 @@ def test_areas_of_all_codes(spacing):
     np.testing.assert_allclose(element_areas(spacing), expected, atol=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_random_masks(data):
-    shape, spacing = data.draw(SHAPE), data.draw(SPACING)
-    masks = [data.draw(arrays(bool, shape, elements=st.booleans(), fill=st.just(False))) for _ in range(2)]
+def shape_of(kind, *, shape, seed):
+    """A mask of the kind: "box" lies anywhere, "rim" touches the grid's end on every axis, "noise" is half full."""
+    random, mask = np.random.default_rng(seed), np.zeros(shape, dtype=bool)
+    if kind in ("noise", "speckles"):
+        return random.random(shape) < (0.5 if kind == "noise" else 0.05)
+    first = random.integers(shape)
+    last = first + 1 if kind == "voxel" else random.integers(first, shape) + 1
+    if kind != "empty":
+        box = {"full": (0 * first, shape), "rim": (first, shape)}.get(kind, (first, last))
+        mask[tuple(slice(low, high) for low, high in zip(*box, strict=True))] = True
+    return mask
+
+
+@settings(max_examples=500, deadline=None)
+@given(kinds=st.tuples(*[st.sampled_from(KINDS)] * 2), shape=SHAPE, spacing=SPACING, seed=st.integers(0, 2**32 - 1))
+def test_random_shapes(kinds, shape, spacing, seed):
+    masks = [shape_of(kind, shape=shape, seed=(seed, place)) for place, kind in enumerate(kinds)]
     check(masks[0], reference=masks[1], spacing=spacing)
+
+
+@pytest.mark.parametrize("thick", [1, 20])
+def test_surfaces_that_lie_far_apart(thick):
+    """One voxel is looked for in the tree, a thick slab's many in the transform of the box."""
+    first, second = np.zeros((60, 24, 22), dtype=bool), np.zeros((60, 24, 22), dtype=bool)
+    first[2, 3, 4], second[57, 20, 18] = True, True
+    first[2 : 1 + thick, 2:20, 3:20] = True
+    check(first, reference=second, spacing=(1.1, 0.7, 0.9))
+    check(second, reference=first, spacing=(1.1, 0.7, 0.9))
+
+
+def test_a_whole_number_of_voxels_is_within_a_tolerance_of_as_many():
+    """Three steps of 0.1 mm are 0.30000000000000004 mm wherever they begin, so that all elements of a face agree."""
+    first = np.zeros((12, 60, 4), dtype=bool)
+    first[1:3] = True
+    distances = surfaces(np.roll(first, 3, axis=0), reference=first, spacing=(0.1, 0.1, 0.1)).reference.distances
+    assert len(distances) > 100
+    assert set(distances) <= {np.sqrt((np.arange(4) * 0.1) ** 2)[step] for step in range(4)}
 
 
 @pytest.mark.parametrize("name", ["empty", "one empty", "single voxels", "whole grid", "touching borders"])

@@ -61,13 +61,18 @@ def evaluate(
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps.")],
     profile: Annotated[str, typer.Option(help="Whose rules; the names are above.")] = "plain",
     out: Annotated[Path, typer.Option(help="Folder for scores and report.")] = Path("evaluation"),
-    labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in REFERENCE.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in label maps.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Of the NSD in mm, in place of the profile's.")] = None,
+    lesions: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Structure to score by lesion too.")] = None,
     compare: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Predictions to set beside.")] = None,
 ) -> None:
     """Score predictions by an organiser's rules, with a report.
 
-    Writes scores.csv (Dice, NSD, distances in mm), summary.json and report.html.
+    Writes scores.csv (Dice, NSD, distances in mm), summary.json and report.html,
+    and lesions.csv where lesions are counted (profiles of tumours, --lesions).
+    REFERENCE and PREDICTIONS hold CASE.nii.gz, or one mask a structure:
+    CASE/STRUCTURE.nii.gz. Without --labels or a labels.json, ids are the names.
+    Exit code 2: a file could not be used; its case counts as missing.
     Profiles: plain, nnunet, segrap2023_oar, segrap2023_gtv, flare22,
     flare24_pancancer.
 
@@ -80,10 +85,19 @@ def evaluate(
 
     others = {name: Path(folder) for name, folder in recipes.parse_pairs(compare or []).items()}
     with bars() as shown:
-        options = Options(labels=labels, tolerance=tolerance, compare=others, progress=shown.pieces("cases"))
+        options = Options(
+            labels=labels,
+            tolerance=tolerance,
+            lesions=tuple(lesions or ()),
+            compare=others,
+            progress=shown.pieces("cases"),
+        )
         done = run(predictions, reference=reference, profile=profile, out=out, options=options)
     table = Table("structure", "Dice", "NSD", box=None)
     for row in done.rows():
         table.add_row(*map(escape, row))
     console.print(table)
     say(f"report: {out / 'report.html'}")
+    if done.failures:
+        complain(*done.failures)
+        raise typer.Exit(2)

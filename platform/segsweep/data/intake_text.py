@@ -4,7 +4,7 @@ SimpleITK reads many broken ones in silence: voxels that are not there become ze
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,11 +101,12 @@ class _Voxels:
 def check_text(path: Path, *, layers: NumLayers = "one") -> None:
     """Refuse a NRRD, .mha or .mhd file that is damaged, is no 3D scan, or does not place its voxels in the patient.
 
-    A NRRD file of `many` layers may have one more axis, of whatever is not space. Raises InputError that names file and field.
+    A file of `many` layers may have one more axis, of whatever is not space. Raises InputError that names file and field.
     Reads the whole file once, in a few MB of memory.
     """
     fields = _fields(path)
-    voxels = _nrrd(fields, path=path, layers=layers) if path.suffix.lower() in NRRD else _meta(fields, path=path)
+    read = _nrrd if path.suffix.lower() in NRRD else _meta
+    voxels = read(fields, path=path, layers=layers)
     if voxels.total > MAX_BYTES:
         expected = f"at most {MAX_BYTES}"
         raise refuse(path.name, field="sizes", found=f"{voxels.total} bytes", expected=expected, do="crop the scan")
@@ -203,12 +204,38 @@ def _nrrd(fields: _Fields, *, path: Path, layers: NumLayers) -> _Voxels:
     return _Voxels(path=other or path, skip=start, total=total, packing=packing)
 
 
-def _meta(fields: _Fields, *, path: Path) -> _Voxels:
+def num_layers(path: Path) -> int:
+    """How many scans a MetaImage file says that it holds along its fourth axis; 1 of three axes."""
+    fields = _fields(path)
+    rank = fields.whole("NDims")
+    return fields.sizes("DimSize", rank=rank)[3] if rank == 4 else 1
+
+
+def layer_bytes(path: Path) -> Iterator[bytearray]:
+    """The voxels of one layer after the other of a MetaImage file that `check_text` has passed with many layers."""
+    voxels, held = _meta(_fields(path), path=path, layers="many"), bytearray()
+    size = voxels.total // num_layers(path)
+    with voxels.path.open("rb") as file:
+        file.seek(voxels.skip if voxels.skip >= 0 else voxels.path.stat().st_size - voxels.total)
+        plain = iter(lambda: file.read(2**20), b"")
+        for piece in unpacked(file, name=path.name, wbits=47, members="one") if voxels.packing else plain:
+            held += piece
+            while len(held) >= size:
+                yield held[:size]
+                del held[:size]
+
+
+def layer_type(path: Path) -> np.dtype:
+    """Of a MetaImage file's voxels, in the order of bytes of this machine."""
+    return np.dtype(_fields(path).choice("ElementType", _META_TYPES))
+
+
+def _meta(fields: _Fields, *, path: Path, layers: NumLayers) -> _Voxels:
     fields.choice("ObjectType", {"Image": ""})
     rank = fields.whole("NDims")
     sizes = fields.sizes("DimSize", rank=rank)
     channels = fields.whole("ElementNumberOfChannels", default="1")
-    if rank not in (3, 4) or sizes[3:] not in ([], [1]) or channels != 1:
+    if rank not in (3, 4) or (layers == "one" and sizes[3:] not in ([], [1])) or channels != 1:
         key = "DimSize" if channels == 1 else "ElementNumberOfChannels"
         raise fields.refuse(key, expected="one 3D scan with one number a voxel", do="split or convert the file")
     _check_sizes(sizes, key="DimSize", fields=fields)

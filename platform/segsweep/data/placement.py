@@ -35,6 +35,12 @@ def locate(part: Geometry, *, scan: Geometry, name: str) -> Start:
     return (int(start[0]), int(start[1]), int(start[2]))
 
 
+def same_place(geometry: Geometry, *, other: Geometry) -> bool:
+    """Whether two grids hold the same voxels, in whatever order of axes: corners lie as close as a part's are to lie on a scan's grid."""
+    one, wanted = geometry.canonical(), other.canonical()
+    return one.corner_distance(wanted) <= min(PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS * min(wanted.spacing))
+
+
 def paint(
     part: NDArray[np.bool_], *, geometry: Geometry, start: Start, scan: Geometry, onto: NDArray, name: str
 ) -> None:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from segsweep.data import storage
 from segsweep.data.geometry import Geometry
 from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM, check_nifti
-from segsweep.data.intake_text import META, NRRD, NumLayers, check_text, voxel_file
+from segsweep.data.intake_text import (
+    META,
+    NRRD,
+    NumLayers,
+    check_text,
+    layer_bytes,
+    layer_type,
+    num_layers,
+    voxel_file,
+)
 from segsweep.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,6 +78,21 @@ class Layers:
     fields: Mapping[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A MetaImage file of several masks on one grid along its fourth axis. `layers` unpacks them in turn, as masks (z, y, x) of what is
+    not 0, in the file's own axis order."""
+
+    path: Path
+    geometry: Geometry
+    num_layers: int
+
+    def layers(self) -> Iterator[NDArray[np.bool_]]:
+        kind = layer_type(self.path)
+        for held in layer_bytes(self.path):
+            yield np.frombuffer(held, dtype=kind).reshape(self.geometry.shape) != 0
+
+
 def is_scan(path: Path) -> bool:
     """Whether the name ends like a file that can be read, in capitals or not."""
     return path.name.lower().endswith(SUFFIXES)
@@ -121,6 +145,25 @@ def read_labels(path: Path) -> Scan:
         )
     voxels = whole.astype(np.uint8 if high <= 255 else np.uint16)
     return Scan(voxels=voxels, geometry=scan.geometry, digest=scan.digest)
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a MetaImage file's header speaks of several masks. A damaged header does not; reading it says what is wrong."""
+    if path.suffix.lower() not in META:
+        return False
+    try:
+        return num_layers(path) > 1
+    except (InputError, OSError):
+        return False
+
+
+def open_stack(path: Path) -> Stack:
+    """A MetaImage file of several masks, checked whole. Raises InputError for a damaged file."""
+    with _reading(path, kind=".mha"):
+        check_text(path, layers="many")
+        count = num_layers(path)
+        reader = _opened(path, suffix=path.suffix.lower(), num_channels=count)
+    return Stack(path=path, geometry=_geometry(reader, name=path.name), num_layers=count)
 
 
 def read_layers(path: Path) -> Layers:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Spacing
-from segsweep.evaluation.surface import bounding_box, surfaces
+from segsweep.evaluation.borders import symmetric_mm
+from segsweep.evaluation.surface import bounding_box, joint_box, surfaces, with_margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,10 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One row of scores.csv. Distances are NaN where a mask is empty; volumes are those of the whole masks."""
+    """One row of scores.csv, and `assd_mm`, which is in the summary only (see `borders`; the other distances are between surface elements).
+
+    Distances are NaN where a mask is empty; volumes are those of the whole masks.
+    """
 
     case: str
     structure: str
@@ -44,13 +48,21 @@ class Score:
     asd_prediction_to_reference_mm: float = math.nan
     volume_reference_ml: float
     volume_prediction_ml: float
+    assd_mm: float = math.nan
+
+    @property
+    def volume_error_percent(self) -> float:
+        """Absolute difference of volumes in % of the reference's (CHAOS's RAVD); NaN where the reference is empty."""
+        if not self.volume_reference_ml:
+            return math.nan
+        return abs(self.volume_prediction_ml - self.volume_reference_ml) / self.volume_reference_ml * 100
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Score))
+COLUMNS = tuple(field.name for field in dataclasses.fields(Score) if field.name != "assd_mm")
 
 
 def score(
-    prediction_mask: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
     *,
     reference: NDArray[np.bool_],
     spacing: Spacing,
@@ -58,34 +70,40 @@ def score(
     structure: str,
     rule: Rule,
 ) -> Score:
-    """Scores of a predicted mask (z, y, x; canonical orientation) against the reference on the same grid, spacing in mm."""
-    result = empty_score(
-        reference, prediction=prediction_mask, spacing=spacing, case=case, structure=structure, rule=rule
-    )
+    """Scores of a predicted mask (z, y, x) against the reference on the same grid, spacing in mm.
+
+    Axes are in the order of the reference's file where the rule counts slices, which are those of axis 0.
+    """
+    box = joint_box(prediction, other=reference)
+    if box is not None:
+        box = with_margin(box, shape=reference.shape)
+        prediction, reference = prediction[box], reference[box]
+    result = empty_score(prediction, reference=reference, spacing=spacing, case=case, structure=structure, rule=rule)
     if not (result.volume_reference_ml and result.volume_prediction_ml):
         return result
     if rule.slices == "reference":
         kept = _reference_slices(reference)
-        prediction_mask, reference = prediction_mask[kept], reference[kept]
-    dice, iou = _overlaps(prediction_mask, reference=reference)
-    found = surfaces(prediction_mask, reference=reference, spacing=spacing)
-    nsd = found.normalised_dice(rule.tolerance) if dice >= rule.dice_floor else 0.0
+        prediction, reference = prediction[kept], reference[kept]
+    shared = overlap(prediction, reference=reference)
+    found = surfaces(prediction, reference=reference, spacing=spacing)
+    nsd = found.normalised_dice(rule.tolerance) if shared.dice >= rule.dice_floor else 0.0
     return dataclasses.replace(
         result,
-        dice=_rounded(dice, rule=rule),
-        iou=iou,
+        dice=_rounded(shared.dice, rule=rule),
+        iou=shared.iou,
         nsd=_rounded(nsd, rule=rule),
         hd95_mm=_finite(found.hausdorff(95)),
         hd100_mm=_finite(found.hausdorff(100)),
         asd_reference_to_prediction_mm=_finite(found.reference.mean),
         asd_prediction_to_reference_mm=_finite(found.prediction.mean),
+        assd_mm=symmetric_mm(prediction, reference=reference, spacing=spacing),
     )
 
 
 def empty_score(
-    reference: NDArray[np.bool_],
-    *,
     prediction: NDArray[np.bool_],
+    *,
+    reference: NDArray[np.bool_],
     spacing: Spacing,
     case: str,
     structure: str,
@@ -107,18 +125,29 @@ def empty_score(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Shares of voxels that two masks have in common; NaN when both are empty."""
+
+    dice: float
+    iou: float
+
+
+def overlap(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_]) -> Overlap:
+    """Dice and IoU of two masks on one grid."""
+    both = int(np.count_nonzero(prediction & reference))
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
+    if not total:
+        return Overlap(dice=math.nan, iou=math.nan)
+    return Overlap(dice=2 * both / total, iou=both / (total - both))
+
+
 def _reference_slices(reference: NDArray[np.bool_]) -> slice:
     """The reference's slices without its last one; a structure of one slice keeps it (the printed rule leaves nothing)."""
     box = bounding_box(reference)
     if box is None:
         return slice(None)
     return slice(box[0].start, max(box[0].stop - 1, box[0].start + 1))
-
-
-def _overlaps(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_]) -> tuple[float, float]:
-    both = int(np.count_nonzero(prediction & reference))
-    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2 * both / total, both / (total - both)
 
 
 def _rounded(value: float, *, rule: Rule) -> float:

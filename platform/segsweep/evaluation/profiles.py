@@ -57,6 +57,8 @@ SEGRAP_ORGANS = (
     "Trachea",
 )
 
+SEGRAP_TUMOURS = ("GTVp", "GTVnd")
+
 # Tolerance in mm, and the spellings under which a structure may appear (compared without case, blanks and underscores).
 FLARE_ORGANS: Mapping[str, tuple[float, tuple[str, ...]]] = {
     "liver": (5, ()),
@@ -82,7 +84,8 @@ class Profile:
     """A set of rules. `rules` names structures by their plain spelling (`plain_name`); `every` is the rule of all others, if any.
 
     `missing` says what becomes of a case or structure without a prediction: "zero" scores Dice and NSD 0, "leave out" names it in the
-    summary only. A predicted value above `largest_value` scores the whole case 0.
+    summary only. A predicted value above `largest_value` scores the whole case 0. `lesions` says whose lesions are counted one by one;
+    `ranked`, how compared models are: by each structure's mean over cases (SegRap2023) or each case's over structures (FLARE22).
     """
 
     name: str
@@ -90,6 +93,8 @@ class Profile:
     every: Rule | None = None
     missing: Literal["zero", "leave out"] = "leave out"
     largest_value: int | None = None
+    lesions: Literal["none", "all"] = "none"
+    ranked: Literal["structures", "cases"] = "structures"
 
     def covers(self, structure: str) -> bool:
         """Whether the profile has a rule for the structure."""
@@ -150,13 +155,15 @@ PROFILES: Mapping[str, Profile] = {
             rules=_segrap(SEGRAP_ORGANS, tolerances={"Larynx": 2.0, "OralCavity": 3.0}),
             missing="zero",
         ),
-        Profile(name="segrap2023_gtv", rules=_segrap(("GTVp", "GTVnd"), tolerances={}), missing="zero"),
-        Profile(name="flare22", rules=_flare(), missing="zero"),
+        Profile(name="segrap2023_gtv", rules=_segrap(SEGRAP_TUMOURS, tolerances={}), missing="zero", lesions="all"),
+        Profile(name="flare22", rules=_flare(), missing="zero", ranked="cases"),
         Profile(
             name="flare24_pancancer",
             rules=dict.fromkeys(("lesion", "tumor", "tumour", "cancer", "pancancer"), _LESION),
             missing="zero",
             largest_value=1,
+            lesions="all",
+            ranked="cases",
         ),
     )
 }

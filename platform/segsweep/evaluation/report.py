@@ -11,6 +11,7 @@ from segsweep.evaluation.charts import COLOURS, strips
 from segsweep.evaluation.metrics import Score
 from segsweep.evaluation.page import interval, number, page, table, text
 from segsweep.evaluation.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, three_planes
+from segsweep.evaluation.ranking_page import ranking_section
 from segsweep.evaluation.sources import Source, read_case
 
 NUM_PICTURES = 8
@@ -41,6 +42,7 @@ def render(report: Report) -> str:
         "<h2>Means per structure</h2>",
         _means(summary),
         _paired(summary),
+        ranking_section(summary),
         "<h2>Every case</h2>",
         _key(report.scores),
         *(

@@ -11,28 +11,40 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segsweep.data.geometry import Geometry
-from segsweep.data.readers import is_scan, read_labels, stem
+from segsweep.data.geometry import Geometry, Reorientation, Spacing
+from segsweep.data.placement import same_place
+from segsweep.data.readers import is_scan, is_stack, open_stack, read_labels, stem
 from segsweep.data.store import Store
 from segsweep.data.structures import encode
 from segsweep.errors import InputError, unknown
+from segsweep.evaluation.masks import MaskFiles, Submission
 from segsweep.evaluation.surface import Box, union
 
 Values = Mapping[str, tuple[int, ...]]
+IN_PLACE = Reorientation(axes=(0, 1, 2), flips=(False, False, False))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
     """One case's label map (z, y, x) in canonical orientation, and the values that each structure consists of.
 
-    Where a reference has the value `ignored`, nothing is scored.
+    `turn` leads to that orientation from the file's own order of axes, in which organisers count slices. `largest` is the largest value
+    that the case's files hold. Where a reference has the value `ignored`, nothing is scored.
     """
 
     case: str
     label: NDArray
     geometry: Geometry
     values: Values
+    largest: int
+    turn: Reorientation = IN_PLACE
     ignored: int | None = None
+
+    @property
+    def file_spacing(self) -> Spacing:
+        """mm in the file's own order of axes, that of `turn.invert(mask)`."""
+        z, y, x = (self.geometry.spacing[self.turn.axes.index(axis)] for axis in range(3))
+        return z, y, x
 
     def mask(self, structure: str, *, box: Box | None = None) -> NDArray[np.bool_]:
         """Voxels of a structure, of the whole map or of a box; none for a structure that is not among `values`."""
@@ -77,8 +89,15 @@ class MapFolder:
         values = self.values
         if values is None:
             values = {str(value): (int(value),) for value in np.unique(scan.voxels) if value}
-        label = scan.geometry.reorientation.apply(scan.voxels)
-        return Labelled(case=case, label=label, geometry=scan.geometry.canonical(), values=values)
+        turn = scan.geometry.reorientation
+        return Labelled(
+            case=case,
+            label=turn.apply(scan.voxels),
+            geometry=scan.geometry.canonical(),
+            values=values,
+            largest=int(scan.voxels.max()),
+            turn=turn,
+        )
 
     def image(self, case: str) -> None:
         """No images lie beside label maps."""
@@ -95,22 +114,50 @@ class MaskFolders:
         return tuple(sorted(self.files))
 
     def read(self, case: str) -> Labelled:
-        scans = {name: read_labels(path) for name, path in sorted(self.files[case].items())}
-        geometry = next(iter(scans.values())).geometry
-        for name, scan in scans.items():
-            if not scan.geometry.same_grid(geometry):
-                raise InputError(
-                    f"{case}: mask {name!r} lies on another grid than {next(iter(scans))!r}; expected one grid a case"
-                )
-        atoms = encode({i: scan.voxels > 0 for i, scan in enumerate(scans.values())}, shape=geometry.shape)
-        values = {
-            name: tuple(value for value, atom in enumerate(atoms.atoms) if i in atom) for i, name in enumerate(scans)
-        }
-        label = geometry.reorientation.apply(atoms.label)
-        return Labelled(case=case, label=label, geometry=geometry.canonical(), values=values)
+        return _encoded(MaskFiles(case=case, files=self.files[case]), case=case)
 
     def image(self, case: str) -> None:
         """No images lie beside masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submissions:
+    """A folder with one of SegRap2023's 4D files a case: 45 organs or 2 tumours in the official order."""
+
+    files: Mapping[str, Path]
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        return tuple(sorted(self.files))
+
+    def read(self, case: str) -> Labelled:
+        path = self.files[case]
+        if not is_stack(path):
+            raise InputError(
+                f"{path.name}: is no 4D .mha as others of the folder are; expected one kind; export it again"
+            )
+        return _encoded(Submission(open_stack(path)), case=case)
+
+    def image(self, case: str) -> None:
+        """No images lie beside masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Without:
+    """A source without some of its cases: those that could not be read."""
+
+    source: Source
+    hidden: frozenset[str]
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        return tuple(case for case in self.source.cases if case not in self.hidden)
+
+    def read(self, case: str) -> Labelled:
+        return self.source.read(case)
+
+    def image(self, case: str) -> NDArray | None:
+        return self.source.image(case)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +173,17 @@ class StoreLabels:
     def read(self, case: str) -> Labelled:
         grid = self.store.grid(case)
         values = {name: self.store.table.values(name) for name in self.store.cases[case].annotated}
-        geometry = self.store.cases[case].source_geometry.canonical()
+        source = self.store.cases[case].source_geometry
         label = grid.read_label(_whole(grid.shape))
-        return Labelled(case=case, label=label, geometry=geometry, values=values, ignored=self.store.table.ignored)
+        return Labelled(
+            case=case,
+            label=label,
+            geometry=source.canonical(),
+            values=values,
+            largest=int(label.max()),
+            turn=source.reorientation,
+            ignored=self.store.table.ignored,
+        )
 
     def image(self, case: str) -> NDArray:
         """The first channel in HU (z, y, x)."""
@@ -143,13 +198,16 @@ def open_reference(reference: Store | Path, *, labels: Path | None) -> Source:
     return open_folder(reference, labels=labels)
 
 
-def open_folder(folder: Path, *, labels: Path | None = None) -> MapFolder | MaskFolders:
-    """Label maps `<case>.nii.gz` (names from `labels` or the folder's own labels.json) or masks `<case>/<structure>.nii.gz`."""
+def open_folder(folder: Path, *, labels: Path | None = None) -> MapFolder | MaskFolders | Submissions:
+    """Label maps `<case>.nii.gz` (names from `labels` or the folder's own labels.json), masks `<case>/<structure>.nii.gz`, or 4D files
+    `<case>.mha` as SegRap2023 takes them."""
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder; expected one with label maps or with a sub-folder of masks a case")
     own = folder / "labels.json"
     table = labels or (own if own.is_file() else None)
     maps = _by_name(folder)
+    if any(is_stack(path) for path in maps.values()):
+        return Submissions(files=maps)
     if maps:
         return MapFolder(files=maps, values=read_values(table) if table else None)
     masks = {child.name: _by_name(child) for child in sorted(folder.iterdir()) if child.is_dir()}
@@ -177,15 +235,17 @@ def read_values(path: Path) -> Values:
 def read_case(source: Source, *, case: str, like: Labelled) -> Labelled:
     """A case's predicted label map, without what the reference ignores.
 
-    Raises InputError that names the case when it does not lie on the reference's grid.
+    Raises InputError that names the case when it does not lie on the reference's grid, in whatever order of axes.
     """
     found = source.read(case)
-    if not found.geometry.same_grid(like.geometry):
+    if not same_place(found.geometry, other=like.geometry):
         raise InputError(
             f"{case}: the prediction lies on a grid of {found.geometry.shape} at {_rounded(found.geometry.spacing)} mm, the reference "
             f"on {like.geometry.shape} at {_rounded(like.geometry.spacing)} mm, {found.geometry.corner_distance(like.geometry):.2f} mm "
             "apart; expected the scan's own grid; export the prediction on it"
         )
+    if named_by_ids(source):
+        found = dataclasses.replace(found, values={**like.values, **found.values})
     if like.ignored is None:
         return found
     return dataclasses.replace(
@@ -193,10 +253,30 @@ def read_case(source: Source, *, case: str, like: Labelled) -> Labelled:
     )
 
 
+def named_by_ids(source: Source) -> bool:
+    """Whether the ids of its label maps are the structures' names, so that any may occur in any case."""
+    return isinstance(source, MapFolder) and source.values is None
+
+
 def require(case: str, *, source: Source) -> None:
     """Raises InputError with the nearest names when the reference lacks the case."""
     if case not in source.cases:
         raise InputError(unknown(case, kind="cases of the reference", known=source.cases))
+
+
+def _encoded(masks: MaskFiles | Submission, *, case: str) -> Labelled:
+    atoms = encode(masks, shape=masks.geometry.canonical().shape)
+    values = {
+        name: tuple(value for value, atom in enumerate(atoms.atoms) if i in atom) for i, name in enumerate(masks.names)
+    }
+    return Labelled(
+        case=case,
+        label=atoms.label,
+        geometry=masks.geometry.canonical(),
+        values=values,
+        largest=masks.largest,
+        turn=masks.geometry.reorientation,
+    )
 
 
 def _values(name: str, *, given: object, path: Path) -> tuple[int, ...]:

@@ -7,15 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segsweep.evaluation.lesions import LesionScore
 from segsweep.evaluation.metrics import Score
+from segsweep.evaluation.ranking import Ranked, contest, ranking
 from segsweep.evaluation.statistics import Interval, difference_interval, holm, mean_interval, mean_ranks, wilcoxon
 
 METRICS = ("dice", "nsd")
-DISTANCES = ("hd95_mm", "asd_reference_to_prediction_mm", "asd_prediction_to_reference_mm")
+ERRORS = (
+    "hd95_mm",
+    "hd100_mm",
+    "asd_reference_to_prediction_mm",
+    "asd_prediction_to_reference_mm",
+    "assd_mm",
+    "volume_error_percent",
+)
 
 
-def summarise(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
-    """Per model and structure: means with 95 % intervals; per compared model: paired differences from the first one.
+def summarise(
+    scores: Mapping[str, Sequence[Score]],
+    *,
+    lesions: Mapping[str, Sequence[LesionScore]] | None = None,
+    ranked: Ranked = "structures",
+) -> dict[str, Any]:
+    """Per model and structure: means with 95 % intervals; per compared model: paired differences from the first one, and a ranking.
 
     The first model is the main one. Differences are main minus other; their p-values (Wilcoxon) are Holm-adjusted over structures.
     """
@@ -24,7 +38,7 @@ def summarise(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
     cases = list(dict.fromkeys(score.case for score in scores[main]))
     tables = {
         model: {
-            metric: _table(rows, metric=metric, cases=cases, structures=structures) for metric in (*METRICS, *DISTANCES)
+            metric: _table(rows, metric=metric, cases=cases, structures=structures) for metric in (*METRICS, *ERRORS)
         }
         for model, rows in scores.items()
     }
@@ -41,6 +55,8 @@ def summarise(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
             if model != main
         },
         "mean_rank": _ranks(tables) if len(tables) > 1 else {},
+        "ranking": ranking(contest(tables, metrics=METRICS), by=ranked) if len(tables) > 1 else {},
+        "lesions": {model: _lesions(rows, cases=cases) for model, rows in (lesions or {}).items() if rows},
     }
 
 
@@ -70,6 +86,17 @@ def _means(table: Mapping[str, NDArray], *, structures: list[str]) -> dict[str, 
         for i, structure in enumerate(structures)
     }
     return {"overall": overall, "structures": each}
+
+
+def _lesions(rows: Sequence[LesionScore], *, cases: list[str]) -> dict[str, Any]:
+    """By structure: mean F1 and Dice over cases with intervals, and the lesions of all cases together."""
+    found = {}
+    for structure in dict.fromkeys(row.structure for row in rows):
+        own = [row for row in rows if row.structure == structure and row.case in cases]
+        counts = {name: sum(getattr(row, name) for row in own) for name in ("found", "missed", "invented")}
+        means = {name: _interval(mean_interval([getattr(row, name) for row in own])) for name in ("f1", "dice")}
+        found[structure] = means | counts
+    return found
 
 
 def _differences(first: NDArray, *, other: NDArray, structures: list[str]) -> dict[str, Any]:
