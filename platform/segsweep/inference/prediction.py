@@ -14,16 +14,16 @@ from torch import nn
 from segsweep.data import storage
 from segsweep.data.geometry import Geometry
 from segsweep.data.planning import AIR_HU, Normalisation
-from segsweep.data.resampling import resample_image, resample_scores
+from segsweep.data.resampling import resample_image, resample_planes
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
 from segsweep.inference import formats
 from segsweep.inference.cascade import part_of
-from segsweep.inference.export import Output, combine, label_on_grid
+from segsweep.inference.export import Output, Planes, combine, label_on_grid
 from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
 from segsweep.inference.postprocess import clean
 from segsweep.inference.scans import Segmentable
-from segsweep.inference.sliding import flip_sets, predict_logits
+from segsweep.inference.sliding import flip_sets, predict_planes
 from segsweep.learning.checkpoint import FINDER, load_model
 from segsweep.learning.crop import box, in_voxels
 from segsweep.learning.inference import Inference
@@ -118,8 +118,8 @@ class Predictor:
         air = np.maximum(image, AIR_HU)
         outputs = [
             Output(
-                logits=partial(
-                    member_logits,
+                planes=partial(
+                    member_planes,
                     member,
                     image=air,
                     rules=scans_with(structures, task=member.task).normalisation,
@@ -137,13 +137,13 @@ class Predictor:
         table = self.table_task.table
         chosen = [name for name in structures if name in table.labels.structures]
         if not chosen:
-            return label_on_grid(scores.values, **grids, membership=scores.membership)
+            return label_on_grid(scores.planes, **grids, membership=scores.membership)
         if scores.membership is not None:
             kept = table.within(chosen)
-            return kept[label_on_grid(scores.values, **grids, membership=scores.membership[kept])]
+            return kept[label_on_grid(scores.planes, **grids, membership=scores.membership[kept])]
         kept = table.within(_of_their_datasets(chosen, table=table))
-        values = scores.values if len(kept) == len(table.atoms) else scores.values[kept]
-        return kept[label_on_grid(values, **grids, membership=None)]
+        planes = scores.planes if len(kept) == len(table.atoms) else (plane[kept] for plane in scores.planes)
+        return kept[label_on_grid(planes, **grids, membership=None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ def segment_scan(scan: Segmentable, *, predictor: Predictor, mirror: str | None 
     )
 
 
-def member_logits(
+def member_planes(
     member: Member,
     *,
     image: NDArray,
@@ -237,14 +237,16 @@ def member_logits(
     geometry: Geometry,
     common: Geometry,
     mirror: str | None,
-) -> NDArray[np.float32]:
-    """One member's logits (k, z, y, x) for an image (c, z, y, x) that is nowhere below air, on the grid that the members share."""
+) -> Planes:
+    """One member's logits, a slice (k, y, x) at a time, on the grid that the members share.
+
+    The image (c, z, y, x) is nowhere below air.
+    """
     task = member.task
     grid = geometry.resampled(task.spacing)
     # In the order of training: air, resampling in HU, then normalisation (patches are normalised as they are read).
-    resampled = resample_image(image, source=geometry, target=grid)
-    normal = normalise(resampled, normalisation=rules)
-    logits = predict_logits(
+    normal = normalise(resample_image(image, source=geometry, target=grid), normalisation=rules)
+    planes = predict_planes(
         member.model,
         torch.from_numpy(normal),
         patch_size=task.patch_size,
@@ -253,7 +255,7 @@ def member_logits(
         mirror=member.inference.mirror if mirror is None else mirror,
         mirrored_outputs=task.mirrored_outputs,
     )
-    return resample_scores(logits.numpy(), source=grid, target=common)
+    return resample_planes((plane.numpy() for plane in planes), source=grid, target=common)
 
 
 def _only(member: Member, *, dataset: str) -> Member:
