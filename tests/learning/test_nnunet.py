@@ -121,7 +121,7 @@ def demand_equal(found: Imported, *, original: nn.Module, forward: tuple[int, ..
     with torch.no_grad():
         logits = original(patch.permute(turn))
     expected = (logits[0] if isinstance(logits, list) else logits).permute(back)
-    planes = predict_planes(rebuilt(found), patch[0], patch_size=found.task.patch_size, outputs=found.task.outputs)
+    planes = predict_planes(rebuilt(found), patch[0], patch_size=found.task.patch_size)
     found_logits = torch.stack(list(planes), dim=1)
     assert float(expected.abs().max()) > 0.1
     torch.testing.assert_close(found_logits, expected[0], rtol=0, atol=1e-5)

@@ -53,7 +53,7 @@ def resample_planes(
     z = linear_taps(source.shape[0], m=target.shape[0])
     rows, columns = (linear_weights(n, m=m) for n, m in zip(source.shape[1:], target.shape[1:], strict=True))
     for pair in pairs((rows @ plane @ columns.T for plane in planes), taps=z):
-        yield pair.low + np.float32(pair.share) * (pair.high - pair.low)
+        yield np.asarray(pair.low + np.float32(pair.share) * (pair.high - pair.low), dtype=np.float32)
 
 
 def resample_label(label: NDArray, *, source: Geometry, target: Geometry) -> NDArray:

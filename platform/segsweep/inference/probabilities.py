@@ -25,6 +25,7 @@ from segsweep.data.manifest import check_folder, committed
 from segsweep.data.planning import AIR_HU
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
+from segsweep.inference.budget import Resources
 from segsweep.inference.export import CERTAIN, Planes
 from segsweep.inference.prediction import Member, member_planes
 from segsweep.learning.patches import Region
@@ -107,7 +108,13 @@ def _compute(entry: Entry, *, case_id: str, member: Member) -> None:
     common = native.resampled(entry.spacing)
     begun = time.perf_counter()
     planes = member_planes(
-        member, image=image, rules=member.task.normalisation, geometry=native, common=common, mirror=None
+        member,
+        image=image,
+        rules=member.task.normalisation,
+        geometry=native,
+        common=common,
+        mirror=None,
+        resources=Resources(),
     )
     values = quantised(planes, head=member.task.head, num_slices=common.shape[0])
     seconds = time.perf_counter() - begun

@@ -7,7 +7,7 @@ touches is done. Only as many slices as a patch is deep are held at once, howeve
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +28,12 @@ def predict_planes(
     image_CZYX: Tensor,
     *,
     patch_size: Size,
-    outputs: int,
     overlap: float = 0.5,
     mirror: str = "none",
     mirrored_outputs: tuple[int, ...] | None = None,
     precision: Precision = "float32",
 ) -> Iterator[Tensor]:
-    """Logits (outputs, y, x) of each slice z of the image's grid, float32, on the image's device; the model runs where its weights are.
+    """Logits (k, y, x) of each slice z of the image's grid, float32, on the image's device; the model runs where its weights are.
 
     `overlap` is the share of a patch that the next one covers again. `mirror` names the axes ("zyx", "x", ... or "none") over
     whose flips logits are averaged; after a flip of x `mirrored_outputs` brings paired structures back, and without it x is left
@@ -49,23 +48,21 @@ def predict_planes(
     image_CZYX = _pad(image_CZYX, before=before, patch_size=patch_size)
     weight = importance(patch_size).to(image_CZYX.device)
     corners = tiles(_size(image_CZYX), patch_size=patch_size, overlap=overlap)
+    device = next((parameter.device for parameter in model.parameters()), image_CZYX.device)
+
+    def apply(patch_BCZYX: Tensor) -> Tensor:
+        # The mode is left before anything is handed over: a generator would leave it on for whoever asks.
+        with torch.inference_mode(), computing(precision, device=device):
+            return _mean_over_flips(model, patch_BCZYX.to(device), flips=flips, mirrored_outputs=mirrored_outputs)
+
     sums: deque[_Sum] = deque()
-    first = -before[
-        0
-    ]  # slice of the image that the lowest sum is of; below 0 where the image is less deep than a patch
-    for corner, logits in _patches(
-        model,
-        image_CZYX,
-        corners=corners,
-        patch_size=patch_size,
-        flips=flips,
-        mirrored_outputs=mirrored_outputs,
-        precision=precision,
-    ):
+    # The image's slice that the lowest sum is of: below 0 where the image is less deep than a patch.
+    first = -before[0]
+    for corner, logits in _patches(image_CZYX, corners=corners, patch_size=patch_size, apply=apply):
         while first < corner[0] - before[0]:
             yield sums.popleft().mean(first)[:, y, x]
             first += 1
-        sums.extend(_Sum.empty(outputs, plane=image_CZYX[0, 0]) for _ in range(patch_size[0] - len(sums)))
+        sums.extend(_Sum.empty(len(logits), plane=image_CZYX[0, 0]) for _ in range(patch_size[0] - len(sums)))
         weighted = logits * weight
         _, *at = _region(corner, patch_size=patch_size)
         for index, one in enumerate(sums):
@@ -97,27 +94,15 @@ class _Sum:
 
 
 def _patches(
-    model: nn.Module,
-    image_CZYX: Tensor,
-    *,
-    corners: list[Size],
-    patch_size: Size,
-    flips: list[tuple[int, ...]],
-    mirrored_outputs: tuple[int, ...] | None,
-    precision: Precision,
+    image_CZYX: Tensor, *, corners: list[Size], patch_size: Size, apply: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Size, Tensor]]:
     """Each corner with its patch's logits (k, z, y, x), in order, on the image's device."""
-    device = next((parameter.device for parameter in model.parameters()), image_CZYX.device)
     for first in range(0, len(corners), TOGETHER):
         chosen = corners[first : first + TOGETHER]
         patches = [image_CZYX[(slice(None), *_region(corner, patch_size=patch_size))] for corner in chosen]
         patches += patches[:1] * (TOGETHER - len(patches))
-        # The mode is left before anything is handed over: a generator would leave it on for whoever asks.
-        with torch.inference_mode(), computing(precision, device=device):
-            batch = torch.stack(patches).to(device)
-            logits = _mean_over_flips(model, batch, flips=flips, mirrored_outputs=mirrored_outputs)
-        for corner, of_patch in zip(chosen, logits, strict=False):
-            yield corner, of_patch.to(image_CZYX.device)
+        for corner, logits in zip(chosen, apply(torch.stack(patches)), strict=False):
+            yield corner, logits.to(image_CZYX.device)
 
 
 def tiles(size: Size, *, patch_size: Size, overlap: float) -> list[Size]:
