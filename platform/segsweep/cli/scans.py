@@ -34,6 +34,9 @@ def predict(
         str | None,
         typer.Option(help="float32, bfloat16 or float16.", show_default="as trained on a GPU, else float32"),
     ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Keep CASE.probabilities.zarr too, in 8 bits, on the model's grid.")
+    ] = False,
 ) -> None:
     """Segment scans with a model or an ensemble.
 
@@ -60,7 +63,16 @@ def predict(
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
         report = shown.pieces("scans")
-        done = run(cases, predictor=predictor, out=out, mirror=mirror, kind=kind, resources=allowed, progress=report)
+        done = run(
+            cases,
+            predictor=predictor,
+            out=out,
+            mirror=mirror,
+            kind=kind,
+            resources=allowed,
+            probabilities=probabilities,
+            progress=report,
+        )
     say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())

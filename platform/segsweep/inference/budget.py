@@ -75,8 +75,11 @@ class Needs:
         return sum(self.parts.values())
 
 
-def needs(parts: Sequence[Part], *, image_bytes: int, geometry: Geometry) -> Needs:
-    """Of a scan on `geometry` whose image takes so much, segmented by members one after the other on the first one's grid."""
+def needs(parts: Sequence[Part], *, image_bytes: int, geometry: Geometry, probabilities: bool = False) -> Needs:
+    """Of a scan on `geometry` whose image takes so much, segmented by members one after the other on the first one's grid.
+
+    `probabilities` are kept until they are written, a byte each.
+    """
     common = geometry.resampled(parts[0].task.spacing)
     of_members = [moment for part in parts for moment in _moments(part, geometry=geometry, common=common)]
     worst = max(
@@ -84,6 +87,8 @@ def needs(parts: Sequence[Part], *, image_bytes: int, geometry: Geometry) -> Nee
     )
     # A copy of the image that is nowhere below air, and the next scan, which is read meanwhile.
     scans = {"this scan and the next one": 2 * image_bytes}
+    if probabilities:
+        scans["probabilities"] = len(parts[0].task.table.labels.structures) * math.prod(common.shape)
     kept = 4 * max(_classes(part.task) for part in parts) * math.prod(common.shape) if len(parts) > 1 else 0
     return Needs(parts={**scans, **worst}, kept=kept)
 

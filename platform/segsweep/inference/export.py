@@ -45,10 +45,14 @@ class Kept(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What an argmax needs: `planes` of k scores, and for structure logits the (atoms, structures) table (None: scores are atoms')."""
+    """What an argmax needs: `planes` of k scores, and for structure logits the (atoms, structures) table (None: scores are atoms').
+
+    `probabilities` gives those of structures (s, y, x) for a slice of scores.
+    """
 
     planes: Planes
     membership: NDArray[np.bool_] | None
+    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def structure_probabilities(logits: NDArray, *, task: Task) -> NDArray[np.float3
     """Probability (structures, z, y, x) that each structure is present: a softmax head's atoms that hold it, summed."""
     if task.head == "sigmoid":
         return expit(logits).astype(np.float32)
-    return np.tensordot(task.table.membership.T.astype(np.float32), _softmax(logits), axes=1)
+    return _summed(_softmax(logits), task=task)
 
 
 def combine(outputs: Sequence[Output], *, keep: Callable[[], Kept] = dict) -> Scores:
@@ -101,18 +105,18 @@ def combine(outputs: Sequence[Output], *, keep: Callable[[], Kept] = dict) -> Sc
     """
     first = outputs[0].task
     if len(outputs) == 1:
-        return Scores(planes=outputs[0].planes(), membership=_table(first))
+        shares = partial(structure_probabilities, task=first)
+        return Scores(planes=outputs[0].planes(), membership=_table(first), probabilities=shares)
     _demand_same_structures(outputs)
     alike = all(output.task.head == first.head and output.task.table == first.table for output in outputs)
     if alike and first.head == "softmax":
-        return Scores(planes=_means(outputs, value=lambda plane, _: _softmax(plane), kept=keep()), membership=None)
+        means = _means(outputs, value=lambda plane, _: _softmax(plane), kept=keep())
+        return Scores(planes=means, membership=None, probabilities=partial(_summed, task=first))
     names = first.table.labels.structures
     means = _means(outputs, value=partial(_by_name, names=names), kept=keep())
     certain = NEAREST_TO_CERTAIN
-    return Scores(
-        planes=(logit(np.clip(mean, certain, 1 - certain, out=mean)) for mean in means),
-        membership=first.table.membership,
-    )
+    logits = (logit(np.clip(mean, certain, 1 - certain, out=mean)) for mean in means)
+    return Scores(planes=logits, membership=first.table.membership, probabilities=expit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +204,11 @@ def _interpolate(corners: _Corners, *, share: float, y: Taps, x: Taps, at: tuple
 
 def _softmax(logits: NDArray) -> NDArray[np.float32]:
     return softmax(logits.astype(np.float32), axis=0)
+
+
+def _summed(atoms: NDArray[np.float32], *, task: Task) -> NDArray[np.float32]:
+    """Probabilities of structures out of those of atoms."""
+    return np.tensordot(task.table.membership.T.astype(np.float32), atoms, axes=1)
 
 
 def _table(task: Task) -> NDArray[np.bool_] | None:

@@ -25,6 +25,7 @@ from segsweep.inference.export import Output, Planes, combine, label_on_grid
 from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
 from segsweep.inference.performance import Stopwatch, Usage, record
 from segsweep.inference.postprocess import clean
+from segsweep.inference.probability_maps import SUFFIX, ProbabilityMaps
 from segsweep.inference.scans import LoadedScan, Segmentable
 from segsweep.inference.sliding import TOGETHER, flip_sets, predict_planes
 from segsweep.learning.checkpoint import FINDER, load_model
@@ -111,13 +112,15 @@ class Predictor:
         mirror: str | None = None,
         structures: Collection[str] = (),
         resources: Resources | None = None,
+        maps: ProbabilityMaps | None = None,
     ) -> NDArray:
         """Atom values (z, y, x) on `geometry`, for a canonical image (c, z, y, x) in HU.
 
         `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none"); without it each member's recipe does.
         Where `structures` names some that the model knows, a sigmoid head's others are left out, so that they hide none of these:
         structures that were never annotated together share no atom. Of a softmax head, atoms of other datasets than theirs are left
-        out. Raises ResourceError before any work when the `resources` (their defaults without) do not suffice.
+        out. `maps` are given the probabilities of all structures. Raises ResourceError before any work when the `resources` (their
+        defaults without) do not suffice.
         """
         resources = resources or Resources()
         expected = scans_with(structures, task=self.table_task).channels
@@ -131,7 +134,7 @@ class Predictor:
         seen = part_of(geometry, region=(z, y, x))
         with resources.stopwatch.stage("export"):  # slices come while it goes on; they count for the network
             found = self._segment(
-                image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures, resources=resources
+                image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures, resources=resources, maps=maps
             )
         rules = self.members[0].inference.clean_up
         found = clean(found, rules=rules, table=self.table_task.table, spacing=geometry.spacing)
@@ -149,10 +152,11 @@ class Predictor:
         mirror: str | None,
         structures: Collection[str],
         resources: Resources,
+        maps: ProbabilityMaps | None,
     ) -> NDArray:
         """Atom values on all of `geometry`."""
         parts = [Part(task=member.task, network_bytes=member.network_bytes) for member in self.members]
-        wanted = needs(parts, image_bytes=image.nbytes, geometry=geometry)
+        wanted = needs(parts, image_bytes=image.nbytes, geometry=geometry, probabilities=maps is not None)
         keep = find_room(wanted, resources=resources)
         common = geometry.resampled(self.table_task.spacing)
         air = np.maximum(image, AIR_HU)
@@ -174,6 +178,8 @@ class Predictor:
             for member in self.members
         ]
         scores = combine(outputs, keep=keep)
+        if maps is not None:
+            scores = replace(scores, planes=maps.passing(scores, geometry=common))
         grids = {"geometry_from": common, "geometry_to": geometry}
         table = self.table_task.table
         chosen = [name for name in structures if name in table.labels.structures]
@@ -223,10 +229,12 @@ def predict(
     dataset: str = "",
     kind: str = formats.DEFAULT,
     resources: Resources | None = None,
+    probabilities: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
     """Segment every scan. Afterwards `out` holds each one's files, `labels.json` (structure name -> its values) and `performance.csv`.
 
+    With `probabilities` it also holds each one's `CASE.probabilities.zarr` (see `probability_maps`).
     The next scan is read while the current one is segmented. `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`.
 
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
@@ -246,12 +254,13 @@ def predict(
     failures: dict[str, str] = {}
     for done, read in enumerate(prefetch(_read, scans, depth=1), start=1):
         case_id, stopwatch = read.case_id, Stopwatch()
+        own, maps = replace(resources, stopwatch=stopwatch), ProbabilityMaps() if probabilities else None
         try:
             with Usage() as usage:
-                found = _segmentation(
-                    read, predictor=predictor, mirror=mirror, resources=replace(resources, stopwatch=stopwatch)
-                )
+                found = _segmentation(read, predictor=predictor, mirror=mirror, resources=own, maps=maps)
                 with stopwatch.stage("write"):
+                    if maps is not None:
+                        maps.write(out / f"{case_id}{SUFFIX}", structures=table.labels.structures)
                     write(found, out)
             record(out, case_id=case_id, seconds={"read": read.seconds, **stopwatch.seconds}, usage=usage)
             written.append(case_id)
@@ -295,7 +304,7 @@ def _read(scan: Segmentable) -> _Read:
 
 
 def _segmentation(
-    read: _Read, *, predictor: Predictor, mirror: str | None, resources: Resources
+    read: _Read, *, predictor: Predictor, mirror: str | None, resources: Resources, maps: ProbabilityMaps | None = None
 ) -> formats.Segmentation:
     """What is found in a scan. What a model or the machine cannot do is said with the case's name."""
     if isinstance(read.scan, Exception):
@@ -305,7 +314,12 @@ def _segmentation(
         demand_dataset(predictor.table_task)
     try:
         label = predictor.segment(
-            loaded.image, geometry=loaded.geometry, mirror=mirror, structures=loaded.structures, resources=resources
+            loaded.image,
+            geometry=loaded.geometry,
+            mirror=mirror,
+            structures=loaded.structures,
+            resources=resources,
+            maps=maps,
         )
     except (ModelError, ResourceError) as error:
         raise type(error)(f"{read.case_id}: {error}") from None
