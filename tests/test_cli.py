@@ -364,7 +364,11 @@ def test_predict_writes_label_maps_and_names_the_scan_that_failed(
     shown = capsys.readouterr()
     assert "1 scan segmented, 1 failed" in shown.out
     assert shown.err.startswith("segsweep: ") and "broken_0000.nii.gz" in shown.err and len(shown.err.splitlines()) == 1
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["labels.json", "patient.nii.gz"]
+    assert sorted(path.name for path in (here / "out").iterdir()) == [
+        "labels.json",
+        "patient.nii.gz",
+        "performance.csv",
+    ]
 
 
 def test_predict_and_list_know_the_registered_models(

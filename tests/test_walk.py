@@ -26,7 +26,11 @@ def test_the_walk_leaves_everything_it_promises(tmp_path: Path, monkeypatch: pyt
     assert len(held_out) == 4
     for name in ("phantom-ensemble-1", "phantom-unet-1", "phantom-unet-2"):
         folder = tmp_path / "predictions" / name
-        assert {path.name for path in folder.iterdir()} == {f"{case}.nii.gz" for case in held_out} | {"labels.json"}
+        assert {path.name for path in folder.iterdir()} == {
+            *(f"{case}.nii.gz" for case in held_out),
+            "labels.json",
+            "performance.csv",
+        }
         named = json.loads((folder / "labels.json").read_text())
         assert set(named) == set(store.table.labels.structures)
     for source in recipes.load("datasets", name="phantom").cases(tmp_path / "raw"):

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segsweep.data.geometry import Geometry, Size, Spacing
-from segsweep.data.resampling import linear_weights, resample_image, resample_label, resample_scores
+from segsweep.data.resampling import linear_weights, resample_image, resample_label, resample_planes
 from segsweep.errors import InputError
 
 
@@ -102,8 +102,20 @@ def test_scores_are_linear_along_a_coarse_axis_too():
     source = grid((2, 4, 4), spacing=(8.0, 1.0, 1.0))
     target = source.resampled((2.0, 1.0, 1.0))
     scores = coordinate(source.shape, axis=0)[None].astype(np.float32)
-    found = resample_scores(scores, source=source, target=target)[0, :, 0, 0]
+    found = [plane[0, 0, 0] for plane in resample_planes(np.moveaxis(scores, 1, 0), source=source, target=target)]
     assert np.allclose(found, [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1])
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 4), (20, 3, 16), (7, 8, 9), (1, 1, 30)])
+def test_slices_of_scores_equal_the_whole_resampled_at_once(shape: Size):
+    source = grid((7, 8, 9), spacing=(2.0, 1.5, 1.0))
+    scores = np.random.default_rng(2).normal(size=(3, 7, 8, 9)).astype(np.float32)
+    z, y, x = (n * s / m for n, s, m in zip(source.shape, source.spacing, shape, strict=True))
+    target = source.resampled((z, y, x))
+    assert target.shape == shape
+    found = np.stack(list(resample_planes(np.moveaxis(scores, 1, 0), source=source, target=target)), axis=1)
+    matrices = [linear_weights(n, m=m) for n, m in zip(source.shape, shape, strict=True)]
+    assert np.allclose(found, np.einsum("kzyx,az,by,cx->kabc", scores, *matrices), atol=1e-5)
 
 
 def test_other_extents_are_refused():

@@ -1,7 +1,11 @@
+import csv
 import json
+import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +22,14 @@ from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, ModelError, RecipeError
+from segsweep.inference import budget
+from segsweep.inference.budget import Needs, Resources
 from segsweep.inference.prediction import Member, Predictor, predict
 from segsweep.inference.scans import ScanCase, find_files, find_scans
+from segsweep.inference.spill import Spilled
 from segsweep.inference.writers import write_image
 from segsweep.learning.inference import Inference
+from segsweep.learning.memory import resident_bytes
 from segsweep.learning.task import Head, Normalisation, Task
 
 # Every subset of three structures that lie towards the head, the back and the patient's left.
@@ -229,7 +237,12 @@ def test_a_damaged_scan_does_not_stop_the_others(tmp_path: Path):
     )
     assert done.written == ("a", "c") and set(done.failures) == {"b"} and "b.nii.gz" in done.failures["b"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "c.nii.gz", "labels.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.nii.gz",
+        "c.nii.gz",
+        "labels.json",
+        "performance.csv",
+    ]
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"soft": [1], "bone": [2]}
 
 
@@ -245,6 +258,89 @@ def test_a_scan_that_memory_cannot_hold_does_not_stop_the_others(tmp_path: Path)
     done = predict([Large(), small], predictor=bands(), out=tmp_path / "out")
     assert done.written == ("small",)
     assert "memory" in done.failures["large"]
+
+
+def test_a_scan_beyond_the_budget_is_refused_by_name_and_the_others_go_on(tmp_path: Path):
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "in" / "small.nii.gz")
+    large = np.zeros((24, 512, 512), dtype=np.int16)
+    large[0] = 50
+    write_image(large, geometry=grid(large.shape), path=tmp_path / "in" / "large.nii.gz")
+    allowed = Resources(max_memory=resident_bytes() + 2**26)
+    done = predict(
+        find_files(tmp_path / "in", channels=("CT",)), predictor=bands(), out=tmp_path / "out", resources=allowed
+    )
+    assert done.written == ("small",)
+    assert re.match(r"large: segmenting it needs about \S+ [GM]B more memory", done.failures["large"])
+    assert not (tmp_path / "out" / "large.nii.gz").exists()
+
+
+def test_logits_that_are_no_numbers_are_a_failure_of_their_case(tmp_path: Path):
+    class Broken(Bands):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            return [torch.sqrt(super().forward(x_BCZYX)[0])]
+
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "a.nii.gz")
+    predictor = Predictor(members=(Member(model=Broken(), task=task(BANDS, head="softmax")),))
+    done = predict(find_files(tmp_path / "a.nii.gz", channels=("CT",)), predictor=predictor, out=tmp_path / "out")
+    assert done.failures["a"].startswith("a: the model's logits are not all finite")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("heads", [("softmax", "softmax", "softmax"), ("softmax", "sigmoid", "softmax")])
+def test_an_ensemble_gives_the_same_from_memory_and_from_disk(heads: tuple[Head, ...], monkeypatch: pytest.MonkeyPatch):
+    class Random(nn.Module):
+        def __init__(self, outputs: int) -> None:
+            super().__init__()
+            self.layer = nn.Conv3d(1, outputs, 3, padding=1)
+
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            return [self.layer(x_BCZYX / 100)]
+
+    torch.manual_seed(0)
+    tasks = [task(BANDS, head=head, spacing=(1.0 + index, 1.0, 1.0)) for index, head in enumerate(heads)]
+    predictor = Predictor(members=tuple(Member(model=Random(one.outputs), task=one) for one in tasks))
+    scan = {"image": noise((19, 11, 12))[None], "geometry": grid((19, 11, 12))}
+    spilled = []
+
+    class Watched(Spilled):
+        def __setitem__(self, index: int, plane: NDArray[np.float32]) -> None:
+            spilled.append(index)
+            super().__setitem__(index, plane)
+
+    monkeypatch.setattr(budget, "Spilled", Watched)
+    in_memory = predictor.segment(**scan)
+    assert not spilled
+    monkeypatch.setattr("segsweep.inference.prediction.needs", lambda *_, **__: Needs(parts={}, kept=2**62))
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**62))
+    assert np.array_equal(predictor.segment(**scan), in_memory)
+    assert spilled == 2 * list(range(19)) and len(np.unique(in_memory)) == 3
+
+
+def test_the_next_scan_is_read_while_one_is_segmented(tmp_path: Path):
+    events: list[str] = []
+    reading = threading.Event()
+
+    class Told(ScanCase):
+        def load(self):
+            events.append(f"read {self.case_id}")
+            if self.case_id == "b":
+                reading.set()
+            return super().load()
+
+    class Waiting(Bands):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            assert reading.wait(30), "the next scan is not read before this one is done"
+            return super().forward(x_BCZYX)
+
+    for name in "abc":
+        write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")
+    cases = [Told(case_id=name, images=(tmp_path / f"{name}.nii.gz",)) for name in "abc"]
+    predictor = Predictor(members=(Member(model=Waiting(), task=task(BANDS, head="softmax")),))
+    assert predict(cases, predictor=predictor, out=tmp_path / "out").written == ("a", "b", "c")
+    assert events == ["read a", "read b", "read c"]
+    rows = list(csv.DictReader((tmp_path / "out" / "performance.csv").open()))
+    assert [row["case"] for row in rows] == ["a", "b", "c"]
+    assert all(float(row["read_s"]) > 0 and float(row["network_s"]) > 0 and float(row["write_s"]) > 0 for row in rows)
 
 
 def test_channels_on_other_grids_are_a_failure(tmp_path: Path):
@@ -268,7 +364,12 @@ def test_a_second_call_adds_to_the_folder(tmp_path: Path):
     for name in ("a", "b"):
         write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")
         predict(find_files(tmp_path / f"{name}.nii.gz", channels=("CT",)), predictor=bands(), out=tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz", "labels.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.nii.gz",
+        "b.nii.gz",
+        "labels.json",
+        "performance.csv",
+    ]
 
 
 def test_predictors_refuse_what_cannot_work():
@@ -422,7 +523,9 @@ def test_the_format_says_what_kind_of_file_comes_back(tmp_path: Path, kind: str)
     voxels = noise((6, 10, 8))
     write_image(voxels, geometry=grid((6, 10, 8)), path=tmp_path / "a.nii.gz")
     predict(find_files(tmp_path / "a.nii.gz", channels=("CT",)), predictor=bands(), out=tmp_path / "out", kind=kind)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([f"a.{kind}", "labels.json"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [f"a.{kind}", "labels.json", "performance.csv"]
+    )
     found = read_labels(tmp_path / "out" / f"a.{kind}")
     assert np.array_equal(found.voxels[clear(voxels)], expected_bands(voxels)[clear(voxels)])
 

@@ -66,7 +66,8 @@ def test_a_probability_comes_back_within_1_510(head: Head) -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 4, (3, 7, 8, 9)).astype(np.float32)
     exact = softmax(logits.astype(np.float64), axis=0) if head == "softmax" else expit(logits.astype(np.float64))
-    error = np.abs(quantised(member(head), logits=logits) / 255 - exact)
+    kept = quantised(np.moveaxis(logits, 1, 0), head=head, num_slices=7)
+    error = np.abs(kept / 255 - exact)
     assert 1 / 600 < error.max() <= 1 / 510 + 1e-6
 
 

@@ -1,5 +1,7 @@
 """Label maps come back exactly, on every kind of grid; a failed write leaves the old file."""
 
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +78,21 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.nii\.gz") as caught:
         write_label_map(np.zeros((3, 4, 5), dtype=int), geometry=grid("LPS"), path=tmp_path / "file" / "a.nii.gz")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_full_disk_leaves_the_old_file(suffix: str, tmp_path: Path) -> None:
+    """ITK says nothing when a NIfTI file does not fit."""
+    label = np.random.default_rng(0).integers(0, 255, size=(20, 64, 64)).astype(np.uint8)
+    large = replace(grid("LPS"), shape=label.shape)
+    path = tmp_path / f"case{suffix}"
+    write_label_map(np.zeros_like(label), geometry=large, path=path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=f"case{suffix} cannot be written .* with space left"):
+            write_label_map(label, geometry=large, path=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not read_labels(path).voxels.any()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -1,5 +1,8 @@
 """The memory estimate: a closed form on a network that can be counted by hand, and the size of the rest."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,19 @@ from torch import nn
 from segsweep import recipes
 from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.learning.memory import PASSES, WEIGHT_COPIES, describe, machine_bytes, training_bytes
+from segsweep.errors import InputError
+from segsweep.learning.memory import (
+    PASSES,
+    WEIGHT_COPIES,
+    _left_in_container,
+    available_bytes,
+    describe,
+    forward_bytes,
+    machine_bytes,
+    read_size,
+    resident_bytes,
+    training_bytes,
+)
 from segsweep.learning.task import Task
 
 
@@ -118,3 +133,50 @@ def test_a_machine_has_more_than_a_gigabyte_and_less_than_a_petabyte() -> None:
 )
 def test_bytes_are_written_for_people(size: int, text: str) -> None:
     assert describe(size) == text
+
+
+def test_a_prediction_holds_what_lives_at_once() -> None:
+    voxels = 2 * 8 * 12 * 16
+    # The image, the first layer's output (the activation works in place) and half resolution's; the largest once more.
+    expected = 4 * (voxels * 1 + voxels * 4 + 2 * voxels // 8 + voxels * 4)
+    assert forward_bytes(TwoConvolutions(), patch_size=(8, 12, 16), channels=1, batch_size=2) == expected
+
+
+def test_what_is_dropped_counts_no_longer() -> None:
+    class Chain(nn.Module):
+        def forward(self, x_BCZYX: torch.Tensor) -> list[torch.Tensor]:
+            for _ in range(10):
+                x_BCZYX = x_BCZYX + 1
+            return [x_BCZYX]
+
+    # Whoever calls holds the image; besides there are at most two results, and the largest counts once more.
+    assert forward_bytes(Chain(), patch_size=(8, 8, 8), channels=1, batch_size=1) == 4 * 8**3 * (1 + 2 + 1)
+
+
+def test_this_process_and_what_is_left_are_seen() -> None:
+    before = resident_bytes()
+    held = torch.ones(2**24)
+    assert 0.9 * 2**26 < resident_bytes() - before < 2**28 and held.shape
+    assert 2**20 < available_bytes() < machine_bytes()
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert _left_in_container(tmp_path) == math.inf
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _left_in_container(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _left_in_container(tmp_path) == 700
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 2**33), ("500 MB", 500 * 2**20), ("1.5g", 3 * 2**29), ("4096", 4096), ("2 TB", 2**41)]
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert read_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0GB", "-1GB", "eight", "8 GiBs", "GB"])
+def test_other_words_are_no_sizes(text: str) -> None:
+    with pytest.raises(InputError, match="such as 8GB"):
+        read_size(text)

@@ -14,7 +14,7 @@ from torch import nn
 
 from segsweep import recipes
 from segsweep.errors import ModelError
-from segsweep.inference.sliding import predict_logits
+from segsweep.inference.sliding import predict_planes
 from segsweep.learning.method import load_method
 from segsweep.learning.nnunet import Imported, read_nnunet
 from segsweep.learning.nnunet_plans import read_task
@@ -121,9 +121,8 @@ def demand_equal(found: Imported, *, original: nn.Module, forward: tuple[int, ..
     with torch.no_grad():
         logits = original(patch.permute(turn))
     expected = (logits[0] if isinstance(logits, list) else logits).permute(back)
-    found_logits = predict_logits(
-        rebuilt(found), patch[0], patch_size=found.task.patch_size, outputs=found.task.outputs
-    )
+    planes = predict_planes(rebuilt(found), patch[0], patch_size=found.task.patch_size)
+    found_logits = torch.stack(list(planes), dim=1)
     assert float(expected.abs().max()) > 0.1
     torch.testing.assert_close(found_logits, expected[0], rtol=0, atol=1e-5)
 

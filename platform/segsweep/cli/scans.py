@@ -26,29 +26,53 @@ def predict(
     ] = None,
     dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
     kind: Annotated[str, typer.Option("--format", help="Of the results: nii.gz, nrrd or mha.")] = "nii.gz",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Main memory for all of it, such as 8GB.", show_default="80 % of what is available"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16.", show_default="as trained on a GPU, else float32"),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Keep CASE.probabilities.zarr too, in 8 bits, on the model's grid.")
+    ] = False,
 ) -> None:
     """Segment scans with a model or an ensemble.
 
     MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or models:/NAME (newest).
     Scans are NIfTI, NRRD or MetaImage, in HU: CASE.nii.gz, or one file a channel
     CASE_0000.nii.gz, CASE_0001.nii.gz, ... Label maps come back as CASE.nii.gz
-    on each scan's own grid; labels.json says what their values mean.
+    on each scan's own grid; labels.json says what their values mean, and
+    performance.csv what each scan took. A scan that does not fit into
+    --max-memory is refused before it is begun, and the others go on.
 
     Examples:
       segsweep predict models:/openkbp-unet@candidate scans/ predictions/
       segsweep predict models:/openkbp-ensemble stores/openkbp predictions/
     """
+    from segsweep.inference.budget import resources
     from segsweep.inference.prediction import predict as run
     from segsweep.inference.scans import find_scans
     from segsweep.models.ensemble import load_predictor
 
+    allowed = resources(max_memory=max_memory, precision=precision)
     predictor = load_predictor(model, workspace=current_workspace())
     if dataset:
         predictor = predictor.only(dataset)
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     with bars() as shown:
         report = shown.pieces("scans")
-        done = run(cases, predictor=predictor, out=out, mirror=mirror, kind=kind, progress=report)
+        done = run(
+            cases,
+            predictor=predictor,
+            out=out,
+            mirror=mirror,
+            kind=kind,
+            resources=allowed,
+            probabilities=probabilities,
+            progress=report,
+        )
     say(f"{out}: {counted(len(done.written), noun='scan')} segmented, {len(done.failures)} failed")
     if done.failures:
         complain(*done.failures.values())

@@ -4,8 +4,10 @@ Voxels are areas, not points: grids of different shape share their outer faces, 
 (i + 0.5) * m / n - 0.5, and values beyond the outermost centres are those of the edge.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from scipy import ndimage
 
 from segsweep.data.geometry import SAME_GRID_MM, Geometry, Size, Spacing
 from segsweep.errors import InputError
+
+Item = TypeVar("Item")
 
 # An axis is resampled on its own, without interpolation, where its spacing is more than this many times the finest one.
 ANISOTROPIC = 3.0
@@ -35,17 +39,21 @@ def resample_image(image: NDArray, *, source: Geometry, target: Geometry, order:
     return result
 
 
-def resample_scores(values: NDArray, *, source: Geometry, target: Geometry) -> NDArray[np.float32]:
-    """Scores or probabilities (k, z, y, x) on `target`: linear along every axis, so each value is a mean of its neighbours."""
-    _check(values.shape[1:], source=source, target=target)
+def resample_planes(
+    planes: Iterable[NDArray[np.float32]], *, source: Geometry, target: Geometry
+) -> Iterator[NDArray[np.float32]]:
+    """Slices (k, y, x) of scores or probabilities on `target`, in order, from those on `source`, taken one by one; two are held.
+
+    Linear along every axis, so that each value is a mean of its neighbours.
+    """
+    require_same_extent(source, target=target)
     if source.shape == target.shape:
-        return values.astype(np.float32, copy=False)
-    result = np.empty((len(values), *target.shape), dtype=np.float32)
-    for channel, out in zip(values, result, strict=True):
-        out[...] = _separable(
-            channel, weights=lambda axis: linear_weights(source.shape[axis], m=target.shape[axis]), target=target.shape
-        )
-    return result
+        yield from planes
+        return
+    z = linear_taps(source.shape[0], m=target.shape[0])
+    rows, columns = (linear_weights(n, m=m) for n, m in zip(source.shape[1:], target.shape[1:], strict=True))
+    for pair in pairs((rows @ plane @ columns.T for plane in planes), taps=z):
+        yield np.asarray(pair.low + np.float32(pair.share) * (pair.high - pair.low), dtype=np.float32)
 
 
 def resample_label(label: NDArray, *, source: Geometry, target: Geometry) -> NDArray:
@@ -93,6 +101,27 @@ def linear_taps(n: int, *, m: int) -> Taps:
     position = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
     low = np.floor(position).astype(np.int64)
     return Taps(low=low, high=np.minimum(low + 1, n - 1), share=position - low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Generic[Item]):
+    """What lies on either side of a target voxel, and the upper one's share."""
+
+    low: Item
+    high: Item
+    share: float
+
+
+def pairs(items: Iterable[Item], *, taps: Taps) -> Iterator[Pair[Item]]:
+    """For each target voxel of an axis its neighbours out of items that come one by one, of which two are held. All are taken."""
+    upcoming, held = iter(items), deque[Item](maxlen=2)
+    taken = 0
+    for low, high, share in zip(taps.low.tolist(), taps.high.tolist(), taps.share.tolist(), strict=True):
+        while taken <= high:
+            held.append(next(upcoming))
+            taken += 1
+        yield Pair(low=held[-1] if low == high else held[-2], high=held[-1], share=share)
+    deque(upcoming, maxlen=0)
 
 
 def linear_weights(n: int, *, m: int) -> NDArray[np.float32]:

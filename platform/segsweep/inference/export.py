@@ -1,4 +1,4 @@
-"""From a model's outputs on its own grid to a label map on the scan's grid, never holding classes x native grid.
+"""From a model's outputs on its own grid to a label map on the scan's grid, slice by slice: neither grid is ever held for all classes.
 
 The common currency is atom scores: argmax over them is the label. A softmax head's logits are scores; a sigmoid head's structure
 logits s become `membership @ s`, whose argmax equals thresholding at 0.5 wherever the thresholded set is an atom.
@@ -7,65 +7,85 @@ Interpolated scores are means of up to eight neighbours (linear interpolation is
 on the best atom it stays best, so only the cells between different labels are interpolated at all; the result is the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from segsweep.data.geometry import Geometry
-from segsweep.data.resampling import Taps, linear_taps, require_same_extent
+from segsweep.data.resampling import Pair, Taps, linear_taps, pairs, require_same_extent
 from segsweep.errors import ModelError
 from segsweep.learning.task import Task
 
-# Cells interpolated at once: bounds the memory to this many numbers in float64, whatever the scan's size.
-MOST_NUMBERS = 2**23
+# Slices (k, y, x) of a grid, from the lowest to the highest.
+Planes = Iterable[NDArray[np.float32]]
+
+
+# Numbers interpolated at once, in float64: bounds the memory, whatever the scan's size.
+MOST_NUMBERS = 2**22
 # Means of probabilities are kept this far from 0 and 1, so that their logits are finite.
 NEAREST_TO_CERTAIN = 1e-7
 # A probability p that is kept in 8 bits is round(CERTAIN * p); odd, so that none of them is 0.5.
 CERTAIN = 255
 
 
+class Kept(Protocol):
+    """Where slices (k, y, x) wait under their index: a dictionary, or something smaller in memory."""
+
+    def __getitem__(self, index: int, /) -> NDArray[np.float32]: ...
+    def __setitem__(self, index: int, plane: NDArray[np.float32], /) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What an argmax needs: `values` (k, z, y, x), and for structure logits the (atoms, structures) table (None: values are atoms)."""
+    """What an argmax needs: `planes` of k scores, and for structure logits the (atoms, structures) table (None: scores are atoms').
 
-    values: NDArray[np.float32]
+    `probabilities` gives those of structures (s, y, x) for a slice of scores.
+    """
+
+    planes: Planes
     membership: NDArray[np.bool_] | None
+    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The task that a member's logits mean, its weight in the mean (any positive unit), and how to get them: (k, z, y, x).
+    """The task that a member's logits mean, its weight in the mean (any positive unit), and how to get them.
 
-    `logits` is called once, in the member's turn, so that an ensemble holds one member's logits at a time.
+    `planes` is called once, in the member's turn, so that an ensemble runs one member at a time.
     """
 
-    logits: Callable[[], NDArray[np.float32]]
+    planes: Callable[[], Planes]
     task: Task
     weight: float = 1.0
 
 
 def label_on_grid(
-    scores_KZYX: NDArray, *, geometry_from: Geometry, geometry_to: Geometry, membership: NDArray | None = None
+    planes: Planes, *, geometry_from: Geometry, geometry_to: Geometry, membership: NDArray | None = None
 ) -> NDArray:
     """Atom values (z, y, x) on `geometry_to`, uint8 (uint16 beyond 256 atoms): scores interpolated linearly, then argmax.
 
-    Equals interpolation of the whole volume in float64 and argmax (ties go to the lower value, up to rounding). With `membership`
-    (atoms, structures) the scores are structure logits. Both grids cover the same extent; values beyond voxel centres are the edge's.
+    Equals interpolation of the whole volume in float64 and argmax (ties go to the lower value, up to rounding). `planes` are the
+    slices of `geometry_from`, all of which are taken, one by one. With `membership` (atoms, structures) the scores are structure
+    logits. Both grids cover the same extent; values beyond voxel centres are the edge's.
     """
     require_same_extent(geometry_from, target=geometry_to)
-    table = None if membership is None else np.asarray(membership, dtype=np.float64).T
-    num_atoms = len(scores_KZYX) if table is None else table.shape[1]
-    result = np.empty(geometry_to.shape, dtype=np.uint8 if num_atoms <= 256 else np.uint16)
+    table = None if membership is None else torch.tensor(np.asarray(membership, dtype=np.float64).T)
     z, y, x = (linear_taps(n, m=m) for n, m in zip(geometry_from.shape, geometry_to.shape, strict=True))
-    planes: dict[int, _Plane] = {}
-    for index in range(len(result)):
-        low, high = int(z.low[index]), int(z.high[index])
-        planes = {at: planes.get(at) or _plane(scores_KZYX[:, at], table=table) for at in (low, high)}
-        pair = _Pair(low=planes[low], high=planes[high], share=float(z.share[index]))
-        result[index] = _slice(pair, y=y, x=x, table=table)
+    slices = (
+        _slice(pair, y=y, x=x, table=table) for pair in pairs((_plane(one, table=table) for one in planes), taps=z)
+    )
+    first = next(slices)
+    result = np.empty(geometry_to.shape, dtype=first.dtype)
+    for index, label in enumerate(itertools.chain([first], slices)):
+        result[index] = label
     return result
 
 
@@ -73,107 +93,147 @@ def structure_probabilities(logits: NDArray, *, task: Task) -> NDArray[np.float3
     """Probability (structures, z, y, x) that each structure is present: a softmax head's atoms that hold it, summed."""
     if task.head == "sigmoid":
         return expit(logits).astype(np.float32)
-    return np.tensordot(task.table.membership.T.astype(np.float32), _softmax(logits), axes=1)
+    return _summed(_softmax(logits), task=task)
 
 
-def combine(outputs: Sequence[Output]) -> Scores:
+def combine(outputs: Sequence[Output], *, keep: Callable[[], Kept] = dict) -> Scores:
     """The scores of an ensemble whose outputs lie on one grid, in the first member's atoms.
 
     One member: its logits. Members of one head and table: the mean of their probabilities. Others: the mean of their structure
-    probabilities, by structure name. Raises ModelError when members know different structures.
+    probabilities, by structure name. What all members but the last add up to lies in `keep()`. Raises ModelError when members
+    know different structures.
     """
     first = outputs[0].task
     if len(outputs) == 1:
-        return Scores(values=outputs[0].logits(), membership=_table(first))
+        shares = partial(structure_probabilities, task=first)
+        return Scores(planes=outputs[0].planes(), membership=_table(first), probabilities=shares)
     _demand_same_structures(outputs)
     alike = all(output.task.head == first.head and output.task.table == first.table for output in outputs)
     if alike and first.head == "softmax":
-        return Scores(values=_mean(outputs, (_softmax(output.logits()) for output in outputs)), membership=None)
+        means = _means(outputs, value=lambda plane, _: _softmax(plane), kept=keep())
+        return Scores(planes=means, membership=None, probabilities=partial(_summed, task=first))
     names = first.table.labels.structures
-    mean = _mean(outputs, (_by_name(output, names=names) for output in outputs))
-    np.clip(mean, NEAREST_TO_CERTAIN, 1 - NEAREST_TO_CERTAIN, out=mean)
-    return Scores(values=logit(mean), membership=first.table.membership)
+    means = _means(outputs, value=partial(_by_name, names=names), kept=keep())
+    certain = NEAREST_TO_CERTAIN
+    logits = (logit(np.clip(mean, certain, 1 - certain, out=mean)) for mean in means)
+    return Scores(planes=logits, membership=first.table.membership, probabilities=expit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plane:
-    """One source slice with channels last, (y, x, k), and the best atom of each of its voxels."""
+    """One source slice: its scores (k, y, x), and the best atom (y, x) of each of its voxels."""
 
-    values: NDArray
-    best: NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """The source slices on either side of a target slice, and the upper one's share."""
-
-    low: _Plane
-    high: _Plane
-    share: float
+    values: torch.Tensor
+    best: NDArray[np.uint8 | np.uint16]
 
 
-def _plane(scores_KYX: NDArray, *, table: NDArray | None) -> _Plane:
-    values = np.ascontiguousarray(np.moveaxis(scores_KYX, 0, -1))
-    return _Plane(values=values, best=np.argmax(_atoms(values, table=table), axis=-1))
+def _plane(values_KYX: NDArray[np.float32], *, table: torch.Tensor | None) -> _Plane:
+    values = torch.from_numpy(values_KYX)
+    atoms = values_KYX if table is None else torch.tensordot(table.T, values.double(), dims=1).numpy()
+    return _Plane(values=values, best=_best(atoms))
 
 
-def _atoms(values: NDArray, *, table: NDArray | None) -> NDArray:
-    return values if table is None else values.astype(np.float64) @ table
+def _best(atoms_AYX: NDArray) -> NDArray[np.uint8 | np.uint16]:
+    """The argmax over the first axis, the lowest of equal ones; half the time of numpy's own, which goes from voxel to voxel."""
+    highest = atoms_AYX[0].copy()
+    best = np.zeros(highest.shape, dtype=np.uint8 if len(atoms_AYX) <= 256 else np.uint16)
+    for value, scores in enumerate(atoms_AYX[1:], start=1):
+        np.copyto(best, value, where=scores > highest, casting="unsafe")
+        np.maximum(highest, scores, out=highest)
+    return best
 
 
-def _slice(pair: _Pair, *, y: Taps, x: Taps, table: NDArray | None) -> NDArray[np.int64]:
-    best = pair.low.best
-    mixed = _mixed(np.stack([best, pair.high.best]))
-    label = best[y.low][:, x.low]
+def _slice(pair: Pair[_Plane], *, y: Taps, x: Taps, table: torch.Tensor | None) -> NDArray[np.uint8 | np.uint16]:
+    mixed = _mixed(pair.low.best, pair.high.best)
+    label = pair.low.best[y.low][:, x.low]
     rows, columns = np.nonzero(mixed[y.low][:, x.low])
-    piece = max(1, MOST_NUMBERS // max(pair.low.values.shape[-1], 1 if table is None else table.shape[1]))
-    for start in range(0, len(rows), piece):
-        at = rows[start : start + piece], columns[start : start + piece]
-        scores = _interpolate(pair, y=y, x=x, at=at)
-        label[at] = np.argmax(_atoms(scores, table=table), axis=-1)
+    if len(rows):
+        corners = _corners(pair, mixed=mixed)
+        piece = max(1, MOST_NUMBERS // max(corners.values.shape[1], 1 if table is None else table.shape[1]))
+        for start in range(0, len(rows), piece):
+            at = rows[start : start + piece], columns[start : start + piece]
+            scores = _interpolate(corners, share=pair.share, y=y, x=x, at=at)
+            label[at] = (scores if table is None else scores @ table).argmax(dim=1).numpy()
     return label
 
 
-def _mixed(best: NDArray) -> NDArray[np.bool_]:
+def _mixed(low: NDArray, high: NDArray) -> NDArray[np.bool_]:
     """(y, x): whether the cell from a voxel to its upper neighbours holds more than one best atom, in either slice."""
-    padded = np.pad(best, ((0, 0), (0, 1), (0, 1)), mode="edge")
-    corners = [padded[:, dy : dy + best.shape[1], dx : dx + best.shape[2]] for dy in (0, 1) for dx in (0, 1)]
-    return np.any([(corner != best[0]).any(axis=0) for corner in corners], axis=0)
+    mixed = low != high
+    for best in (low, high):
+        padded = np.pad(best, ((0, 1), (0, 1)), mode="edge")
+        for dy, dx in ((0, 1), (1, 0), (1, 1)):
+            mixed |= padded[dy : dy + low.shape[0], dx : dx + low.shape[1]] != low
+    return mixed
 
 
-def _interpolate(pair: _Pair, *, y: Taps, x: Taps, at: tuple[NDArray, NDArray]) -> NDArray[np.float64]:
+@dataclass(frozen=True, kw_only=True)
+class _Corners:
+    """Scores (rows, k) in float64 of the voxels around mixed cells, the lower slice's before the upper's, and each one's row (2, y, x)."""
+
+    values: torch.Tensor
+    row: NDArray[np.int64]
+
+
+def _corners(pair: Pair[_Plane], *, mixed: NDArray[np.bool_]) -> _Corners:
+    around = mixed.copy()
+    around[1:] |= mixed[:-1]
+    around[:, 1:] |= around[:, :-1].copy()
+    chosen = torch.from_numpy(np.flatnonzero(around))
+    values = [plane.values.flatten(1).index_select(1, chosen).T.double() for plane in (pair.low, pair.high)]
+    row = np.zeros((2, *mixed.shape), dtype=np.int64)
+    row[:, around] = np.arange(2 * len(chosen)).reshape(2, -1)
+    return _Corners(values=torch.cat(values), row=row)
+
+
+def _interpolate(corners: _Corners, *, share: float, y: Taps, x: Taps, at: tuple[NDArray, NDArray]) -> torch.Tensor:
     """Scores (voxels, k) in float64: the weighted sum of eight neighbours."""
     rows, columns = at
-    total = np.zeros((len(rows), pair.low.values.shape[-1]))
-    for plane, in_z in ((pair.low, 1 - pair.share), (pair.high, pair.share)):
+    index, weights = np.empty((len(rows), 8), dtype=np.int64), np.empty((len(rows), 8))
+    corner = 0
+    for z, in_z in ((0, 1 - share), (1, share)):
         for row, in_y in ((y.low[rows], 1 - y.share[rows]), (y.high[rows], y.share[rows])):
             for column, in_x in ((x.low[columns], 1 - x.share[columns]), (x.high[columns], x.share[columns])):
-                total += (in_z * in_y * in_x)[:, None] * plane.values[row, column]
-    return total
+                index[:, corner], weights[:, corner] = corners.row[z, row, column], in_z * in_y * in_x
+                corner += 1
+    # Gathers, weighs and adds in one pass: a tenth of the time of doing it neighbour by neighbour.
+    return F.embedding_bag(
+        torch.from_numpy(index), corners.values, per_sample_weights=torch.from_numpy(weights), mode="sum"
+    )
 
 
 def _softmax(logits: NDArray) -> NDArray[np.float32]:
     return softmax(logits.astype(np.float32), axis=0)
 
 
+def _summed(atoms: NDArray[np.float32], *, task: Task) -> NDArray[np.float32]:
+    """Probabilities of structures out of those of atoms."""
+    return np.tensordot(task.table.membership.T.astype(np.float32), atoms, axes=1)
+
+
 def _table(task: Task) -> NDArray[np.bool_] | None:
     return task.table.membership if task.head == "sigmoid" else None
 
 
-def _by_name(output: Output, *, names: Sequence[str]) -> NDArray[np.float32]:
-    own = output.task.table.labels.structures
-    return structure_probabilities(output.logits(), task=output.task)[[own.index(name) for name in names]]
+def _by_name(logits: NDArray, task: Task, *, names: Sequence[str]) -> NDArray[np.float32]:
+    own = task.table.labels.structures
+    return structure_probabilities(logits, task=task)[[own.index(name) for name in names]]
 
 
-def _mean(outputs: Sequence[Output], values: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Weighted mean, holding one member's values at a time."""
-    share = sum(output.weight for output in outputs)
-    total: NDArray[np.float32] | None = None
-    for output, value in zip(outputs, values, strict=True):
-        value *= np.float32(output.weight / share)
-        total = value if total is None else np.add(total, value, out=total)
-    assert total is not None  # an ensemble has members
-    return total
+def _means(
+    outputs: Sequence[Output], *, value: Callable[[NDArray, Task], NDArray[np.float32]], kept: Kept
+) -> Iterator[NDArray[np.float32]]:
+    """Slices of the weighted mean of the members' values. The last member's are added while its slices come."""
+    whole = sum(output.weight for output in outputs)
+    for number, output in enumerate(outputs):
+        for index, plane in enumerate(output.planes()):
+            part = value(plane, output.task)
+            part *= np.float32(output.weight / whole)
+            total = np.add(kept[index], part, out=part) if number else part
+            if number == len(outputs) - 1:
+                yield total
+            else:
+                kept[index] = total
 
 
 def _demand_same_structures(outputs: Sequence[Output]) -> None:

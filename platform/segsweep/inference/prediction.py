@@ -1,9 +1,10 @@
 """Segments scans with a model or an ensemble; every label map lies on its scan's own grid, in the file's own axis order."""
 
 import json
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,26 @@ from torch import nn
 from segsweep.data import storage
 from segsweep.data.geometry import Geometry
 from segsweep.data.planning import AIR_HU, Normalisation
-from segsweep.data.resampling import resample_image, resample_scores
+from segsweep.data.resampling import resample_image, resample_planes
 from segsweep.data.structures import LabelTable
-from segsweep.errors import InputError, ModelError, SegsweepError
+from segsweep.errors import InputError, ModelError, ResourceError, SegsweepError
 from segsweep.inference import formats
+from segsweep.inference.budget import Part, Resources, find_room, needs
 from segsweep.inference.cascade import part_of
-from segsweep.inference.export import Output, combine, label_on_grid
+from segsweep.inference.export import Output, Planes, combine, label_on_grid
 from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
+from segsweep.inference.performance import Stopwatch, Usage, record
 from segsweep.inference.postprocess import clean
-from segsweep.inference.scans import Segmentable
-from segsweep.inference.sliding import flip_sets, predict_logits
+from segsweep.inference.probability_maps import SUFFIX, ProbabilityMaps
+from segsweep.inference.scans import LoadedScan, Segmentable
+from segsweep.inference.sliding import TOGETHER, flip_sets, predict_planes
 from segsweep.learning.checkpoint import FINDER, load_model
 from segsweep.learning.crop import box, in_voxels
 from segsweep.learning.inference import Inference
+from segsweep.learning.memory import forward_bytes
 from segsweep.learning.patches import Region, whole
+from segsweep.learning.precision import Precision
+from segsweep.learning.prefetch import prefetch
 from segsweep.learning.task import Task, normalise
 
 LABELS = "labels.json"
@@ -37,7 +44,8 @@ LABELS = "labels.json"
 class Member:
     """A model in evaluation mode with the task it was built for; `weight` counts in an ensemble's mean (any positive unit).
 
-    Where `inference` has a margin, it looks only around what the `finder` segments (everywhere without one).
+    Where `inference` has a margin, it looks only around what the `finder` segments (everywhere without one). `precision` is what it
+    computes in on a GPU; on a processor that is float32.
     """
 
     model: nn.Module
@@ -45,13 +53,27 @@ class Member:
     weight: float = 1.0
     inference: Inference = field(default_factory=Inference)
     finder: "Member | None" = None
+    precision: Precision = "auto"
 
-    def region(self, image: NDArray, *, geometry: Geometry) -> Region:
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the weights are on a GPU."""
+        return any(parameter.is_cuda for parameter in self.model.parameters())
+
+    @cached_property
+    def network_bytes(self) -> int:
+        """What a batch of patches takes of the main memory: nothing where the weights are on a GPU."""
+        if self.on_gpu:
+            return 0
+        channels, patch = max(self.task.widths), self.task.patch_size
+        return forward_bytes(self.model, patch_size=patch, channels=channels, batch_size=TOGETHER)
+
+    def region(self, image: NDArray, *, geometry: Geometry, resources: Resources | None = None) -> Region:
         """Where in a canonical image (c, z, y, x) in HU the model looks: all of it when its finder finds nothing."""
         margin_mm = self.inference.margin_mm
         if self.finder is None or margin_mm is None:
             return whole(geometry.shape)
-        found = Predictor(members=(self.finder,)).segment(image, geometry=geometry)
+        found = Predictor(members=(self.finder,)).segment(image, geometry=geometry, resources=resources)
         return box(found > 0, margin=in_voxels((margin_mm, margin_mm, margin_mm), spacing=geometry.spacing))
 
 
@@ -83,25 +105,37 @@ class Predictor:
         return Predictor(members=tuple(_only(member, dataset=dataset) for member in self.members))
 
     def segment(
-        self, image: NDArray, *, geometry: Geometry, mirror: str | None = None, structures: Collection[str] = ()
+        self,
+        image: NDArray,
+        *,
+        geometry: Geometry,
+        mirror: str | None = None,
+        structures: Collection[str] = (),
+        resources: Resources | None = None,
+        maps: ProbabilityMaps | None = None,
     ) -> NDArray:
         """Atom values (z, y, x) on `geometry`, for a canonical image (c, z, y, x) in HU.
 
         `mirror` names the axes over whose flips logits are averaged ("zyx", "zy", ..., "none"); without it each member's recipe does.
         Where `structures` names some that the model knows, a sigmoid head's others are left out, so that they hide none of these:
         structures that were never annotated together share no atom. Of a softmax head, atoms of other datasets than theirs are left
-        out.
+        out. `maps` are given the probabilities of all structures. Raises ResourceError before any work when the `resources` (their
+        defaults without) do not suffice.
         """
+        resources = resources or Resources()
         expected = scans_with(structures, task=self.table_task).channels
         if len(image) != len(expected):
             raise InputError(f"the image has {len(image)} channels; the model expects {expected}")
-        regions = [member.region(image, geometry=geometry) for member in self.members]
+        regions = [member.region(image, geometry=geometry, resources=resources) for member in self.members]
         z, y, x = (
             slice(min(part.start for part in parts), max(part.stop for part in parts))
             for parts in zip(*regions, strict=True)
         )
         seen = part_of(geometry, region=(z, y, x))
-        found = self._segment(image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures)
+        with resources.stopwatch.stage("export"):  # slices come while it goes on; they count for the network
+            found = self._segment(
+                image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures, resources=resources, maps=maps
+            )
         rules = self.members[0].inference.clean_up
         found = clean(found, rules=rules, table=self.table_task.table, spacing=geometry.spacing)
         if found.shape == geometry.shape:
@@ -111,39 +145,52 @@ class Predictor:
         return label
 
     def _segment(
-        self, image: NDArray, *, geometry: Geometry, mirror: str | None, structures: Collection[str]
+        self,
+        image: NDArray,
+        *,
+        geometry: Geometry,
+        mirror: str | None,
+        structures: Collection[str],
+        resources: Resources,
+        maps: ProbabilityMaps | None,
     ) -> NDArray:
         """Atom values on all of `geometry`."""
+        parts = [Part(task=member.task, network_bytes=member.network_bytes) for member in self.members]
+        wanted = needs(parts, image_bytes=image.nbytes, geometry=geometry, probabilities=maps is not None)
+        keep = find_room(wanted, resources=resources)
         common = geometry.resampled(self.table_task.spacing)
         air = np.maximum(image, AIR_HU)
         outputs = [
             Output(
-                logits=partial(
-                    member_logits,
+                planes=partial(
+                    member_planes,
                     member,
                     image=air,
                     rules=scans_with(structures, task=member.task).normalisation,
                     geometry=geometry,
                     common=common,
                     mirror=mirror,
+                    resources=resources,
                 ),
                 task=member.task,
                 weight=member.weight,
             )
             for member in self.members
         ]
-        scores = combine(outputs)
+        scores = combine(outputs, keep=keep)
+        if maps is not None:
+            scores = replace(scores, planes=maps.passing(scores, geometry=common))
         grids = {"geometry_from": common, "geometry_to": geometry}
         table = self.table_task.table
         chosen = [name for name in structures if name in table.labels.structures]
         if not chosen:
-            return label_on_grid(scores.values, **grids, membership=scores.membership)
+            return label_on_grid(scores.planes, **grids, membership=scores.membership)
         if scores.membership is not None:
             kept = table.within(chosen)
-            return kept[label_on_grid(scores.values, **grids, membership=scores.membership[kept])]
+            return kept[label_on_grid(scores.planes, **grids, membership=scores.membership[kept])]
         kept = table.within(_of_their_datasets(chosen, table=table))
-        values = scores.values if len(kept) == len(table.atoms) else scores.values[kept]
-        return kept[label_on_grid(values, **grids, membership=None)]
+        planes = scores.planes if len(kept) == len(table.atoms) else (plane[kept] for plane in scores.planes)
+        return kept[label_on_grid(planes, **grids, membership=None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +211,12 @@ def load_member(folder: Path, *, weight: float = 1.0) -> Member:
         )
     finder = None if loaded.finder is None else load_member(loaded.finder)
     return Member(
-        model=loaded.model.to(device), task=loaded.task, weight=weight, inference=loaded.inference, finder=finder
+        model=loaded.model.to(device),
+        task=loaded.task,
+        weight=weight,
+        inference=loaded.inference,
+        finder=finder,
+        precision=loaded.precision,
     )
 
 
@@ -176,11 +228,14 @@ def predict(
     mirror: str | None = None,
     dataset: str = "",
     kind: str = formats.DEFAULT,
+    resources: Resources | None = None,
+    probabilities: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
-    """Segment every scan. Afterwards `out` holds each one's files and `labels.json` (structure name -> its values).
+    """Segment every scan. Afterwards `out` holds each one's files, `labels.json` (structure name -> its values) and `performance.csv`.
 
-    `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`.
+    With `probabilities` it also holds each one's `CASE.probabilities.zarr` (see `probability_maps`).
+    The next scan is read while the current one is segmented. `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`.
 
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
     joint store needs none, since it belongs to one.
@@ -194,16 +249,25 @@ def predict(
         flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
     _demand_same_labels(out, table=table)
     out.mkdir(parents=True, exist_ok=True)
+    resources = resources or Resources()
     written: list[str] = []
     failures: dict[str, str] = {}
-    for done, scan in enumerate(scans, start=1):
+    for done, read in enumerate(prefetch(_read, scans, depth=1), start=1):
+        case_id, stopwatch = read.case_id, Stopwatch()
+        own, maps = replace(resources, stopwatch=stopwatch), ProbabilityMaps() if probabilities else None
         try:
-            write(segment_scan(scan, predictor=predictor, mirror=mirror), out)
-            written.append(scan.case_id)
+            with Usage() as usage:
+                found = _segmentation(read, predictor=predictor, mirror=mirror, resources=own, maps=maps)
+                with stopwatch.stage("write"):
+                    if maps is not None:
+                        maps.write(out / f"{case_id}{SUFFIX}", structures=table.labels.structures)
+                    write(found, out)
+            record(out, case_id=case_id, seconds={"read": read.seconds, **stopwatch.seconds}, usage=usage)
+            written.append(case_id)
         except (SegsweepError, OSError) as error:
-            failures[scan.case_id] = str(error)
+            failures[case_id] = str(error)
         except (MemoryError, torch.OutOfMemoryError):
-            failures[scan.case_id] = f"{scan.case_id}: the memory does not suffice to segment it; crop the scan"
+            failures[case_id] = f"{case_id}: the memory does not suffice to segment it; crop the scan"
         if progress is not None:
             progress(done, len(scans))
     if written:
@@ -211,17 +275,56 @@ def predict(
     return Predicted(written=tuple(written), failures=failures)
 
 
-def segment_scan(scan: Segmentable, *, predictor: Predictor, mirror: str | None = None) -> formats.Segmentation:
+def segment_scan(
+    scan: Segmentable, *, predictor: Predictor, mirror: str | None = None, resources: Resources | None = None
+) -> formats.Segmentation:
     """What the predictor finds in a scan, on the scan's own grid and in its own axis order.
 
     Raises InputError when it is not known which of the datasets that the predictor joins is asked for.
     """
-    loaded = scan.load()
+    return _segmentation(_read(scan), predictor=predictor, mirror=mirror, resources=resources or Resources())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A scan that was read in so many seconds, or the reason why it was not, which belongs to its own turn."""
+
+    case_id: str
+    scan: LoadedScan | Exception
+    seconds: float
+
+
+def _read(scan: Segmentable) -> _Read:
+    begun = time.perf_counter()
+    try:
+        found: LoadedScan | Exception = scan.load()
+    except Exception as error:  # raised again in the scan's turn
+        found = error
+    return _Read(case_id=scan.case_id, scan=found, seconds=time.perf_counter() - begun)
+
+
+def _segmentation(
+    read: _Read, *, predictor: Predictor, mirror: str | None, resources: Resources, maps: ProbabilityMaps | None = None
+) -> formats.Segmentation:
+    """What is found in a scan. What a model or the machine cannot do is said with the case's name."""
+    if isinstance(read.scan, Exception):
+        raise read.scan
+    loaded = read.scan
     if not loaded.structures:
         demand_dataset(predictor.table_task)
-    label = predictor.segment(loaded.image, geometry=loaded.geometry, mirror=mirror, structures=loaded.structures)
+    try:
+        label = predictor.segment(
+            loaded.image,
+            geometry=loaded.geometry,
+            mirror=mirror,
+            structures=loaded.structures,
+            resources=resources,
+            maps=maps,
+        )
+    except (ModelError, ResourceError) as error:
+        raise type(error)(f"{read.case_id}: {error}") from None
     return formats.Segmentation(
-        case_id=scan.case_id,
+        case_id=read.case_id,
         label=loaded.source.reorientation.invert(label),
         geometry=loaded.source,
         table=predictor.table_task.table,
@@ -229,7 +332,7 @@ def segment_scan(scan: Segmentable, *, predictor: Predictor, mirror: str | None 
     )
 
 
-def member_logits(
+def member_planes(
     member: Member,
     *,
     image: NDArray,
@@ -237,23 +340,28 @@ def member_logits(
     geometry: Geometry,
     common: Geometry,
     mirror: str | None,
-) -> NDArray[np.float32]:
-    """One member's logits (k, z, y, x) for an image (c, z, y, x) that is nowhere below air, on the grid that the members share."""
+    resources: Resources,
+) -> Planes:
+    """One member's logits, a slice (k, y, x) at a time, on the grid that the members share.
+
+    The image (c, z, y, x) is nowhere below air.
+    """
     task = member.task
     grid = geometry.resampled(task.spacing)
     # In the order of training: air, resampling in HU, then normalisation (patches are normalised as they are read).
-    resampled = resample_image(image, source=geometry, target=grid)
-    normal = normalise(resampled, normalisation=rules)
-    logits = predict_logits(
+    with resources.stopwatch.stage("resample"):
+        normal = normalise(resample_image(image, source=geometry, target=grid), normalisation=rules)
+    planes = predict_planes(
         member.model,
         torch.from_numpy(normal),
         patch_size=task.patch_size,
-        outputs=task.outputs,
         overlap=member.inference.overlap,
         mirror=member.inference.mirror if mirror is None else mirror,
         mirrored_outputs=task.mirrored_outputs,
+        precision=resources.precision or (member.precision if member.on_gpu else "float32"),
     )
-    return resample_scores(logits.numpy(), source=grid, target=common)
+    arrays = (plane.numpy() for plane in resources.stopwatch.during("network", planes))
+    return resample_planes(arrays, source=grid, target=common)
 
 
 def _only(member: Member, *, dataset: str) -> Member:

@@ -25,9 +25,11 @@ from segsweep.data.manifest import check_folder, committed
 from segsweep.data.planning import AIR_HU
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
-from segsweep.inference.export import CERTAIN
-from segsweep.inference.prediction import Member, member_logits
+from segsweep.inference.budget import Resources
+from segsweep.inference.export import CERTAIN, Planes
+from segsweep.inference.prediction import Member, member_planes
 from segsweep.learning.patches import Region
+from segsweep.learning.task import Head
 
 GRID = "grid"
 # Format of an entry: another one is another key, so that older entries are left alone.
@@ -83,12 +85,13 @@ def cached(entry: Entry, *, case_id: str, member: Callable[[], Member]) -> CaseP
     return _opened(folder, case_id=case_id)
 
 
-def quantised(member: Member, *, logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Probabilities (k, z, y, x) of a member's logits as round(255 p), slice by slice."""
-    result = np.empty(logits.shape, dtype=np.uint8)
-    for index in range(logits.shape[1]):
-        plane = logits[:, index]
-        share = softmax(plane, axis=0) if member.task.head == "softmax" else expit(plane)
+def quantised(planes: Planes, *, head: Head, num_slices: int) -> NDArray[np.uint8]:
+    """Probabilities (k, z, y, x) as round(255 p), of the logits of as many slices."""
+    result = np.empty(0, dtype=np.uint8)
+    for index, plane in enumerate(planes):
+        share = softmax(plane, axis=0) if head == "softmax" else expit(plane)
+        if not index:
+            result = np.empty((len(plane), num_slices, *plane.shape[1:]), dtype=np.uint8)
         result[:, index] = np.rint(share * CERTAIN)
     return result
 
@@ -104,12 +107,17 @@ def _compute(entry: Entry, *, case_id: str, member: Member) -> None:
     image, native = np.maximum(grid.read_image(), AIR_HU), grid.geometry
     common = native.resampled(entry.spacing)
     begun = time.perf_counter()
-    logits = member_logits(
-        member, image=image, rules=member.task.normalisation, geometry=native, common=common, mirror=None
+    planes = member_planes(
+        member,
+        image=image,
+        rules=member.task.normalisation,
+        geometry=native,
+        common=common,
+        mirror=None,
+        resources=Resources(),
     )
-    values = quantised(member, logits=logits)
+    values = quantised(planes, head=member.task.head, num_slices=common.shape[0])
     seconds = time.perf_counter() - begun
-    del logits
     if member.finder is not None:
         _blank(values, region=member.region(image, geometry=native), member=member, native=native, common=common)
     with committed(entry.folder(case_id)) as partial:

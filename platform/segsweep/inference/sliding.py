@@ -1,66 +1,108 @@
-"""Logits of a whole scan from overlapping patches, weighted towards each patch's centre, with optional flips (nnU-Net v2, inference)."""
+"""Logits of a whole scan from overlapping patches, weighted towards each patch's centre, with optional flips (nnU-Net v2, inference).
+
+They come slice by slice: patches go through the scan from its lowest slice to its highest, so that a slice which no later patch
+touches is done. Only as many slices as a patch is deep are held at once, however tall the scan.
+"""
 
 import itertools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segsweep.data.geometry import Size
-from segsweep.errors import InputError
+from segsweep.errors import InputError, ModelError
+from segsweep.learning.precision import Precision, computing
 
 AXES = "zyx"
 # Patches per pass. Not 1: on a CPU torch convolves a batch of one 3 to 6 times slower per patch than a batch of two.
 TOGETHER = 2
-Progress = Callable[[int, int], None]
 
 
-def predict_logits(
+def predict_planes(
     model: nn.Module,
     image_CZYX: Tensor,
     *,
     patch_size: Size,
-    outputs: int,
     overlap: float = 0.5,
     mirror: str = "none",
     mirrored_outputs: tuple[int, ...] | None = None,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Logits (outputs, z, y, x) on the image's grid, float32, on the image's device; the model runs where its weights are.
+    precision: Precision = "float32",
+) -> Iterator[Tensor]:
+    """Logits (k, y, x) of each slice z of the image's grid, float32, on the image's device; the model runs where its weights are.
 
     `overlap` is the share of a patch that the next one covers again. `mirror` names the axes ("zyx", "x", ... or "none") over
     whose flips logits are averaged; after a flip of x `mirrored_outputs` brings paired structures back, and without it x is left
-    out. `progress` is told (patches done, all patches).
+    out. Sums are float32 in every precision. Raises ModelError when logits are not finite: labels made of them would mean nothing.
     """
     flips = flip_sets(mirror, mirrored_outputs=mirrored_outputs)
     if not 0.0 <= overlap < 1.0:
         raise InputError(f"overlap={overlap} cannot be used: expected a share from 0 to below 1")
+    num_slices, *plane = image_CZYX.shape[1:]
+    before = [max(0, patch - n) // 2 for patch, n in zip(patch_size, image_CZYX.shape[1:], strict=True)]
+    y, x = (slice(low, low + n) for low, n in zip(before[1:], plane, strict=True))
+    image_CZYX = _pad(image_CZYX, before=before, patch_size=patch_size)
+    weight = importance(patch_size).to(image_CZYX.device)
+    corners = tiles(_size(image_CZYX), patch_size=patch_size, overlap=overlap)
     device = next((parameter.device for parameter in model.parameters()), image_CZYX.device)
-    size = image_CZYX.shape[1:]
-    before = [max(0, patch - n) // 2 for patch, n in zip(patch_size, size, strict=True)]
-    padded = _pad(image_CZYX, before=before, patch_size=patch_size)
-    corners = tiles(_size(padded), patch_size=patch_size, overlap=overlap)
-    weight = importance(patch_size).to(padded.device)
-    total = torch.zeros((outputs, *padded.shape[1:]), device=padded.device)
-    weights = torch.zeros(padded.shape[1:], device=padded.device)
-    with torch.inference_mode():
-        for first in range(0, len(corners), TOGETHER):
-            regions = [_region(corner, patch_size=patch_size) for corner in corners[first : first + TOGETHER]]
-            patches = [padded[(slice(None), *at)] for at in regions]
-            patches += patches[:1] * (TOGETHER - len(patches))
-            logits = _mean_over_flips(
-                model, torch.stack(patches).to(device), flips=flips, mirrored_outputs=mirrored_outputs
+
+    def apply(patch_BCZYX: Tensor) -> Tensor:
+        # The mode is left before anything is handed over: a generator would leave it on for whoever asks.
+        with torch.inference_mode(), computing(precision, device=device):
+            return _mean_over_flips(model, patch_BCZYX.to(device), flips=flips, mirrored_outputs=mirrored_outputs)
+
+    sums: deque[_Sum] = deque()
+    # The image's slice that the lowest sum is of: below 0 where the image is less deep than a patch.
+    first = -before[0]
+    for corner, logits in _patches(image_CZYX, corners=corners, patch_size=patch_size, apply=apply):
+        while first < corner[0] - before[0]:
+            yield sums.popleft().mean(first)[:, y, x]
+            first += 1
+        sums.extend(_Sum.empty(len(logits), plane=image_CZYX[0, 0]) for _ in range(patch_size[0] - len(sums)))
+        weighted = logits * weight
+        _, *at = _region(corner, patch_size=patch_size)
+        for index, one in enumerate(sums):
+            one.total[(slice(None), *at)] += weighted[:, index]
+            one.weights[tuple(at)] += weight[index]
+    for index in range(max(first, 0), num_slices):
+        yield sums[index - first].mean(index)[:, y, x]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sum:
+    """Of one slice: weighted logits (k, y, x) and weights (y, x), summed over patches."""
+
+    total: Tensor
+    weights: Tensor
+
+    @classmethod
+    def empty(cls, outputs: int, *, plane: Tensor) -> "_Sum":
+        return cls(total=plane.new_zeros((outputs, *plane.shape)), weights=torch.zeros_like(plane))
+
+    def mean(self, index: int) -> Tensor:
+        mean = self.total.div_(self.weights)
+        if not math.isfinite(mean.sum()):
+            raise ModelError(
+                f"the model's logits are not all finite (slice {index} of its grid); expected finite numbers; "
+                "compute in float32, or train the model again"
             )
-            for at, patch_logits in zip(regions, logits, strict=False):
-                total[(slice(None), *at)] += patch_logits.to(padded.device) * weight
-                weights[at] += weight
-            if progress is not None:
-                progress(first + len(regions), len(corners))
-    inside = tuple(slice(low, low + n) for low, n in zip(before, size, strict=True))
-    total /= weights
-    return total[(slice(None), *inside)]
+        return mean
+
+
+def _patches(
+    image_CZYX: Tensor, *, corners: list[Size], patch_size: Size, apply: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Size, Tensor]]:
+    """Each corner with its patch's logits (k, z, y, x), in order, on the image's device."""
+    for first in range(0, len(corners), TOGETHER):
+        chosen = corners[first : first + TOGETHER]
+        patches = [image_CZYX[(slice(None), *_region(corner, patch_size=patch_size))] for corner in chosen]
+        patches += patches[:1] * (TOGETHER - len(patches))
+        for corner, logits in zip(chosen, apply(torch.stack(patches)), strict=False):
+            yield corner, logits.to(image_CZYX.device)
 
 
 def tiles(size: Size, *, patch_size: Size, overlap: float) -> list[Size]:
@@ -119,7 +161,7 @@ def _pad(image_CZYX: Tensor, *, before: list[int], patch_size: Size) -> Tensor:
     margins: list[int] = []
     for low, n, patch in zip(before, image_CZYX.shape[1:], patch_size, strict=True):
         margins = [low, max(0, patch - n) - low, *margins]  # torch lists the last axis first
-    return F.pad(image_CZYX.float(), margins)
+    return F.pad(image_CZYX.float(), margins) if any(margins) else image_CZYX.float()
 
 
 def _size(image_CZYX: Tensor) -> Size:

@@ -1,5 +1,6 @@
 """Writes label maps and images with their exact geometry; a file is there complete or not at all."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def _write(voxels: NDArray, *, geometry: Geometry, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(unfinished), useCompression=True)
+        _demand_whole(unfinished, num_bytes=voxels.nbytes)
         unfinished.replace(path)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
             f"{path.name} cannot be written ({reason}); expected a writable folder with space left"
@@ -64,3 +66,16 @@ def _write(voxels: NDArray, *, geometry: Geometry, path: Path) -> None:
     finally:
         if unfinished.is_file():
             unfinished.unlink()
+
+
+def _demand_whole(path: Path, *, num_bytes: int) -> None:
+    """Raise OSError unless a NIfTI file holds so many bytes of voxels: of a full disk ITK tells in the other formats alone."""
+    if path.name.endswith(".nii"):
+        found = path.stat().st_size
+    elif path.name.endswith(".nii.gz"):
+        with gzip.open(path) as stream:  # raises EOFError where the file ends too early
+            found = sum(map(len, iter(lambda: stream.read(2**20), b"")))
+    else:
+        return
+    if found < num_bytes:
+        raise OSError(f"it ends after {found} of {num_bytes} bytes")

@@ -18,6 +18,7 @@ from segsweep.data import storage
 from segsweep.errors import ModelError
 from segsweep.learning.inference import Inference
 from segsweep.learning.method import load_method
+from segsweep.learning.precision import Precision
 from segsweep.learning.task import Task, task_from_json
 
 MANIFEST = "manifest.json"
@@ -55,7 +56,7 @@ class Snapshot:
 class LoadedModel:
     """A model in evaluation mode with the task it was built for, the run that trained it, and how it segments whole scans.
 
-    `finder` is the checkpoint folder of the model that shows it where to look, if it has one.
+    `finder` is the checkpoint folder of the model that shows it where to look, if it has one. `precision` is what it was trained in.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class LoadedModel:
     run: Mapping[str, Any]
     inference: Inference
     finder: Path | None
+    precision: Precision
 
 
 def save(folder: Path, *, snapshot: Snapshot, run: Mapping[str, Any], finder: Path | None = None) -> str:
@@ -133,6 +135,7 @@ def load_model(folder: Path) -> LoadedModel:
         run=document["run"],
         inference=method.inference(params, task=task),
         finder=finder_of(folder),
+        precision=params.precision,
     )
 
 

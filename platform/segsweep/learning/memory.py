@@ -1,13 +1,21 @@
-"""What a training step needs in memory, before anything is allocated: the model runs once on shapes alone."""
+"""What a training step or a prediction needs in memory, before anything is allocated: the model runs once on shapes alone."""
 
 import copy
 import math
 import os
+import re
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from segsweep.data.geometry import Size
+from segsweep.errors import InputError
 from segsweep.learning.recompute import stages_of
 
 # Kept for the backward pass: every leaf's output, once more as gradient while it flows back.
@@ -41,6 +49,48 @@ def training_bytes(
     return 4 * (PASSES * elements + WEIGHT_COPIES * weights)
 
 
+def forward_bytes(model: nn.Module, *, patch_size: Size, channels: int, batch_size: int) -> int:
+    """Estimated peak bytes of one float32 prediction of a batch of patches (voxels z, y, x), without the weights.
+
+    Those of the tensors that live at once, and of the largest one once more: a processor's convolutions turn around what they read.
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    living = _Living()
+    with torch.no_grad(), living:
+        shadow(torch.empty(batch_size, channels, *patch_size, device="meta"))
+    return living.most + living.largest
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that are made within it and live at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = self.largest = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def _note(self, memory: torch.UntypedStorage) -> None:
+        key = memory._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.now += memory.nbytes()
+            self.most, self.largest = max(self.most, self.now), max(self.largest, memory.nbytes())
+            weakref.finalize(memory, self._forget, key, memory.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
 def _counted(model: nn.Module) -> list[int]:
     """Filled in the next forward pass: how many values each leaf of a model gives, unless it works in place."""
     sizes: list[int] = []
@@ -67,6 +117,41 @@ def machine_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes() -> int:
+    """What this process holds of the main memory now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def available_bytes() -> int:
+    """What processes can still get of the main memory without harm to others, within a container's limit; all where it is unknown."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError, IndexError):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(available, _left_in_container()))
+
+
+def _left_in_container(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes below the limit of control groups (version 2); infinite without one."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return math.inf
+    return max(0, limit - used)
+
+
+def read_size(text: str) -> int:
+    """Bytes of a size as a person writes it ("8GB", "500 MB"; 1 GB is 1024 MB, as in `describe`). Raises InputError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise InputError(f"{text!r} is no size of memory; expected a number above 0 and a unit, such as 8GB")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def describe(size: int) -> str:
