@@ -64,6 +64,7 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in REFERENCE.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Of the NSD in mm, in place of the profile's.")] = None,
     compare: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Predictions to set beside.")] = None,
+    view: Annotated[str, typer.Option(help="Slice viewer: so many of the worst cases, or CASE,CASE.")] = "3",
 ) -> None:
     """Score predictions by an organiser's rules, with a report.
 
@@ -80,7 +81,7 @@ def evaluate(
 
     others = {name: Path(folder) for name, folder in recipes.parse_pairs(compare or []).items()}
     with bars() as shown:
-        options = Options(labels=labels, tolerance=tolerance, compare=others, progress=shown.pieces("cases"))
+        options = Options(labels=labels, tolerance=tolerance, compare=others, view=view, progress=shown.pieces("cases"))
         done = run(predictions, reference=reference, profile=profile, out=out, options=options)
     table = Table("structure", "Dice", "NSD", box=None)
     for row in done.rows():

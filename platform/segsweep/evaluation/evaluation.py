@@ -32,16 +32,19 @@ from segsweep.evaluation.sources import (
 )
 from segsweep.evaluation.summary import finite, summarise
 from segsweep.evaluation.surface import union
+from segsweep.evaluation.worst import view_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """`labels` names a reference folder's values; `tolerance` (mm) replaces the profile's; `compare` holds other models'
-    prediction folders by name; `progress` is called with (cases done, cases)."""
+    prediction folders by name; `view` is for the report's slice viewer: so many of the worst cases, or `CASE,CASE`; `progress` is
+    called with (cases done, cases)."""
 
     labels: Path | None = None
     tolerance: float | None = None
     compare: Mapping[str, Path] = field(default_factory=dict)
+    view: str = "3"
     progress: Callable[[int, int], None] | None = None
 
 
@@ -84,6 +87,7 @@ def evaluate(
     if isinstance(source, MapFolder):
         models = _named_like(models, reference=source, folder=Path(str(reference)))
     cases = _cases(source, predicted=next(iter(models.values())))
+    view = view_of(chosen.view, cases=cases)
     marks = _Marks()
     scores: dict[str, list[Score]] = {name: [] for name in models}
     for done, case in enumerate(cases, start=1):
@@ -96,7 +100,7 @@ def evaluate(
             f"{predictions}: no structure could be scored; profile {rules.name} knows none of the annotated ones"
         )
     summary = {"profile": rules.name, **marks.to_json(), **summarise(kept)}
-    report = Report(title=predictions.name, scores=kept, summary=summary, source=source, models=models)
+    report = Report(title=predictions.name, scores=kept, summary=summary, source=source, models=models, view=view)
     _write(out, scores=kept, summary=summary, report=render(report))
     return Evaluation(scores=kept, summary=summary, out=out)
 
