@@ -41,7 +41,10 @@ VERBS = {
     "ensemble": (("STORE", "KEY=VALUE"), ()),
     "promote": (("MODEL", "KEY=VALUE"), ("--force",)),
     "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset")),
-    "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
+    "evaluate": (
+        ("PREDICTIONS", "REFERENCE"),
+        ("--profile", "--out", "--labels", "--tolerance", "--compare", "--view"),
+    ),
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),
     "ui": ((), ("--port",)),
