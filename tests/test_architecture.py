@@ -23,7 +23,12 @@ FENCES = {
     "pydicom": {"data/dicom_file.py", "data/dicom_pixels.py", "data/rtstruct.py", "data/dicom_seg.py"},
     "pyarrow": {"data/storage.py"},
     "mlflow": {"models/*"},
-    "optuna": {"sweeps/tuning_sampling.py", "sweeps/tuning_study.py", "sweeps/tuning_warm.py"},
+    "optuna": {
+        "sweeps/tuning_page.py",
+        "sweeps/tuning_sampling.py",
+        "sweeps/tuning_study.py",
+        "sweeps/tuning_warm.py",
+    },
     "ray": {"sweeps/*", "data/parallel.py"},
     "matplotlib": {"evaluation/*", "data/quality_report.py"},
     "typer": {"cli/*"},

@@ -43,7 +43,7 @@ VERBS = {
     "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset", "--format")),
     "evaluate": (
         ("PREDICTIONS", "REFERENCE"),
-        ("--profile", "--out", "--labels", "--tolerance", "--lesions", "--compare"),
+        ("--profile", "--out", "--labels", "--tolerance", "--lesions", "--compare", "--view"),
     ),
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),

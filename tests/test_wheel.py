@@ -76,7 +76,11 @@ def run_installed(code: str, *, site: Path, folder: Path, project: Path | None =
 def test_the_wheel_holds_the_engine_and_all_recipes_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
-    engine = {path.relative_to(ROOT / "platform").as_posix() for path in (ROOT / "platform").rglob("*.py")}
+    engine = {
+        path.relative_to(ROOT / "platform").as_posix()
+        for path in (ROOT / "platform").rglob("*")
+        if path.suffix in (".py", ".css", ".js")
+    }
     shipped = {f"segsweep/{kind}/{path.name}" for kind in recipes.EXPORTS for path in (ROOT / kind).glob("*.py")}
     assert found - {"segsweep/py.typed"} == engine | shipped
 

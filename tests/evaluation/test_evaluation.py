@@ -81,11 +81,22 @@ def test_report_is_self_contained(tmp_path, reference):
     predictions = folder(tmp_path / "a<b>", maps={f"case{i}": organs(shift=i) for i in range(3)})
     evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
-    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "url(" not in text
-    assert text.count('src="data:image/png;base64,') == 8
+    assert text.count('src="data:image/png;base64,') == 6, "at most two pictures of each of three structures"
     assert "<h1>a&lt;b&gt;</h1>" in text
-    assert text.count("<svg") == text.count("</svg>") == 2
+    assert text.count("<svg") == text.count("</svg>") == 6, "a row a structure for Dice and for NSD"
+    assert "default-src 'none'" in text
+
+
+def test_cases_of_the_viewer_are_chosen_before_anything_is_scored(tmp_path, reference):
+    predictions = folder(tmp_path / "some", maps={f"case{i}": organs(shift=i) for i in range(3)})
+    with pytest.raises(InputError, match=r"view=case7: no 'case7' .*case0, case1, case2.*; or give a number"):
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=Options(view="case7"))
+    assert not (tmp_path / "out").exists()
+    evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=Options(view="case1"))
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.count('class="volume"') == 1 and '"case":"case1"' in text
 
 
 def test_axis_order_of_the_file_does_not_matter(tmp_path, reference):

@@ -244,7 +244,12 @@ def test_two_rows_are_trained_one_from_the_other_and_averaged(phantom_store: Pat
     }
     client = connect(workspace)
     parent = Tracker(workspace, experiment="phantom").find(tags={"segsweep.kind": "sweep"})
-    assert {"comparison.html", "comparison.json"} <= {item.path for item in client.list_artifacts(str(parent))}
+    assert done.report is not None and "A paper, table 1" in done.report.read_text(), (
+        "the published figures are on the sweep's page too"
+    )
+    assert {"comparison.html", "comparison.json", "sweep.html", "sweep.json"} <= {
+        item.path for item in client.list_artifacts(str(parent))
+    }
 
     averaged = (done.page.parent / "ensemble-0002.json").stat().st_mtime_ns
     again = sweep()

@@ -89,6 +89,7 @@ def evaluate(
     tolerance: Annotated[float | None, typer.Option(help="Of the NSD in mm, in place of the profile's.")] = None,
     lesions: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Structure to score by lesion too.")] = None,
     compare: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Predictions to set beside.")] = None,
+    view: Annotated[str, typer.Option(help="Slice viewer: so many of the worst cases, or CASE,CASE.")] = "3",
 ) -> None:
     """Score predictions by an organiser's rules, with a report.
 
@@ -114,6 +115,7 @@ def evaluate(
             tolerance=tolerance,
             lesions=tuple(lesions or ()),
             compare=others,
+            view=view,
             progress=shown.pieces("cases"),
         )
         done = run(predictions, reference=reference, profile=profile, out=out, options=options)

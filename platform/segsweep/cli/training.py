@@ -116,6 +116,8 @@ def tune(
     console.print(table)
     for version in swept.registered:
         say(f"registered {version.uri}")
+    if swept.report:
+        say(f"report: {swept.report}")
     if swept.page:
         say(f"comparison: {swept.page}")
     if swept.interrupted:

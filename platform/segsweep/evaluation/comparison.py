@@ -18,7 +18,7 @@ def render(document: Mapping[str, Any]) -> str:
         f"<p class='muted'>Published: {html.escape(document['measured'])}.</p>"
         + (f'<p class="warn">{notices}</p>' if notices else "")
         + "<h2>Published and ours</h2>"
-        + _figures(document["rows"])
+        + figures(document["rows"])
         + "<h2>As it was run</h2>"
         + _runs(document["rows"])
         + "<h2>What ours is measured on</h2>"
@@ -27,7 +27,7 @@ def render(document: Mapping[str, Any]) -> str:
     return page(document["title"], body=body)
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> str:
+def figures(rows: Sequence[Mapping[str, Any]]) -> str:
     """A column triple for every figure that ours has too; one for a figure that only the paper has."""
     names = dict.fromkeys(name for row in rows for name in row["metrics"])
     parts = {

@@ -30,18 +30,21 @@ from segsweep.evaluation.sources import (
 )
 from segsweep.evaluation.summary import finite, summarise
 from segsweep.evaluation.tally import Tally
+from segsweep.evaluation.worst import view_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """`labels` names the values of folders that have no labels.json; `tolerance` (mm) replaces the profile's; `lesions` are structures
-    whose lesions are counted beside those of the profile; `compare` holds other models' prediction folders by name; `progress` is
+    whose lesions are counted beside those of the profile; `compare` holds other models' prediction folders by name; `view` is for the
+    report's slice viewer: so many of the worst cases, or `CASE,CASE`; `progress` is
     called with (cases done, cases)."""
 
     labels: Path | None = None
     tolerance: float | None = None
     lesions: tuple[str, ...] = ()
     compare: Mapping[str, Path] = field(default_factory=dict)
+    view: str = "3"
     progress: Callable[[int, int], None] | None = None
 
 
@@ -88,6 +91,7 @@ def evaluate(
     source = open_reference(reference, labels=chosen.labels)
     models = _named_like(models, source=source, labels=chosen.labels)
     cases = _cases(source, predicted=next(iter(models.values())))
+    view = view_of(chosen.view, cases=cases)
     tally = Tally(source=source, models=models, rules=rules, lesions=chosen.lesions)
     for done, case in enumerate(cases, start=1):
         tally.add(case)
@@ -98,7 +102,9 @@ def evaluate(
     if not scores[predictions.name]:
         raise InputError(_nothing(predictions, tally=tally))
     summary = {"profile": rules.name, **tally.marks(), **summarise(scores, lesions=lesions, ranked=rules.ranked)}
-    report = Report(title=predictions.name, scores=scores, summary=summary, source=source, models=tally.readable())
+    report = Report(
+        title=predictions.name, scores=scores, summary=summary, source=source, models=tally.readable(), view=view
+    )
     _write(out, scores=scores, lesions=lesions, summary=summary, report=render(report))
     return Evaluation(scores=scores, lesions=lesions, summary=summary, failures=tally.sentences(), out=out)
 

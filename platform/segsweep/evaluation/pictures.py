@@ -14,11 +14,14 @@ from segsweep.data.geometry import Spacing
 from segsweep.evaluation.overlays import MARGIN_MM, PREDICTION_COLOUR, REFERENCE_COLOUR, WINDOW_HU
 from segsweep.evaluation.surface import Box, joint_box
 
-DPI = 80
+# Dots an inch; the black rim around a plane as a share of the figure.
+DPI, RIM = 100, 0.004
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plane:
+class Plane:
+    """A plane by the axis (of z, y, x) that it cuts, and the patient's sides at the picture's rims."""
+
     name: str
     axis: int
     marks: tuple[str, str, str, str]  # left, right, top, bottom
@@ -26,9 +29,9 @@ class _Plane:
 
 # Canonical arrays: z to the head, y to the back, x to the patient's left. Right of the patient is shown on the left.
 PLANES = (
-    _Plane(name="axial", axis=0, marks=("R", "L", "A", "P")),
-    _Plane(name="coronal", axis=1, marks=("R", "L", "S", "I")),
-    _Plane(name="sagittal", axis=2, marks=("A", "P", "S", "I")),
+    Plane(name="axial", axis=0, marks=("R", "L", "A", "P")),
+    Plane(name="coronal", axis=1, marks=("R", "L", "S", "I")),
+    Plane(name="sagittal", axis=2, marks=("A", "P", "S", "I")),
 )
 
 
@@ -45,21 +48,22 @@ def three_planes(
     region = _with_margin(box, shape=reference.shape, spacing=spacing)
     shown = reference[region] if reference[region].any() else prediction[region]
     centre = tuple(round(float(places.mean())) for places in np.nonzero(shown))
-    figure = Figure(figsize=(9.6, 3.4), dpi=DPI, facecolor="black", layout="constrained")
+    figure = Figure(figsize=(9.6, 3.2), dpi=DPI, facecolor="black")
     FigureCanvasAgg(figure)
     for place, plane in enumerate(PLANES):
-        axes = figure.add_subplot(1, 3, place + 1)
+        axes = figure.add_axes((place / 3 + RIM, RIM, 1 / 3 - 2 * RIM, 1 - 2 * RIM))
         cut = tuple(centre[axis] if axis == plane.axis else slice(None) for axis in range(3))
         background = np.full(shown.shape, WINDOW_HU[0])[cut] if image is None else image[region][cut]
         _draw(axes, plane=plane, background=background, spacing=spacing)
         _outline(axes, mask=reference[region][cut], colour=REFERENCE_COLOUR, style="solid")
         _outline(axes, mask=prediction[region][cut], colour=PREDICTION_COLOUR, style="dashed")
+        _write(figure, plane=plane, left=place / 3)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor="black")
     return stream.getvalue()
 
 
-def _draw(axes: Axes, *, plane: _Plane, background: NDArray, spacing: Spacing) -> None:
+def _draw(axes: Axes, *, plane: Plane, background: NDArray, spacing: Spacing) -> None:
     rows, columns = (value for axis, value in enumerate(spacing) if axis != plane.axis)
     axes.imshow(
         background,
@@ -71,11 +75,23 @@ def _draw(axes: Axes, *, plane: _Plane, background: NDArray, spacing: Spacing) -
         interpolation="nearest",
     )
     axes.set_axis_off()
-    axes.set_title(plane.name, color="white", fontsize=9)
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.97), (0.5, 0.03))
-    for mark, (x, y) in zip(plane.marks, places, strict=True):
-        text = axes.text(x, y, mark, transform=axes.transAxes, color="white", fontsize=9, ha="center", va="center")
-        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+
+
+def _write(figure: Figure, *, plane: Plane, left: float) -> None:
+    """The plane's name and sides at the rims of its third of the figure."""
+    places = {
+        (0.01, 0.5): "left center",
+        (0.99, 0.5): "right center",
+        (0.5, 0.98): "center top",
+        (0.5, 0.02): "center bottom",
+    }
+    for word, (x, y), where in (
+        (plane.name, (0.01, 0.98), "left top"),
+        *((mark, place, where) for mark, (place, where) in zip(plane.marks, places.items(), strict=True)),
+    ):
+        across, up = where.split()
+        text = figure.text(left + x / 3, y, word, color="white", fontsize=10, fontweight="bold", ha=across, va=up)
+        text.set_path_effects([withStroke(linewidth=3, foreground="black")])
 
 
 def _outline(axes: Axes, *, mask: NDArray[np.bool_], colour: str, style: str) -> None:

@@ -25,7 +25,7 @@ def ranking_rows(ranking: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def ranking_section(summary: Mapping[str, Any]) -> str:
-    """HTML of summary["ranking"]; nothing for a single model."""
+    """HTML of summary["ranking"], without a heading; nothing for a single model."""
     ranking = summary.get("ranking")
     if not ranking:
         return ""
@@ -50,4 +50,4 @@ def ranking_section(summary: Mapping[str, Any]) -> str:
         f"{ranking['resamples']} bootstrap samples of the cases tell how stable the places are: Kendall's tau with this order is "
         f"{tau['mean']:.2f} [{tau['low']:.2f}, {tau['high']:.2f}], 1 being the same order (Wiesenfarth et al. 2021)."
     )
-    return f"<h2>Ranking</h2><p class='muted'>{lead}</p>{table(heads, rows=rows, kind='text')}"
+    return f"<p class='muted'>{lead}</p>{table(heads, rows=rows, kind='text')}"

@@ -1,59 +1,73 @@
 """The report: one HTML file that opens anywhere, with nothing fetched from a network."""
 
-import base64
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segsweep.evaluation import viewer
 from segsweep.evaluation.charts import COLOURS, strips
 from segsweep.evaluation.metrics import Score
-from segsweep.evaluation.page import interval, number, page, table, text
-from segsweep.evaluation.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, three_planes
+from segsweep.evaluation.page import ends, interval, number, page, probability, sections, table, text
 from segsweep.evaluation.ranking_page import ranking_section
-from segsweep.evaluation.sources import Source, read_case
-
-NUM_PICTURES = 8
-METRICS = {"dice": "Dice", "nsd": "NSD"}
+from segsweep.evaluation.score_tables import METRICS, case_table, score_table
+from segsweep.evaluation.sources import Source
+from segsweep.evaluation.worst import legend, look
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a report is made from. `models` and `source` are read again for the pictures of the worst cases."""
+    """What a report is made from. `models` and `source` are read again for the pictures of the worst cases.
+
+    `view` is for the slice viewer: so many of the worst cases, or cases by name.
+    """
 
     title: str
     scores: Mapping[str, Sequence[Score]]
     summary: Mapping[str, Any]
     source: Source
     models: Mapping[str, Source]
+    view: int | tuple[str, ...] = 3
 
 
 def render(report: Report) -> str:
     """The whole HTML text."""
-    summary = report.summary
+    summary, scores = report.summary, report.scores
+    main = next(iter(scores))
+    seen = look(scores[main], source=report.source, model=report.models[main], view=report.view)
     lead = (
         f"{len(summary['cases'])} cases, {len(summary['structures'])} structures, profile <b>{html.escape(summary['profile'])}</b>. "
         "Means with 95 % bootstrap intervals over cases."
     )
-    parts = [
-        f"<h1>{html.escape(report.title)}</h1><p>{lead}</p>",
-        _remarks(summary),
-        "<h2>Means per structure</h2>",
-        _means(summary),
-        _paired(summary),
-        ranking_section(summary),
-        "<h2>Every case</h2>",
-        _key(report.scores),
-        *(
-            f"<h3>{label}</h3>{strips(_values(report.scores, metric=metric), title=label)}"
-            for metric, label in METRICS.items()
-        ),
-        _worst(report),
-        "<h2>All scores</h2>",
-        _all_scores(next(iter(report.scores.values()))),
-    ]
-    return page(f"{report.title}: evaluation", body="".join(parts))
+    parts = {
+        "Structures": _means(summary),
+        "Against the others": _paired(summary),
+        "Ranking": ranking_section(summary),
+        "Every case": _distributions(scores),
+        "Worst results": legend() + seen.figures if seen.figures else "",
+        "Slice viewer": viewer.render(seen.packed),
+        "Cases": case_table(scores, viewed={case.about["case"] for case in seen.packed}),
+        "All scores": _all_scores(scores),
+    }
+    head = f"<h1>{html.escape(report.title)}</h1><p>{lead}</p>{_remarks(summary)}{_cards(summary)}"
+    script = viewer.SCRIPT.read_text() if seen.packed else ""
+    return page(f"{report.title}: evaluation", body=head + sections(parts), script=script)
+
+
+def _cards(summary: Mapping[str, Any]) -> str:
+    """Each model's means over everything, in large figures; the colour is the model's in the plots below."""
+    shown = []
+    for place, (model, entries) in enumerate(summary["models"].items()):
+        figures = "".join(
+            f'<dt>{label}</dt><dd class="mean">{entry["mean"]:.3f}</dd><dd>{ends(entry)}</dd>'
+            for label, entry in ((label, entries["overall"][metric]) for metric, label in METRICS.items())
+            if entry["cases"]
+        )
+        colour = COLOURS[place % len(COLOURS)]
+        shown.append(
+            f'<div class="card" style="border-top-color:{colour}"><b>{html.escape(model)}</b><dl>{figures}</dl></div>'
+        )
+    return f'<div class="cards">{"".join(shown)}</div>'
 
 
 def _remarks(summary: Mapping[str, Any]) -> str:
@@ -91,79 +105,59 @@ def _paired(summary: Mapping[str, Any]) -> str:
         return ""
     main = html.escape(next(iter(summary["models"])))
     heads = ["structure", "compared with", "Dice difference", "p (Holm)", "NSD difference", "p (Holm)"]
-    rows = []
+    overall, each = [], []
     for model, metrics in summary["differences"].items():
-        for name in ("all", *summary["structures"]):
-            row = [text(name), text(model)]
-            for metric in METRICS:
-                entry = metrics[metric]["overall"] if name == "all" else metrics[metric]["structures"][name]
-                row += [interval(entry, sign="+"), number(entry.get("p_holm", math.nan), digits=3)]
-            rows.append(row)
+        overall.append(_difference("all", model=model, entries=[metrics[metric]["overall"] for metric in METRICS]))
+        each += [
+            _difference(name, model=model, entries=[metrics[metric]["structures"][name] for metric in METRICS])
+            for name in summary["structures"]
+        ]
     ranks = ", ".join(f"{html.escape(model)} {rank:.2f}" for model, rank in summary["mean_rank"].items())
     return (
-        f"<h2>{main} against the others</h2><p class='muted'>{main} minus the other model on the same cases, with 95 % interval; "
+        f"<p class='muted'>{main} minus the other model on the same cases, with 95 % interval; "
         f"p by Wilcoxon's signed ranks, Holm-adjusted over structures. Mean rank over structures and metrics (1 is best): {ranks}.</p>"
-        + table(heads, rows=rows, kind="text")
+        + table(heads, rows=overall, kind="text")
+        + f"<details><summary>every structure</summary>{table(heads, rows=each, kind='text')}</details>"
     )
 
 
-def _worst(report: Report) -> str:
-    """The main model's worst structures first, at most one a case and structure, read again for their pictures."""
-    name, scores = next(iter(report.scores.items()))
-    ranked = sorted((s for s in scores if not math.isnan(s.dice)), key=lambda s: (s.dice, s.nsd))[:NUM_PICTURES]
-    pictures = "".join(_figure(score, source=report.source, model=report.models[name]) for score in ranked)
-    legend = (
-        f'<span class="key" style="background:{REFERENCE_COLOUR}"></span>reference (solid)'
-        f'<span class="key" style="background:{PREDICTION_COLOUR}"></span>prediction (dashed)'
-    )
-    return (
-        f"<h2>Worst cases</h2><p>{legend}</p><p class='muted'>Through the structure's centre; CT window -160 to 240 HU; "
-        f"the patient's right is on the left.</p>{pictures}"
-    )
+def _difference(name: str, *, model: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    figures = (cell for entry in entries for cell in (interval(entry, sign="+"), probability(entry.get("p_holm"))))
+    return [text(name), text(model), *figures]
 
 
-def _figure(score: Score, *, source: Source, model: Source) -> str:
-    truth = source.read(score.case)
-    reference = truth.mask(score.structure)
-    predicted = read_case(model, case=score.case, like=truth) if score.case in model.cases else None
-    found = predicted.mask(score.structure) if predicted else reference & False
-    image = source.image(score.case)
-    png = three_planes(image, reference=reference, prediction=found, spacing=truth.geometry.spacing)
-    label = f"{html.escape(score.case)}, {html.escape(score.structure)}: Dice {score.dice:.3f}, NSD {score.nsd:.3f}"
-    if not math.isnan(score.hd95_mm):
-        label += f", HD95 {score.hd95_mm:.1f} mm"
-    if png is None:
-        return f"<figure><figcaption>{label} (both masks are empty)</figcaption></figure>"
-    text = base64.b64encode(png).decode()
-    return f'<figure><img alt="{label}" src="data:image/png;base64,{text}"><figcaption>{label}</figcaption></figure>'
-
-
-def _all_scores(scores: Sequence[Score]) -> str:
-    columns = {
-        "dice": 3, "iou": 3, "nsd": 3, "hd95_mm": 2, "hd100_mm": 2, "asd_reference_to_prediction_mm": 2,
-        "asd_prediction_to_reference_mm": 2, "volume_reference_ml": 2, "volume_prediction_ml": 2,
-    }  # fmt: skip
-    names = ["Dice", "IoU", "NSD", "HD95 mm", "HD mm", "ASD ref→pred mm", "ASD pred→ref mm", "ref ml", "pred ml"]
-    rows = [
-        [text(s.case), text(s.structure), *(number(getattr(s, column), digits=n) for column, n in columns.items())]
-        for s in sorted(scores, key=lambda s: (math.isnan(s.dice), s.dice))
-    ]
-    return table(["case", "structure", *names], rows=rows, kind="text")
-
-
-def _key(scores: Mapping[str, Sequence[Score]]) -> str:
+def _distributions(scores: Mapping[str, Sequence[Score]]) -> str:
     keys = (
         f'<span class="key" style="background:{COLOURS[i % len(COLOURS)]}"></span>{html.escape(model)}'
         for i, model in enumerate(scores)
     )
-    return f"<p>{''.join(keys)}</p><p class='muted'>A dot is a case, the box runs from quartile to quartile, the bar is the median.</p>"
+    plots = "".join(
+        f"<h3>{label}</h3>{strips(_values(scores, metric=metric), title=label)}" for metric, label in METRICS.items()
+    )
+    return (
+        f"<p>{''.join(keys)}</p><p class='muted'>A dot is a case, the box runs from quartile to quartile, the bar is the median, "
+        f"the pale shape shows where scores are dense.</p>{plots}"
+    )
+
+
+def _all_scores(scores: Mapping[str, Sequence[Score]]) -> str:
+    """Closed at first: a long table takes a browser its time."""
+    main, *others = scores
+    rest = (
+        f" Those of the other models are in {', '.join(f'scores_{html.escape(name)}.csv' for name in others)}."
+        if others
+        else ""
+    )
+    return (
+        f"<p class='muted'>{html.escape(main)}, one row a case and structure, as in scores.csv.{rest}</p>"
+        f"<details><summary>{len(scores[main])} rows</summary>{score_table(scores[main])}</details>"
+    )
 
 
 def _values(scores: Mapping[str, Sequence[Score]], *, metric: str) -> dict[str, dict[str, list[float]]]:
     structures = dict.fromkeys(score.structure for rows in scores.values() for score in rows)
-    return {
-        structure: {
-            model: [getattr(s, metric) for s in rows if s.structure == structure] for model, rows in scores.items()
-        }
-        for structure in structures
-    }
+    values = {structure: {model: [] for model in scores} for structure in structures}
+    for model, rows in scores.items():
+        for score in rows:
+            values[score.structure][model].append(getattr(score, metric))
+    return values

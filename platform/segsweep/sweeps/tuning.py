@@ -1,6 +1,7 @@
 """A sweep: Optuna proposes, Ray Tune runs, MLflow remembers, the best are registered. Running it again goes on where it ended."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import KIND_TAG, NOTE_TAG, SWEEP_TAG, Status, Tracker
 from segsweep.run import Run
+from segsweep.sweeps import tuning_page
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
 from segsweep.sweeps.comparison import Comparison, comparison_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
@@ -56,7 +58,7 @@ TUNE = "tune"
 class Swept:
     """A sweep's trials, best first, and the registered versions of the best (none when the user interrupted it).
 
-    `page` is the report of a published comparison.
+    `report` shows all trials, `page` a published comparison; both are HTML files in the sweep's folder.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Swept:
     registered: tuple[Registered, ...]
     interrupted: bool
     page: Path | None = None
+    report: Path | None = None
 
 
 def tune(
@@ -151,8 +154,13 @@ def tune(
                 page = compare(rows, title=title, base=base, store=opened, shared=fixed, resources=resources)
                 for file in (PAGE, FIGURES):
                     outbox.file(parent, (sweep / file).read_text(), path=file)
+            published = json.loads((sweep / FIGURES).read_text()) if rows else None
+            told = f"{name}: {space} on {opened.dataset}"
+            summary = tuning_page.write(study, sweep=sweep, title=told, folds=folds, comparison=published)
+            for file in (tuning_page.PAGE, tuning_page.FIGURES):
+                outbox.file(parent, (sweep / file).read_text(), path=file)
             status = "FINISHED"
-            return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page)
+            return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page, report=summary)
         finally:
             outbox.finish(parent, status=status)
             outbox.close()
