@@ -33,19 +33,26 @@ def predict(
     Scans are NIfTI, NRRD or MetaImage, in HU: CASE.nii.gz, or one file a channel
     CASE_0000.nii.gz, CASE_0001.nii.gz, ... Label maps come back as CASE.nii.gz
     on each scan's own grid; labels.json says what their values mean.
+    A folder without such files is searched for DICOM series, in all folders
+    below: one case each, named by its folder, or by a pseudonym where the
+    folder's name tells who the patient is.
 
     Examples:
       segsweep predict models:/openkbp-unet@candidate scans/ predictions/
       segsweep predict models:/openkbp-ensemble stores/openkbp predictions/
+      segsweep predict models:/openkbp-unet export/patients predictions/
     """
     from segsweep.inference.prediction import predict as run
-    from segsweep.inference.scans import find_scans
+    from segsweep.inference.scans import SeriesCase, find_scans
     from segsweep.models.ensemble import load_predictor
 
     predictor = load_predictor(model, workspace=current_workspace())
     if dataset:
         predictor = predictor.only(dataset)
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
+    for case in cases:
+        if isinstance(case, SeriesCase) and case.hidden:
+            say(f"{case.case_id}: the series in {case.folder}")
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(cases, predictor=predictor, out=out, mirror=mirror, kind=kind, progress=report)

@@ -149,6 +149,7 @@ def read_series(series: Series) -> Scan:
             frame_of_reference=slices[0].frame_of_reference,
             series_uid=slices[0].series_uid,
             sop_uids=tuple(part.sop_uid for part in slices),
+            files=tuple(part.path for part in slices),
         ),
     )
 

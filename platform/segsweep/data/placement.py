@@ -15,6 +15,11 @@ Start = tuple[int, int, int]
 PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS = 0.15, 0.3
 
 
+def same_voxels(one: Geometry, other: Geometry) -> bool:
+    """Whether two grids in canonical orientation are one but for the rounding of their headers by different programs."""
+    return one.corner_distance(other) <= min(PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS * min(other.spacing))
+
+
 def locate(part: Geometry, *, scan: Geometry, name: str) -> Start:
     """Canonical index (z, y, x) on the scan of the part's first voxel, which may lie outside the scan.
 

@@ -22,7 +22,7 @@ from segsweep.data.case import (
     lies_below,
 )
 from segsweep.data.geometry import Geometry
-from segsweep.data.placement import PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS
+from segsweep.data.placement import same_voxels
 from segsweep.data.readers import Scan
 from segsweep.data.structures import IGNORE, LabelSet
 from segsweep.errors import InputError
@@ -163,13 +163,12 @@ def _on_grid(source: CaseSource, *, scan: Scan, path: Path, expected: Geometry) 
     if scan.geometry.same_grid(expected):
         return scan.voxels
     turned, wanted = scan.geometry.canonical(), expected.canonical()
-    apart = turned.corner_distance(wanted)
-    if apart <= min(PLACED_WITHIN_MM, PLACED_WITHIN_VOXELS * min(wanted.spacing)):
+    if same_voxels(turned, wanted):
         return expected.reorientation.invert(scan.geometry.reorientation.apply(scan.voxels))
     if turned.shape != wanted.shape:
         found = f"{turned.shape} voxels (z, y, x), the image {wanted.shape}"
     else:
-        found = f"corners up to {apart:.2f} mm away from the image's"
+        found = f"corners up to {turned.corner_distance(wanted):.2f} mm away from the image's"
     raise InputError(
         f"case {source.case_id}: {path.name} lies on another grid than the image: it has {found}; resample or re-export it"
     )
