@@ -25,7 +25,7 @@ def predict(
         typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.", show_default="as the method says"),
     ] = None,
     dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
-    kind: Annotated[str, typer.Option("--format", help="Of the results: nii.gz, nrrd or mha.")] = "nii.gz",
+    kind: Annotated[str, typer.Option("--format", help="Of the results; the names are above.")] = "nii.gz",
 ) -> None:
     """Segment scans with a model or an ensemble.
 
@@ -36,6 +36,8 @@ def predict(
     A folder without such files is searched for DICOM series, in all folders
     below: one case each, named by its folder, or by a pseudonym where the
     folder's name tells who the patient is.
+    Formats: nii.gz, nrrd, mha; of a DICOM series also dicom-seg and rtstruct,
+    which carry its patient's name.
 
     Examples:
       segsweep predict models:/openkbp-unet@candidate scans/ predictions/
