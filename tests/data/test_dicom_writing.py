@@ -7,7 +7,14 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 from segsweep.data.dicom import find_series, read_series
 from segsweep.data.dicom_writing import colour, composing, copy_patient, source_slices, write_dicom
@@ -73,6 +80,14 @@ def test_slices_come_in_the_order_of_z_without_a_patient(series: Reference) -> N
     assert [item.ImagePositionPatient[2] for item in slices] == [104, 107, 110]
     assert tuple(item.SOPInstanceUID for item in slices) == series.sop_uids
     assert not any(element.keyword.startswith("Patient") for item in slices for element in item)
+    item = pydicom.dcmread(series.files[1])
+    del item.SOPClassUID, item.SOPInstanceUID
+    item.save_as(series.files[1])
+    slices = source_slices(series, name="a.dcm")
+    assert {item.SOPClassUID for item in slices} == {CTImageStorage}, "from the preface, as some tools leave it"
+    assert (
+        tuple(item.SOPInstanceUID for item in slices) == series.sop_uids == reference(series.files[1].parent).sop_uids
+    )
     one_file = Reference(
         frame_of_reference="1.2", series_uid="1.3", sop_uids=("1.4",) * 3, files=(series.files[0],) * 3
     )

@@ -73,7 +73,7 @@ def test_every_voxel_comes_back(name: str, overlap: bool, write_series: WriteSer
     volume = theirs.get_volume().to_patient_orientation("LPH")
     inside = [np.argwhere(volume.array[..., index]) for index in (0, 2)]
     for places, mask in zip(inside, (masks["liver"], masks["tumour"]), strict=True):
-        positions = [scan.geometry.position(place) for place in np.argwhere(mask)]
+        positions = [scan.geometry.position((z, y, x)) for z, y, x in np.argwhere(mask).tolist()]
         np.testing.assert_allclose(
             sorted(volume.map_indices_to_reference(places).round(3).tolist()),
             sorted(np.round(positions, 3).tolist()),

@@ -13,8 +13,9 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
+from pydicom.uid import UID
 
-from segsweep.data.dicom_file import open_dicom, text
+from segsweep.data.dicom_file import open_dicom, sop_class, sop_instance, text
 from segsweep.data.readers import Reference
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, SegsweepError
@@ -49,6 +50,7 @@ def source_slices(reference: Reference, *, name: str) -> list[Dataset]:
         )
     slices = [_header(path, keywords=(*_UIDS, *_PLACE)) for path in reference.files]
     for item, path, uid in zip(slices, reference.files, reference.sop_uids, strict=True):
+        item.SOPClassUID, item.SOPInstanceUID = UID(sop_class(item)), UID(sop_instance(item))
         missing = next((keyword for keyword in _UIDS if not text(item, keyword)), None)
         if missing:
             raise InputError(
@@ -122,6 +124,7 @@ def write_dicom(dataset: Dataset, *, path: Path) -> None:
 def _header(path: Path, *, keywords: tuple[str, ...]) -> Dataset:
     """Those elements of a file that it has, as bytes where they are text, so that they can be written again as they are."""
     header, copied = open_dicom(path, tags=list(keywords)), Dataset()
+    copied.file_meta = header.file_meta
     for keyword in keywords:
         tag, kind = Tag(keyword), dictionary_VR(keyword)
         element = header.get_item(tag)
