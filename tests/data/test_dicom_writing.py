@@ -75,6 +75,14 @@ def test_the_patient_and_study_of_a_file(syntax: str, series: Reference, tmp_pat
     assert found.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
 
 
+def test_what_a_file_leaves_empty_stays_out_unless_demanded(series: Reference, tmp_path: Path) -> None:
+    item = pydicom.dcmread(series.files[0])
+    item.PatientName = item.SpecificCharacterSet = item.StudyDescription = ""
+    item.save_as(tmp_path / "a.dcm")
+    copy_patient(tmp_path / "a.dcm", onto=(onto := blank()))
+    assert onto.PatientName == "" and "SpecificCharacterSet" not in onto and "StudyDescription" not in onto
+
+
 def test_slices_come_in_the_order_of_z_without_a_patient(series: Reference) -> None:
     slices = source_slices(series, name="a.dcm")
     assert [item.ImagePositionPatient[2] for item in slices] == [104, 107, 110]

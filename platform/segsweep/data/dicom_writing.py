@@ -69,7 +69,8 @@ def copy_patient(source: Path, *, onto: Dataset) -> None:
     header = _header(source, keywords=(*_DEMANDED, *_IF_PRESENT, "StudyInstanceUID", "FrameOfReferenceUID"))
     for keyword in _DEMANDED:
         setattr(onto, keyword, "")
-    onto.update({element.tag: element for element in (header.get_item(tag) for tag in header.keys())})  # noqa: SIM118
+    found = (header.get_item(tag) for tag in header.keys())  # noqa: SIM118  iterating itself would decode all values
+    onto.update({element.tag: element for element in found if element is not None and element.value})
 
 
 def dicom_names(table: LabelTable, *, name: str) -> tuple[str, ...]:
