@@ -247,6 +247,54 @@ def _write_patient(
     return _write_rtstruct(folder / "rs.dcm", rois=rois, uids=uids, series_uid=series_uid, sops=sops, kind=kind)
 
 
+@pytest.fixture(scope="session")
+def write_series() -> Callable[..., Path]:
+    """write_series(folder, voxels=…) puts HU values (z, y, x) as a CT series into folder, its files in no order of position.
+
+    `row` and `column` are ImageOrientationPatient, z runs along their cross product from (-31, 12.5, 104); `spacing` in mm is (z, y, x).
+    `values` are further elements of all files.
+    """
+    return _write_series
+
+
+def _write_series(
+    folder: Path,
+    *,
+    voxels: np.ndarray,
+    row: Sequence[float] = (1, 0, 0),
+    column: Sequence[float] = (0, 1, 0),
+    spacing: Sequence[float] = (3.0, 0.8, 0.7),
+    patient: str = "P1",
+    values: Mapping[str, object] | None = None,
+) -> Path:
+    from pydicom.uid import CTImageStorage, generate_uid  # noqa: PLC0415
+
+    uids = {
+        "PatientID": patient,
+        "StudyInstanceUID": generate_uid(entropy_srcs=[patient, "study"]),
+        "FrameOfReferenceUID": generate_uid(entropy_srcs=[patient, "frame"]),
+        "SeriesInstanceUID": generate_uid(entropy_srcs=[patient, str(folder)]),
+    }
+    normal = np.cross(row, column)
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, plane in enumerate(voxels):
+        sop = generate_uid(entropy_srcs=[patient, str(folder), str(k)])
+        item = _dicom(CTImageStorage, sop=sop, **uids, Modality="CT", InstanceNumber=k + 1)
+        item.Rows, item.Columns = plane.shape
+        item.PixelSpacing, item.SliceThickness = list(spacing[1:]), 1.25
+        position = np.array([-31.0, 12.5, 104.0]) + k * spacing[0] * normal
+        item.ImagePositionPatient = [float(value) for value in position.round(6)]
+        item.ImageOrientationPatient = [float(value) for value in (*row, *column)]
+        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+        item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 16, 16, 15, 0
+        item.RescaleSlope, item.RescaleIntercept = 1, -1024
+        item.PixelData = (plane + 1024).astype("<u2").tobytes()
+        for keyword, value in (values or {}).items():
+            setattr(item, keyword, value)
+        item.save_as(folder / f"{(k * 3) % 7}{k:03d}.dcm", enforce_file_format=True)
+    return folder
+
+
 def _write_rtstruct(
     path: Path,
     *,

@@ -20,7 +20,17 @@ ORDER = (
 FENCES = {
     "zarr": {"data/arrays.py"},
     "SimpleITK": {"data/readers.py", "data/dicom_pixels.py", "inference/writers.py"},
-    "pydicom": {"data/dicom_file.py", "data/dicom_pixels.py", "data/rtstruct.py", "data/dicom_seg.py"},
+    "pydicom": {
+        "data/dicom_file.py",
+        "data/dicom_pixels.py",
+        "data/rtstruct.py",
+        "data/dicom_seg.py",
+        "data/dicom_writing.py",
+        "inference/rtstruct.py",
+        "inference/dicom_seg.py",
+    },
+    "highdicom": {"inference/dicom_seg.py"},
+    "contourpy": {"inference/rtstruct.py"},
     "pyarrow": {"data/storage.py"},
     "mlflow": {"models/*"},
     "optuna": {

@@ -45,6 +45,12 @@ TEXTS = (
 DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "LastMenstrualDate")
 TIMES = ("AcquisitionDateTime", "StudyTime", "PatientBirthTime")
 UIDS = ("StudyInstanceUID", "IrradiationEventUID", "ConcatenationUID")
+# What an object that is drawn on a series has from it.
+CARRIED = {
+    "PatientName", "PatientBirthDate", "IssuerOfPatientID", "ReferringPhysicianName", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "StudyDescription", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID",
+    "ReferencedFrameOfReferenceUID", "ReferencedSOPInstanceUID", "MediaStorageSOPInstanceUID",
+}  # fmt: skip
 # Ends after one step.
 TINY = (
     "epochs=1", "iterations=1", "validation_iterations=1", "patch_size=8,16,16", "batch_size=2", "features=4", "levels=2",
@@ -233,11 +239,32 @@ def test_dicom(write_patient: WritePatient, tmp_path: Path, capfd: pytest.Captur
     }
     shown = capfd.readouterr()
     assert canaries.found((shown.out + shown.err).encode()) == []
+    for kind in ("dicom-seg", "rtstruct"):
+        drawn_for_the_hospital(kind, model=model, raw=raw, canaries=canaries)
+        shutil.rmtree(kind)
+    shown = capfd.readouterr()
+    said = canaries.found((shown.out + shown.err).encode())
+    assert {place.split(" ", 1)[1] for place in said} <= {"file name", "folder name"}
     shutil.rmtree(raw)
     shutil.rmtree(scans)
     names = {path.name for path in tmp_path.rglob("*")}
     assert {"mlflow.db", "studies.db", "MLmodel", "weights.safetensors", "scan.nii.gz", "report.html"} <= names
     assert leaks(below(tmp_path, ray_session()), canaries=canaries) == []
+
+
+def drawn_for_the_hospital(kind: str, *, model: str, raw: Path, canaries: Canaries) -> None:
+    """Objects on the series carry what DICOM demands of the patient, and nothing else; two of the five series cannot be read."""
+    assert cli.main(["predict", model, str(raw), kind, "--format", kind]) == 2
+    files = list(Path(kind).glob("*.dcm"))
+    assert len(files) == 3
+    for path in files:
+        patient = {place.split()[0] for place in canaries.found(path.name.encode())}
+        assert {place.split(" ", 1)[1] for place in canaries.found(path.name.encode())} == {"folder name"}
+        carried = canaries.found(path.read_bytes())
+        assert {place.split()[0] for place in carried} == patient
+        assert {place.split()[-1] for place in carried} - {"files"} <= CARRIED
+        assert any(place.endswith("PatientName") for place in carried)
+    assert canaries.found((Path(kind) / "labels.json").read_bytes()) == []
 
 
 def test_a_folder_that_cannot_be_converted_at_all(

@@ -72,6 +72,7 @@ def scan(slices: list[Dataset]) -> Scan:
         frame_of_reference=first.FrameOfReferenceUID,
         series_uid=first.SeriesInstanceUID,
         sop_uids=tuple(item.SOPInstanceUID for item in ordered),
+        files=(),
     )
     return Scan(voxels=np.zeros(SHAPE, dtype=np.int16), geometry=geometry, digest="", reference=reference)
 

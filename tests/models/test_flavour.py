@@ -74,6 +74,18 @@ def test_one_path_a_channel(put, scan: Path, voxels: np.ndarray, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("mlflow_here")
+def test_a_dicom_series_is_given_by_its_folder(put, write_series, voxels: np.ndarray, tmp_path: Path) -> None:
+    series = write_series(tmp_path / "thorax", voxels=voxels, spacing=GEOMETRY.spacing)
+    model = mlflow.pyfunc.load_model(put("flavour-dicom", threshold=0.5))
+    (written,) = model.predict([{"image": str(series), "output": str(tmp_path / "out")}])
+    assert Path(written).name == "thorax.nii.gz"
+    np.testing.assert_array_equal(read_labels(Path(written)).voxels, voxels > 0.5)
+    write_series(tmp_path / "thorax" / "again", voxels=voxels)
+    with pytest.raises(InputError, match="thorax holds 2 DICOM series; expected one a row"):
+        model.predict([{"image": str(series), "output": str(tmp_path / "out")}])
+
+
+@pytest.mark.usefixtures("mlflow_here")
 def test_a_row_may_name_the_dataset_that_is_asked_for(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
     model = mlflow.pyfunc.load_model(put("flavour-joint", threshold=0.5, structures=("a/liver", "b/liver")))
     rows = [{"image": str(scan), "output": str(tmp_path / name), "dataset": name} for name in ("a", "b")]

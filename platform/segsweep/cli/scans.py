@@ -25,7 +25,7 @@ def predict(
         typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.", show_default="as the method says"),
     ] = None,
     dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
-    kind: Annotated[str, typer.Option("--format", help="Of the results: nii.gz, nrrd or mha.")] = "nii.gz",
+    kind: Annotated[str, typer.Option("--format", help="Of the results; the names are above.")] = "nii.gz",
     max_memory: Annotated[
         str | None,
         typer.Option(help="Main memory for all of it, such as 8GB.", show_default="80 % of what is available"),
@@ -46,14 +46,20 @@ def predict(
     on each scan's own grid; labels.json says what their values mean, and
     performance.csv what each scan took. A scan that does not fit into
     --max-memory is refused before it is begun, and the others go on.
+    A folder without such files is searched for DICOM series, in all folders
+    below: one case each, named by its folder, or by a pseudonym where the
+    folder's name tells who the patient is.
+    Formats: nii.gz, nrrd, mha; of a DICOM series also dicom-seg and rtstruct,
+    which carry its patient's name.
 
     Examples:
       segsweep predict models:/openkbp-unet@candidate scans/ predictions/
       segsweep predict models:/openkbp-ensemble stores/openkbp predictions/
+      segsweep predict models:/openkbp-unet export/patients predictions/
     """
     from segsweep.inference.budget import resources
     from segsweep.inference.prediction import predict as run
-    from segsweep.inference.scans import find_scans
+    from segsweep.inference.scans import SeriesCase, find_scans
     from segsweep.models.ensemble import load_predictor
 
     allowed = resources(max_memory=max_memory, precision=precision)
@@ -61,6 +67,9 @@ def predict(
     if dataset:
         predictor = predictor.only(dataset)
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
+    for case in cases:
+        if isinstance(case, SeriesCase) and case.hidden:
+            say(f"{case.case_id}: the series in {case.folder}")
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.case import Series, lies_below
-from segsweep.data.dicom_file import Dataset, is_dicom, numbers, open_dicom, sop_class, text, whole
+from segsweep.data.dicom_file import Dataset, is_dicom, numbers, open_dicom, sop_class, sop_instance, text, whole
 from segsweep.data.dicom_frames import FRAME_TAGS, number_of_frames, one_frame
 from segsweep.data.dicom_pixels import stored_values
 from segsweep.data.geometry import Geometry
@@ -149,6 +149,7 @@ def read_series(series: Series) -> Scan:
             frame_of_reference=slices[0].frame_of_reference,
             series_uid=slices[0].series_uid,
             sop_uids=tuple(part.sop_uid for part in slices),
+            files=tuple(part.path for part in slices),
         ),
     )
 
@@ -203,7 +204,7 @@ def _slice(header: Dataset, *, path: Path, frame: int | None) -> _Slice:
     return _Slice(
         path=path,
         frame=frame,
-        sop_uid=text(header, "SOPInstanceUID"),
+        sop_uid=sop_instance(header),
         series_uid=text(header, "SeriesInstanceUID"),
         frame_of_reference=text(header, "FrameOfReferenceUID"),
         modality=text(header, "Modality"),

@@ -108,7 +108,15 @@ def sop_class(dataset: Dataset) -> str:
 
     Some tools that remove identifiers leave it in the file's preface alone; in a file that is cut off it may be cut off as well.
     """
-    found, preface = text(dataset, "SOPClassUID"), text(dataset.file_meta, "MediaStorageSOPClassUID")
+    return _or_preface(text(dataset, "SOPClassUID"), preface=text(dataset.file_meta, "MediaStorageSOPClassUID"))
+
+
+def sop_instance(dataset: Dataset) -> str:
+    """UID of the object itself, from where its class is found too."""
+    return _or_preface(text(dataset, "SOPInstanceUID"), preface=text(dataset.file_meta, "MediaStorageSOPInstanceUID"))
+
+
+def _or_preface(found: str, *, preface: str) -> str:
     return preface if preface.startswith(found) else found
 
 

@@ -49,11 +49,12 @@ def _itk() -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What ties a DICOM series to the objects drawn on it: UIDs, those of the slices in the order of z. Never stored."""
+    """What ties a DICOM series to the objects drawn on it: UIDs, and the files of the slices, in the order of z. Never stored."""
 
     frame_of_reference: str = field(repr=False)
     series_uid: str = field(repr=False)
     sop_uids: tuple[str, ...] = field(repr=False)
+    files: tuple[Path, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

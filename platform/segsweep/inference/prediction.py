@@ -243,6 +243,7 @@ def predict(
     Raises InputError when `out` holds label maps of another meaning. `progress` is told (scans done, all scans).
     """
     write = formats.find_format(kind)
+    formats.demand_series(scans, kind=kind)
     predictor = predictor.only(dataset) if dataset else predictor
     table = predictor.table_task.table
     if mirror is not None:

@@ -1,4 +1,4 @@
-"""Where scans to segment come from: a file, a folder of files, or the cases of a store; all are read into one value."""
+"""Where scans to segment come from: files, DICOM series, or the cases of a store; all are read into one value."""
 
 import re
 from collections.abc import Sequence
@@ -9,9 +9,12 @@ from typing import Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data.case import CASE_ID, Split
+from segsweep.data.case import CASE_ID, Series, Split
+from segsweep.data.dicom import CLASSES, read_series
+from segsweep.data.dicom_cases import name_series
 from segsweep.data.geometry import Geometry
 from segsweep.data.joint import JointStore, is_store, open_stores
+from segsweep.data.placement import same_place
 from segsweep.data.readers import SUFFIXES, Reference, is_scan, read_scan, stem
 from segsweep.data.store import Store
 from segsweep.errors import InputError, unknown
@@ -54,13 +57,46 @@ class ScanCase:
         source = scans[0].geometry
         canonical = source.canonical()
         for path, scan in zip(self.images, scans, strict=True):
-            if not scan.geometry.canonical().same_grid(canonical):
+            if not same_place(scan.geometry, other=source):
                 raise InputError(
                     f"{self.case_id}: {path.name} lies on another grid ({scan.geometry}) than {self.images[0].name} ({source}); "
                     "expected one grid for all channels; resample the channels onto one"
                 )
         image = np.stack([scan.geometry.reorientation.apply(scan.voxels) for scan in scans])
         return LoadedScan(image=image, geometry=canonical, source=source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesCase:
+    """A case that is one DICOM series. `hidden` says that its id is a pseudonym, since its `folder` tells who the patient is."""
+
+    case_id: str
+    series: Series
+    folder: str
+    hidden: bool = False
+
+    def load(self) -> LoadedScan:
+        """The series in its scanner's units, HU for CT. Raises InputError that names case and file."""
+        try:
+            scan = read_series(self.series)
+        except InputError as error:
+            raise InputError(f"{self.case_id}: {error}") from None
+        image = scan.geometry.reorientation.apply(scan.voxels)[np.newaxis]
+        return LoadedScan(
+            image=image, geometry=scan.geometry.canonical(), source=scan.geometry, reference=scan.reference
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A case among others that cannot be segmented, for a reason that its files' names tell."""
+
+    case_id: str
+    reason: str
+
+    def load(self) -> LoadedScan:
+        """Raises InputError with the reason."""
+        raise InputError(self.reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +117,39 @@ class StoreCase:
 
 
 def find_scans(path: str | Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
-    """The cases at `path`: a scan file, a folder of scans, or a store (then those of `split`), sorted by id."""
+    """The cases at `path`, sorted by id: a scan file, a folder of scan files, a folder of DICOM series, or a store's `split`.
+
+    A folder is searched for DICOM series, in all folders below too, when no scan file lies directly in it.
+    """
     if is_store(path):
         return find_in_store(open_stores(path), channels=channels, split=split)
-    return find_files(Path(path), channels=channels)
+    folder = Path(path)
+    if folder.is_dir() and not _scan_files(folder):
+        return find_dicom(folder, channels=channels)
+    return find_files(folder, channels=channels)
+
+
+def find_dicom(folder: Path, *, channels: Sequence[str]) -> list[SeriesCase]:
+    """The series in a folder and below, for a model of one channel; where that is named after a modality, those of this modality.
+
+    Raises InputError when there are none, and for a model of several channels.
+    """
+    modality = channels[0].upper() if len(channels) == 1 and channels[0].upper() in CLASSES.values() else ""
+    found = name_series(folder, modality=modality)
+    if not found and modality and name_series(folder):
+        raise InputError(
+            f"{folder} holds DICOM series, but none of modality {modality}, which the model expects; choose its series"
+        )
+    if not found:
+        raise InputError(
+            f"{folder} holds no scans; expected files that end with {', '.join(SUFFIXES)}, or DICOM series; choose another folder"
+        )
+    if len(channels) != 1:
+        raise InputError(
+            f"{folder} holds DICOM series of one channel each; the model expects {len(channels)} ({', '.join(channels)}); "
+            f"convert them to files CASE_0000{SUFFIXES[0]}, CASE_0001{SUFFIXES[0]}, ... on one grid"
+        )
+    return [SeriesCase(case_id=one.case_id, series=one.series, folder=one.folder, hidden=one.hidden) for one in found]
 
 
 def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[StoreCase]:
@@ -103,22 +168,31 @@ def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[
     return [StoreCase(case_id=case_id, store=store) for case_id in cases]
 
 
-def find_files(path: Path, *, channels: Sequence[str]) -> list[ScanCase]:
+def find_files(path: Path, *, channels: Sequence[str]) -> list[ScanCase | Misfit]:
     """The cases of a file or folder: `CASE.nii.gz`, or `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ... with several channels.
 
-    Raises InputError for a path without scans, and a case with another number of channels than the model's.
+    A case with another number of channels than the model's, or whose name is no case id, is a `Misfit` among others. Raises
+    InputError when there are no others, and for a path without scans.
     """
     if not path.exists():
         raise InputError(f"{path} is not there; expected a scan, a folder of scans or a store; check the path")
     if path.is_file() and not is_scan(path):
-        raise InputError(f"{path.name} is no scan; expected a file that ends with {', '.join(SUFFIXES)}")
-    folder = path if path.is_dir() else path.parent
-    groups = _groups([file for file in sorted(folder.iterdir()) if is_scan(file) and not file.name.startswith(".")])
+        raise InputError(
+            f"{path.name} is no scan; expected a file that ends with {', '.join(SUFFIXES)}, or the folder of a DICOM series"
+        )
+    groups = _groups(_scan_files(path if path.is_dir() else path.parent))
     if path.is_file():
         groups = {case_id: files for case_id, files in groups.items() if path in files.values()}
     if not groups:
         raise InputError(f"{path} holds no scans; expected files that end with {', '.join(SUFFIXES)}")
-    return [_case(case_id, files=files, channels=channels) for case_id, files in sorted(groups.items())]
+    cases = [_case(case_id, files=files, channels=channels) for case_id, files in sorted(groups.items())]
+    if all(isinstance(case, Misfit) for case in cases):
+        cases[0].load()
+    return cases
+
+
+def _scan_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if is_scan(file) and not file.name.startswith(".")]
 
 
 def _groups(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
@@ -135,15 +209,14 @@ def _groups(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
     return groups
 
 
-def _case(case_id: str, *, files: dict[int, Path], channels: Sequence[str]) -> ScanCase:
+def _case(case_id: str, *, files: dict[int, Path], channels: Sequence[str]) -> ScanCase | Misfit:
     if not CASE_ID.fullmatch(case_id):
-        raise InputError(
-            f"{files[min(files)].name} gives the case id {case_id!r}; expected letters, digits, '.', '_' and '-'; rename the file"
-        )
+        name = files[min(files)].name
+        reason = f"{name} gives the case id {case_id!r}; expected letters, digits, '.', '_' and '-'; rename the file"
+        return Misfit(case_id=case_id, reason=reason)
     if sorted(files) != list(range(len(channels))):
         expected = [f"{case_id}_{index:04d} ({name})" for index, name in enumerate(channels)]
-        raise InputError(
-            f"{case_id}: found {len(files)} channels ({', '.join(files[index].name for index in sorted(files))}), "
-            f"the model expects {len(channels)}: {', '.join(expected)}"
-        )
+        found = ", ".join(files[index].name for index in sorted(files))
+        reason = f"{case_id}: found {len(files)} channels ({found}), the model expects {len(channels)}: {', '.join(expected)}"
+        return Misfit(case_id=case_id, reason=reason)
     return ScanCase(case_id=case_id, images=tuple(files[index] for index in sorted(files)))

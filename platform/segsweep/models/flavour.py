@@ -7,7 +7,7 @@ from typing import Any
 from segsweep.data.readers import is_scan, stem
 from segsweep.errors import InputError
 from segsweep.inference.prediction import Predictor, predict, segment_scan
-from segsweep.inference.scans import ScanCase
+from segsweep.inference.scans import ScanCase, Segmentable, find_dicom
 from segsweep.inference.writers import write_label_map
 from segsweep.models.ensemble import load_predictor
 from segsweep.workspace import current_workspace
@@ -24,16 +24,16 @@ class Segmenter:
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:  # noqa: ARG002
         """Segment each row's scan and return the paths of the written label maps, in the same order.
 
-        `model_input` is a table (pandas) or a list of dictionaries with "image" (path of a scan, or a list of paths, one a
-        channel) and "output": the label map's path, such as OUT/liver.nii.gz, or a folder, which then holds CASE.nii.gz and
-        labels.json. Of a model that joins several datasets, "dataset" names the one whose structures are segmented. MLflow's
-        interface asks for `params`; there are none. Raises InputError that names the row or file.
+        `model_input` is a table (pandas) or a list of dictionaries with "image" (path of a scan or of the folder of a DICOM
+        series, or a list of paths, one a channel) and "output": the label map's path, such as OUT/liver.nii.gz, or a folder, which
+        then holds CASE.nii.gz and labels.json. Of a model that joins several datasets, "dataset" names the one whose structures are
+        segmented. MLflow's interface asks for `params`; there are none. Raises InputError that names the row or file.
         """
         return [str(self._segment(row)) for row in _rows(model_input)]
 
     def _segment(self, row: Mapping[str, Any]) -> Path:
         output = Path(row["output"])
-        scan = _case(row["image"])
+        scan = _case(row["image"], channels=self.predictor.table_task.channels)
         predictor = self.predictor.only(row["dataset"]) if "dataset" in row else self.predictor
         if is_scan(output):
             found = segment_scan(scan, predictor=predictor)
@@ -50,13 +50,22 @@ def _load_pyfunc(data_path: str) -> Segmenter:
     return Segmenter(load_predictor(Path(data_path), workspace=current_workspace()))
 
 
-def _case(image: Any) -> ScanCase:
+def _case(image: Any, *, channels: Sequence[str]) -> Segmentable:
     paths = (image,) if isinstance(image, str | Path) else tuple(image)
     if not paths:
         raise InputError("a row names no image; expected a path, or one path a channel")
     images = tuple(Path(path) for path in paths)
+    if len(images) == 1 and images[0].is_dir():
+        return _only_series(images[0], channels=channels)
     name = stem(images[0])
     return ScanCase(case_id=name if len(images) == 1 else name.removesuffix("_0000"), images=images)
+
+
+def _only_series(folder: Path, *, channels: Sequence[str]) -> Segmentable:
+    cases = find_dicom(folder, channels=channels)
+    if len(cases) > 1:
+        raise InputError(f"{folder} holds {len(cases)} DICOM series; expected one a row; give the folder of one")
+    return cases[0]
 
 
 def _rows(model_input: Any) -> Sequence[Mapping[str, Any]]:
