@@ -25,7 +25,7 @@ def predict(
         typer.Option(help="Average over flips of these axes (zyx, zy, x), or none.", show_default="as the method says"),
     ] = None,
     dataset: Annotated[str, typer.Option(help="Of a model of joined datasets: whose structures.")] = "",
-    kind: Annotated[str, typer.Option("--format", help="Of the results: nii.gz, nrrd or mha.")] = "nii.gz",
+    kind: Annotated[str, typer.Option("--format", help="Of the results; the names are above.")] = "nii.gz",
 ) -> None:
     """Segment scans with a model or an ensemble.
 
@@ -33,6 +33,12 @@ def predict(
     Scans are NIfTI, NRRD or MetaImage, in HU: CASE.nii.gz, or one file a channel
     CASE_0000.nii.gz, CASE_0001.nii.gz, ... Label maps come back as CASE.nii.gz
     on each scan's own grid; labels.json says what their values mean.
+
+    Other results by --format:
+      nrrd, mha        label maps too
+      masks            a folder a case, CASE/STRUCTURE.nii.gz
+      segrap2023_oar   the challenge's own 4D CASE.mha: 45 organs, or with
+      segrap2023_gtv   this one the 2 tumour volumes
 
     Examples:
       segsweep predict models:/openkbp-unet@candidate scans/ predictions/

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Reference
+from segsweep.data.segrap_labels import ORGANS, TUMOURS
 from segsweep.data.structures import LabelTable
 from segsweep.errors import RecipeError, unknown
+from segsweep.inference.masks import demand_file_names, write_masks
+from segsweep.inference.segrap import demand_structures, write_stacked
 from segsweep.inference.writers import write_label_map
 
 DEFAULT = "nii.gz"
@@ -40,6 +44,12 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
+def demand_holdable(name: str, *, table: LabelTable) -> None:
+    """Raise InputError when the format of that name cannot hold a model's structures: before any scan is segmented."""
+    if name in DEMANDS:
+        DEMANDS[name](table)
+
+
 def _label_map(suffix: str) -> Format:
     """`CASE` + suffix."""
 
@@ -49,8 +59,32 @@ def _label_map(suffix: str) -> Format:
     return write
 
 
+def _masks(found: Segmentation, out: Path) -> None:
+    """`CASE/STRUCTURE.nii.gz`."""
+    write_masks(found.label, geometry=found.geometry, table=found.table, folder=out / found.case_id)
+
+
+def _segrap(structures: tuple[str, ...]) -> Format:
+    """`CASE.mha` of four dimensions."""
+
+    def write(found: Segmentation, out: Path) -> None:
+        path = out / f"{found.case_id}.mha"
+        write_stacked(found.label, geometry=found.geometry, table=found.table, structures=structures, path=path)
+
+    return write
+
+
 FORMATS: Mapping[str, Format] = {
     "nii.gz": _label_map(".nii.gz"),
     "nrrd": _label_map(".nrrd"),
     "mha": _label_map(".mha"),
+    "masks": _masks,
+    "segrap2023_oar": _segrap(ORGANS),
+    "segrap2023_gtv": _segrap(TUMOURS),
+}
+# What a format asks of a model's structures.
+DEMANDS: Mapping[str, Callable[[LabelTable], None]] = {
+    "masks": demand_file_names,
+    "segrap2023_oar": partial(demand_structures, structures=ORGANS),
+    "segrap2023_gtv": partial(demand_structures, structures=TUMOURS),
 }

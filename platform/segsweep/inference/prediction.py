@@ -180,7 +180,7 @@ def predict(
 ) -> Predicted:
     """Segment every scan. Afterwards `out` holds each one's files and `labels.json` (structure name -> its values).
 
-    `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`.
+    `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`, "masks" a folder `CASE` with a mask a structure.
 
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
     joint store needs none, since it belongs to one.
@@ -192,6 +192,7 @@ def predict(
     table = predictor.table_task.table
     if mirror is not None:
         flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
+    formats.demand_holdable(kind, table=table)
     _demand_same_labels(out, table=table)
     out.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
