@@ -37,6 +37,7 @@ def predict(
     Other results by --format:
       nrrd, mha        label maps too
       masks            a folder a case, CASE/STRUCTURE.nii.gz
+      seg.nrrd         CASE.seg.nrrd, named segments for 3D Slicer
       segrap2023_oar   the challenge's own 4D CASE.mha: 45 organs, or with
       segrap2023_gtv   this one the 2 tumour volumes
 

@@ -14,6 +14,7 @@ from segsweep.data.structures import LabelTable
 from segsweep.errors import RecipeError, unknown
 from segsweep.inference.masks import demand_file_names, write_masks
 from segsweep.inference.segrap import demand_structures, write_stacked
+from segsweep.inference.slicer import demand_segment_names, write_segments
 from segsweep.inference.writers import write_label_map
 
 DEFAULT = "nii.gz"
@@ -64,6 +65,12 @@ def _masks(found: Segmentation, out: Path) -> None:
     write_masks(found.label, geometry=found.geometry, table=found.table, folder=out / found.case_id)
 
 
+def _segments(found: Segmentation, out: Path) -> None:
+    """`CASE.seg.nrrd`."""
+    path = out / f"{found.case_id}.seg.nrrd"
+    write_segments(found.label, geometry=found.geometry, table=found.table, path=path)
+
+
 def _segrap(structures: tuple[str, ...]) -> Format:
     """`CASE.mha` of four dimensions."""
 
@@ -79,12 +86,14 @@ FORMATS: Mapping[str, Format] = {
     "nrrd": _label_map(".nrrd"),
     "mha": _label_map(".mha"),
     "masks": _masks,
+    "seg.nrrd": _segments,
     "segrap2023_oar": _segrap(ORGANS),
     "segrap2023_gtv": _segrap(TUMOURS),
 }
 # What a format asks of a model's structures.
 DEMANDS: Mapping[str, Callable[[LabelTable], None]] = {
     "masks": demand_file_names,
+    "seg.nrrd": demand_segment_names,
     "segrap2023_oar": partial(demand_structures, structures=ORGANS),
     "segrap2023_gtv": partial(demand_structures, structures=TUMOURS),
 }
