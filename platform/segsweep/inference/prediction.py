@@ -18,14 +18,13 @@ from segsweep.data.resampling import resample_image, resample_scores
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, SegsweepError
 from segsweep.inference import formats
-from segsweep.inference.cascade import part_of
+from segsweep.inference.cascade import around, part_of
 from segsweep.inference.export import Output, combine, label_on_grid
-from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
+from segsweep.inference.joined import Outputs, clean_up_of, demand_dataset, outputs_of, scans_with, task_of
 from segsweep.inference.postprocess import clean
 from segsweep.inference.scans import Segmentable
 from segsweep.inference.sliding import flip_sets, predict_logits
 from segsweep.learning.checkpoint import FINDER, load_model
-from segsweep.learning.crop import box, in_voxels
 from segsweep.learning.inference import Inference
 from segsweep.learning.patches import Region, whole
 from segsweep.learning.task import Task, normalise
@@ -47,12 +46,12 @@ class Member:
     finder: "Member | None" = None
 
     def region(self, image: NDArray, *, geometry: Geometry) -> Region:
-        """Where in a canonical image (c, z, y, x) in HU the model looks: all of it when its finder finds nothing."""
+        """Where in a canonical image (c, z, y, x) in HU the model looks: all of it, and stderr says so, when its finder finds nothing."""
         margin_mm = self.inference.margin_mm
         if self.finder is None or margin_mm is None:
             return whole(geometry.shape)
         found = Predictor(members=(self.finder,)).segment(image, geometry=geometry)
-        return box(found > 0, margin=in_voxels((margin_mm, margin_mm, margin_mm), spacing=geometry.spacing))
+        return around(found, margin_mm=margin_mm, geometry=geometry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +258,13 @@ def member_logits(
 
 def _only(member: Member, *, dataset: str) -> Member:
     task = task_of(member.task, dataset=dataset)
-    return replace(member, model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)), task=task)
+    rules = clean_up_of(member.inference.clean_up, dataset=dataset)
+    return replace(
+        member,
+        model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)),
+        task=task,
+        inference=replace(member.inference, clean_up=rules),
+    )
 
 
 def _of_their_datasets(structures: Collection[str], *, table: LabelTable) -> list[str]:
