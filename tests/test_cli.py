@@ -39,8 +39,12 @@ VERBS = {
     "train": (("TRAINABLE", "STORE", "KEY=VALUE"), ()),
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
     "ensemble": (("STORE", "KEY=VALUE"), ()),
+    "postprocess": (("MODEL", "KEY=VALUE"), ()),
     "promote": (("MODEL", "KEY=VALUE"), ("--force",)),
-    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset", "--format")),
+    "predict": (
+        ("MODEL", "SCANS", "OUT"),
+        ("--split", "--mirror", "--dataset", "--format", "--max-memory", "--precision", "--probabilities"),
+    ),
     "evaluate": (
         ("PREDICTIONS", "REFERENCE"),
         ("--profile", "--out", "--labels", "--tolerance", "--lesions", "--compare", "--view"),

@@ -11,7 +11,7 @@ import segsweep
 
 NAMES = [
     "Run", "SegsweepError", "SweepOptions", "Tracker", "as_trainable", "check", "connect", "convert", "current_workspace", "ensemble",
-    "evaluate", "find_scans", "import_nnunet", "load_predictor", "open_store", "predict", "promote", "train", "tune",
+    "evaluate", "find_scans", "import_nnunet", "load_predictor", "open_store", "postprocess", "predict", "promote", "train", "tune",
 ]  # fmt: skip
 HEAVY = ("ray", "mlflow", "torch", "SimpleITK", "numpy", "zarr", "optuna")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from segsweep.models.ensemble import build as ensemble
     from segsweep.models.ensemble import load_predictor
     from segsweep.models.importing import import_nnunet
+    from segsweep.models.postprocessing import postprocess
     from segsweep.models.promotion import promote
     from segsweep.models.tracking import Tracker
     from segsweep.run import Run
@@ -43,6 +44,7 @@ __all__ = [
     "import_nnunet",
     "load_predictor",
     "open_store",
+    "postprocess",
     "predict",
     "promote",
     "train",
@@ -66,6 +68,7 @@ _ORIGINS = {
     "import_nnunet": ("models.importing", "import_nnunet"),
     "load_predictor": ("models.ensemble", "load_predictor"),
     "open_store": ("data.joint", "open_stores"),
+    "postprocess": ("models.postprocessing", "postprocess"),
     "predict": ("inference.prediction", "predict"),
     "promote": ("models.promotion", "promote"),
     "train": ("sweeps.single", "train"),

@@ -16,7 +16,7 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.readers import read_labels
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import ModelError
-from segsweep.inference.cascade import keep_finder, part_of
+from segsweep.inference.cascade import NOTHING_FOUND, keep_finder, part_of
 from segsweep.inference.prediction import Member, Predictor, load_member, predict
 from segsweep.inference.scans import find_files
 from segsweep.inference.writers import write_image
@@ -124,11 +124,16 @@ def test_the_margin_is_in_mm_and_ends_with_the_scan(margin_mm: float, expected: 
     assert member.region(scan((16, 26, 30))[None], geometry=grid((16, 26, 30), spacing=spacing)) == expected
 
 
-def test_nothing_found_means_the_whole_scan() -> None:
+def test_nothing_found_means_the_whole_scan_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     geometry = grid((9, 10, 11), spacing=(1.0, 1.0, 1.0))
     member = cascade(spacing=(1.0, 1.0, 1.0), margin_mm=1.0)
-    found = Predictor(members=(member,)).segment(np.full((1, 9, 10, 11), 50, np.int16), geometry=geometry)
+    image = np.full((1, 9, 10, 11), 50, np.int16)
+    found = Predictor(members=(member,)).segment(image, geometry=geometry)
     assert (found == 1).all()
+    assert capsys.readouterr().err == f"segsweep: {NOTHING_FOUND}\n"
+    image[0, 4, 4, 4] = 1200
+    found = Predictor(members=(member,)).segment(image, geometry=geometry)
+    assert np.count_nonzero(found) == 27 and not capsys.readouterr().err
 
 
 def test_what_the_finder_cleans_away_is_not_looked_at() -> None:

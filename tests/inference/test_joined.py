@@ -12,11 +12,12 @@ from segsweep.data.geometry import Geometry
 from segsweep.data.readers import read_labels
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError
-from segsweep.inference.joined import outputs_of, task_of
+from segsweep.inference.joined import clean_up_of, outputs_of, task_of
 from segsweep.inference.prediction import Member, Predictor, predict
 from segsweep.inference.scans import ScanCase
 from segsweep.inference.writers import write_image
 from segsweep.learning import checkpoint
+from segsweep.learning.inference import CleanUp, Inference
 from segsweep.learning.method import load_method
 from segsweep.learning.task import Head, Normalisation, Task
 from segsweep.recipes import params_json
@@ -137,3 +138,12 @@ def test_a_pretrained_model_predicts_from_the_command_line(
         "kidney_L",
         "kidney_R",
     }
+
+
+def test_a_joint_models_clean_up_is_that_of_the_dataset_in_its_own_names() -> None:
+    rules = CleanUp(largest=("a/liver", "b/liver", "b/cancer"), anchors=("b/liver",), farthest_mm=9.0)
+    assert clean_up_of(rules, dataset="b") == CleanUp(largest=("liver", "cancer"), anchors=("liver",), farthest_mm=9.0)
+    assert clean_up_of(rules, dataset="a") == CleanUp(largest=("liver",), farthest_mm=9.0)
+    member = Member(model=Bands(), task=task(), inference=Inference(clean_up=rules))
+    (alone,) = Predictor(members=(member,)).only("b").members
+    assert alone.inference.clean_up == clean_up_of(rules, dataset="b")

@@ -94,3 +94,21 @@ def test_a_voxel_keeps_its_other_structures() -> None:
 def test_an_empty_map_stays_empty() -> None:
     rules = CleanUp(largest=("liver",), anchors=("aorta", "vein"), farthest_mm=10)
     assert not clean(np.zeros((4, 4, 4), np.uint8), rules=rules, table=ORGANS, spacing=SPACING).any()
+
+
+def test_the_largest_component_of_the_whole_foreground_stays() -> None:
+    label = body()
+    label[5:15, 8:11, 22:30] = 3  # joins the vessels with the liver at their side
+    expected = label.copy()
+    expected[8:10, 9:11, 190:194] = expected[36:38, 9:11, 26:28] = 0
+    found = clean(label, rules=CleanUp(foreground="largest"), table=ORGANS, spacing=SPACING)
+    assert np.array_equal(found, expected), "whatever structures it is made of"
+    assert not clean(np.zeros_like(label), rules=CleanUp(foreground="largest"), table=ORGANS, spacing=SPACING).any()
+
+
+@pytest.mark.parametrize("rules", [CleanUp(largest=("liver",)), CleanUp(foreground="largest")])
+def test_of_equal_components_the_first_stays(rules: CleanUp) -> None:
+    label = np.zeros((9, 9, 9), dtype=np.uint8)
+    label[4, 4, 6:8], label[4, 1, 7:9], label[6:8, 0, 0] = 3, 3, 3
+    found = clean(label, rules=rules, table=ORGANS, spacing=SPACING)
+    assert np.argwhere(found).tolist() == [[4, 1, 7], [4, 1, 8]]

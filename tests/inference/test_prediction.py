@@ -490,7 +490,7 @@ def test_cases_of_a_folder(tmp_path: Path):
 def test_one_file_brings_its_other_channels(tmp_path: Path):
     touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "q_0000.nii.gz")
     (case,) = find_files(tmp_path / "p_0000.nii.gz", channels=("plain", "contrast"))
-    assert case.images == (tmp_path / "p_0000.nii.gz", tmp_path / "p_0001.nii.gz")
+    assert case == ScanCase(case_id="p", images=(tmp_path / "p_0000.nii.gz", tmp_path / "p_0001.nii.gz"))
 
 
 @pytest.mark.parametrize(

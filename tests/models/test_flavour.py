@@ -1,11 +1,15 @@
 """MLflow alone loads a registered model or ensemble, and its label maps lie on the scans' own grids."""
 
+import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.pyfunc import scoring_server
 
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import read_labels
@@ -104,6 +108,44 @@ def test_rows_that_cannot_be_used_are_named(put, tmp_path: Path) -> None:
         model.predict([{"image": str(tmp_path / "absent.nii.gz"), "output": str(tmp_path / "out")}])
     with pytest.raises(InputError, match="a row names no image"):
         model.predict([{"image": [], "output": str(tmp_path / "out")}])
+
+
+def post(app: Any, body: Any) -> tuple[int, Any]:
+    """A request to /invocations of an ASGI application, without a server: HTTP status and answer."""
+    scope = {
+        "type": "http", "method": "POST", "path": "/invocations", "query_string": b"", "http_version": "1.1", "root_path": "",
+        "headers": [(b"content-type", b"application/json")], "scheme": "http", "server": ("here", 80), "client": ("here", 1),
+    }  # fmt: skip
+    requests, answers = [{"type": "http.request", "body": json.dumps(body).encode()}], []
+
+    async def receive() -> dict[str, Any]:
+        if not requests:
+            await asyncio.Event().wait()  # the client stays
+        return requests.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    content = b"".join(message.get("body", b"") for message in answers)
+    return answers[0]["status"], json.loads(content)
+
+
+@pytest.mark.usefixtures("mlflow_here")
+def test_mlflows_server_segments_and_says_what_it_cannot(
+    put, scan: Path, voxels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # which the server leaves behind
+    model = mlflow.pyfunc.load_model(put("flavour-served", threshold=0.5, structures=("a/liver", "b/liver")))
+    app = scoring_server.init(model)
+    row = {"image": str(scan), "output": str(tmp_path / "one.nii.gz")}
+    rows = [row, {**row, "output": str(tmp_path / "two.nii.gz"), "dataset": "b"}]
+    status, answer = post(app, {"dataframe_records": rows})
+    assert (status, answer) == (200, {"predictions": [row["output"] for row in rows]})
+    np.testing.assert_array_equal(read_labels(tmp_path / "one.nii.gz").voxels, voxels > 0.5)
+    assert not read_labels(tmp_path / "two.nii.gz").voxels.any()
+    status, answer = post(app, {"dataframe_records": [{"image": str(tmp_path / "absent.nii.gz"), "output": "a"}]})
+    assert status == 400 and "absent.nii.gz is not there" in answer["message"] and "stack_trace" not in answer
 
 
 @pytest.mark.usefixtures("mlflow_here")

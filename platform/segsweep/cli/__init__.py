@@ -11,12 +11,12 @@ from segsweep.cli.entry import main
 # The help lists the verbs in the order in which they are imported: that of the work.
 from segsweep.cli.stores import check, convert, demo
 from segsweep.cli.training import train, tune
-from segsweep.cli.choosing import ensemble, promote
+from segsweep.cli.choosing import ensemble, postprocess, promote
 from segsweep.cli.scans import evaluate, predict
 from segsweep.cli.browsing import import_nnunet, list_, ui
 # isort: on
 
 __all__ = [
-    "about", "app", "check", "convert", "demo", "ensemble", "evaluate", "import_nnunet", "list_", "main", "predict", "promote",
-    "train", "tune", "ui",
+    "about", "app", "check", "convert", "demo", "ensemble", "evaluate", "import_nnunet", "list_", "main", "postprocess", "predict",
+    "promote", "train", "tune", "ui",
 ]  # fmt: skip

@@ -1,10 +1,11 @@
-"""Verbs that choose among models: ensemble, promote."""
+"""Verbs that choose among models and their settings: ensemble, postprocess, promote."""
 # ruff: noqa: PLC0415
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from segsweep import recipes
@@ -20,6 +21,7 @@ RULES: Mapping[str, Sequence[str]] = {
     "greedy": ("candidates", "metric", "nsd_tolerance", "budget_seconds", "most", "bags", "seed"),
 }
 PROMOTE = ("level", "metric", "nsd_tolerance", "store")
+POSTPROCESS = ("store",)
 
 
 @app.command()
@@ -75,6 +77,46 @@ def ensemble(store: StorePaths, values: Values = None) -> None:
         registered = build(members, name=name, tracker=tracker, rule="folds" if rule == "folds" else "mean").uri
         say(f"registered {registered}: the mean of {', '.join(members)}")
     say(f"next: segsweep predict {registered} SCANS predictions/")
+
+
+@app.command()
+def postprocess(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's address.")],
+    values: Values = None,
+) -> None:
+    """Find the clean-up that helps a model, and register the model with it.
+
+    Segments the cases that the model was not trained on and tries, as nnU-Net
+    does, to keep the largest component alone: of the whole foreground, if the
+    mean Dice rises and no structure's falls; then of each structure, if its own
+    mean Dice rises. What helps is recorded in a new version of the same name,
+    with the same weights; `predict` then applies it. Where nothing helps,
+    nothing is registered.
+
+    Keys:
+      store   where the data lies now               (where it was trained from)
+
+    Examples:
+      segsweep postprocess models:/openkbp-unet@candidate
+      segsweep postprocess models:/openkbp-ensemble store=stores/openkbp
+    """
+    from segsweep.models.postprocessing import postprocess as run
+
+    given = recipes.parse_pairs(values or [])
+    for key in given:
+        if key not in POSTPROCESS:
+            raise RecipeError(unknown(key, kind="keys of postprocess", known=POSTPROCESS))
+    with bars() as shown:
+        workspace, told = current_workspace(), shown.pieces("scans")
+        done = run(model, workspace=workspace, store=given.get("store", ""), progress=told)
+    table = Table("structure", "Dice before", "after", "better in", "worse in", box=None, pad_edge=False)
+    for name, gain in done.found.gains.items():
+        counts = (str(gain.better), str(gain.worse))
+        table.add_row(escape(name), f"{gain.before:.4f}", f"{gain.after:.4f}", *counts)
+    console.print(table)
+    say(str(done))
+    if done.registered is not None:
+        say(f"next: segsweep predict {done.registered.uri} SCANS predictions/")
 
 
 @app.command()

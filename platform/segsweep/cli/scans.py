@@ -49,8 +49,15 @@ def predict(
     A folder without such files is searched for DICOM series, in all folders
     below: one case each, named by its folder, or by a pseudonym where the
     folder's name tells who the patient is.
-    Formats: nii.gz, nrrd, mha; of a DICOM series also dicom-seg and rtstruct,
-    which carry its patient's name.
+
+    Other results by --format:
+      nrrd, mha        label maps too
+      masks            a folder a case, CASE/STRUCTURE.nii.gz
+      seg.nrrd         CASE.seg.nrrd, named segments for 3D Slicer
+      segrap2023_oar   the challenge's own 4D CASE.mha: 45 organs, or with
+      segrap2023_gtv   this one the 2 tumour volumes
+      dicom-seg        of a DICOM series: CASE.seg.dcm, or with
+      rtstruct         this one CASE.rtstruct.dcm; both name the patient
 
     Examples:
       segsweep predict models:/openkbp-unet@candidate scans/ predictions/
@@ -67,9 +74,9 @@ def predict(
     if dataset:
         predictor = predictor.only(dataset)
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
-    for case in cases:
-        if isinstance(case, SeriesCase) and case.hidden:
-            say(f"{case.case_id}: the series in {case.folder}")
+    hidden = [case.case_id for case in cases if isinstance(case, SeriesCase) and case.hidden]
+    if hidden:
+        say(f"named by pseudonyms, as their folders' names tell who the patient is: {', '.join(hidden)}")
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(

@@ -210,7 +210,8 @@ def open_folder(folder: Path, *, labels: Path | None = None) -> MapFolder | Mask
         return Submissions(files=maps)
     if maps:
         return MapFolder(files=maps, values=read_values(table) if table else None)
-    masks = {child.name: _by_name(child) for child in sorted(folder.iterdir()) if child.is_dir()}
+    shown = (child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith("."))
+    masks = {child.name: _by_name(child) for child in shown}
     masks = {case: files for case, files in masks.items() if files}
     if not masks:
         raise InputError(

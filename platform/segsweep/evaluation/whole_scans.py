@@ -46,7 +46,7 @@ def score_case(
     case = Case(dice={}, seconds=seconds)
     for name in annotated:  # one structure's masks at a time: a scan has many
         ours, theirs = own(found, structure=name), mask(truth, structure=name)
-        case.dice[name] = _dice(ours, truth=theirs)
+        case.dice[name] = dice_of(ours, truth=theirs)
         if nsd_tolerance:
             case.nsd[name] = _nsd(ours, truth=theirs, spacing=grid.geometry.spacing, tolerance=nsd_tolerance)
     if picture is not None:
@@ -69,7 +69,8 @@ def _window(image: NDArray) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def _dice(found: np.ndarray, *, truth: np.ndarray) -> float:
+def dice_of(found: NDArray[np.bool_], *, truth: NDArray[np.bool_]) -> float:
+    """Of two masks; 1 where both are empty."""
     total = int(found.sum()) + int(truth.sum())
     return 2 * int((found & truth).sum()) / total if total else 1.0
 

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Reference
+from segsweep.data.segrap_labels import ORGANS, TUMOURS
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, RecipeError, unknown
 from segsweep.inference.dicom_seg import write_dicom_seg
+from segsweep.inference.masks import demand_file_names, write_masks
 from segsweep.inference.rtstruct import write_rtstruct
 from segsweep.inference.scans import ScanCase, Segmentable, StoreCase
+from segsweep.inference.segrap import demand_structures, write_stacked
+from segsweep.inference.slicer import demand_segment_names, write_segments
 from segsweep.inference.writers import write_label_map
 
 DEFAULT = "nii.gz"
@@ -32,8 +37,16 @@ class Segmentation:
     reference: Reference | None = None
 
 
-# Writes a segmentation into a folder: each file complete or not at all. Raises InputError for what the format cannot hold.
-Format = Callable[[Segmentation, Path], None]
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a segmentation is written into a folder: each file complete or not at all, InputError for what the format cannot hold.
+
+    `demand` refuses, before any scan is segmented, structures that it could not hold. What is `of_series` refers to a DICOM series.
+    """
+
+    write: Callable[[Segmentation, Path], None]
+    demand: Callable[[LabelTable], object] | None = None
+    of_series: bool = False
 
 
 def find_format(name: str) -> Format:
@@ -43,30 +56,20 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def demand_series(scans: Sequence[Segmentable], *, kind: str) -> None:
-    """Raises InputError for scans that are no DICOM series where the format refers to one, before hours are spent on them."""
-    if kind in _OF_SERIES and any(isinstance(scan, ScanCase | StoreCase) for scan in scans):
-        raise _no_series("these scans", kind=kind)
+def demand_possible(name: str, *, scans: Sequence[Segmentable], table: LabelTable) -> None:
+    """Raises InputError, before hours are spent, where a format cannot hold a model's structures, or the scans are no DICOM series."""
+    wanted = find_format(name)
+    if wanted.of_series and any(isinstance(scan, ScanCase | StoreCase) for scan in scans):
+        raise _no_series("these scans", name=name)
+    if wanted.demand is not None:
+        wanted.demand(table)
 
 
-def _no_series(what: str, *, kind: str) -> InputError:
-    others = ", ".join(name for name in FORMATS if name not in _OF_SERIES)
+def _no_series(what: str, *, name: str) -> InputError:
+    others = ", ".join(other for other, one in FORMATS.items() if not one.of_series)
     return InputError(
-        f"the format {kind} refers to a DICOM series; {what} did not come as one; segment the series, or choose one of {others}"
+        f"the format {name} refers to a DICOM series; {what} did not come as one; segment the series, or choose one of {others}"
     )
-
-
-def _of_series(kind: str) -> Format:
-    """`CASE.seg.dcm`, `CASE.rtstruct.dcm`."""
-
-    def write(found: Segmentation, out: Path) -> None:
-        if found.reference is None:
-            raise _no_series(found.case_id, kind=kind)
-        suffix, writer = _OF_SERIES[kind]
-        path = out / f"{found.case_id}{suffix}"
-        writer(found.label, table=found.table, geometry=found.geometry, reference=found.reference, path=path)
-
-    return write
 
 
 def _label_map(suffix: str) -> Format:
@@ -75,18 +78,50 @@ def _label_map(suffix: str) -> Format:
     def write(found: Segmentation, out: Path) -> None:
         write_label_map(found.label, geometry=found.geometry, path=out / f"{found.case_id}{suffix}")
 
-    return write
+    return Format(write=write)
 
 
-_OF_SERIES: Mapping[str, tuple[str, Callable[..., None]]] = {
-    "dicom-seg": (".seg.dcm", write_dicom_seg),
-    "rtstruct": (".rtstruct.dcm", write_rtstruct),
-}
+def _masks(found: Segmentation, out: Path) -> None:
+    """`CASE/STRUCTURE.nii.gz`."""
+    write_masks(found.label, geometry=found.geometry, table=found.table, folder=out / found.case_id)
+
+
+def _segments(found: Segmentation, out: Path) -> None:
+    """`CASE.seg.nrrd`."""
+    path = out / f"{found.case_id}.seg.nrrd"
+    write_segments(found.label, geometry=found.geometry, table=found.table, path=path)
+
+
+def _segrap(structures: tuple[str, ...]) -> Format:
+    """`CASE.mha` of four dimensions."""
+
+    def write(found: Segmentation, out: Path) -> None:
+        path = out / f"{found.case_id}.mha"
+        write_stacked(found.label, geometry=found.geometry, table=found.table, structures=structures, path=path)
+
+    return Format(write=write, demand=partial(demand_structures, structures=structures))
+
+
+def _of_series(name: str, *, suffix: str, writer: Callable[..., None]) -> Format:
+    """`CASE` + suffix, on the slices of the series."""
+
+    def write(found: Segmentation, out: Path) -> None:
+        if found.reference is None:
+            raise _no_series(found.case_id, name=name)
+        path = out / f"{found.case_id}{suffix}"
+        writer(found.label, table=found.table, geometry=found.geometry, reference=found.reference, path=path)
+
+    return Format(write=write, of_series=True)
+
 
 FORMATS: Mapping[str, Format] = {
     "nii.gz": _label_map(".nii.gz"),
     "nrrd": _label_map(".nrrd"),
     "mha": _label_map(".mha"),
-    "dicom-seg": _of_series("dicom-seg"),
-    "rtstruct": _of_series("rtstruct"),
+    "masks": Format(write=_masks, demand=demand_file_names),
+    "seg.nrrd": Format(write=_segments, demand=demand_segment_names),
+    "segrap2023_oar": _segrap(ORGANS),
+    "segrap2023_gtv": _segrap(TUMOURS),
+    "dicom-seg": _of_series("dicom-seg", suffix=".seg.dcm", writer=write_dicom_seg),
+    "rtstruct": _of_series("rtstruct", suffix=".rtstruct.dcm", writer=write_rtstruct),
 }

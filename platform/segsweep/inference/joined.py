@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, unknown
+from segsweep.learning.inference import CleanUp
 from segsweep.learning.task import Scans, Task
 
 
@@ -57,6 +58,18 @@ def outputs_of(task: Task, *, dataset: str) -> tuple[int, ...]:
     if task.head == "sigmoid":
         return own
     return tuple(task.table.within([task.table.labels.structures[index] for index in own]).tolist())
+
+
+def clean_up_of(rules: CleanUp, *, dataset: str) -> CleanUp:
+    """A joint model's rules for one of its datasets alone, in that one's own names."""
+
+    def own(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.removeprefix(f"{dataset}/") for name in names if name.startswith(f"{dataset}/"))
+
+    anchors = own(rules.anchors)
+    return dataclasses.replace(
+        rules, largest=own(rules.largest), anchors=anchors if len(anchors) == len(rules.anchors) else ()
+    )
 
 
 def demand_dataset(task: Task) -> None:

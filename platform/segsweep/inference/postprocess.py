@@ -1,6 +1,7 @@
 """Connected components of a label map: the largest of a structure stays, and what lies too far from the body's centre goes.
 
-The rules of FLARE22's accelerated nnU-Net (Huang et al., 2022, section 2.4) and, as `axes="z"`, those of its released code.
+The rules of FLARE22's accelerated nnU-Net (Huang et al., 2022, section 2.4) and, as `axes="z"`, those of its released code; with
+`foreground` also nnU-Net's for all structures together (Isensee et al., Nature Methods 2021).
 """
 
 from dataclasses import dataclass
@@ -33,14 +34,17 @@ class Components:
 
 
 def clean(label: NDArray, *, rules: CleanUp, table: LabelTable, spacing: Spacing) -> NDArray:
-    """Atom values (z, y, x) without the components that the rules refuse; distances go first, the largest is of what then stays.
+    """Atom values (z, y, x) without the components that the rules refuse: the whole foreground's go first, then those too far away, and
+    the largest is of what then stays. Of equal ones, it is the one that comes first in (z, y, x).
 
-    A voxel of a refused component keeps its other structures, where the table has an atom of these alone.
+    A voxel of a refused component of a structure keeps its other structures, where the table has an atom of these alone.
     """
-    if not rules.largest and not rules.anchors:
+    if rules == CleanUp():
         return label
     result = label.copy()
     part = result[box(label > 0, margin=(0, 0, 0))]
+    if rules.foreground == "largest":
+        _keep_largest(part)
     centre = _centre(part, rules=rules, table=table, spacing=spacing)
     for name in table.labels.structures:
         if name not in rules.largest and centre is None:
@@ -56,6 +60,15 @@ def clean(label: NDArray, *, rules: CleanUp, table: LabelTable, spacing: Spacing
         seen = part[found.region]
         seen[refused] = _without(name, table=table)[seen[refused]]
     return result
+
+
+def _keep_largest(label: NDArray) -> None:
+    """Leave background alone outside the largest component of all that is not background."""
+    numbers = np.empty(label.shape, dtype=np.int32)
+    ndimage.label(label > 0, structure=NEIGHBOURS_26, output=numbers)
+    sizes = np.bincount(numbers.ravel())[1:]
+    if len(sizes) > 1:
+        label[numbers != 1 + np.argmax(sizes)] = 0
 
 
 def components(mask: NDArray[np.bool_], *, spacing: Spacing) -> Components:

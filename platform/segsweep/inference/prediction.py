@@ -20,16 +20,15 @@ from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, ModelError, ResourceError, SegsweepError
 from segsweep.inference import formats
 from segsweep.inference.budget import Part, Resources, find_room, needs
-from segsweep.inference.cascade import part_of
+from segsweep.inference.cascade import around, part_of
 from segsweep.inference.export import Output, Planes, combine, label_on_grid
-from segsweep.inference.joined import Outputs, demand_dataset, outputs_of, scans_with, task_of
+from segsweep.inference.joined import Outputs, clean_up_of, demand_dataset, outputs_of, scans_with, task_of
 from segsweep.inference.performance import Stopwatch, Usage, record
 from segsweep.inference.postprocess import clean
 from segsweep.inference.probability_maps import SUFFIX, ProbabilityMaps
 from segsweep.inference.scans import LoadedScan, Segmentable
 from segsweep.inference.sliding import TOGETHER, flip_sets, predict_planes
 from segsweep.learning.checkpoint import FINDER, load_model
-from segsweep.learning.crop import box, in_voxels
 from segsweep.learning.inference import Inference
 from segsweep.learning.memory import forward_bytes
 from segsweep.learning.patches import Region, whole
@@ -69,12 +68,12 @@ class Member:
         return forward_bytes(self.model, patch_size=patch, channels=channels, batch_size=TOGETHER)
 
     def region(self, image: NDArray, *, geometry: Geometry, resources: Resources | None = None) -> Region:
-        """Where in a canonical image (c, z, y, x) in HU the model looks: all of it when its finder finds nothing."""
+        """Where in a canonical image (c, z, y, x) in HU the model looks: all of it, and stderr says so, when its finder finds nothing."""
         margin_mm = self.inference.margin_mm
         if self.finder is None or margin_mm is None:
             return whole(geometry.shape)
         found = Predictor(members=(self.finder,)).segment(image, geometry=geometry, resources=resources)
-        return box(found > 0, margin=in_voxels((margin_mm, margin_mm, margin_mm), spacing=geometry.spacing))
+        return around(found, margin_mm=margin_mm, geometry=geometry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,19 +234,20 @@ def predict(
     """Segment every scan. Afterwards `out` holds each one's files, `labels.json` (structure name -> its values) and `performance.csv`.
 
     With `probabilities` it also holds each one's `CASE.probabilities.zarr` (see `probability_maps`).
-    The next scan is read while the current one is segmented. `kind` names the format of the files: "nii.gz" is one label map `CASE.nii.gz`.
+    The next scan is read while the current one is segmented. `kind` names the format of the files: "nii.gz" is one label map
+    `CASE.nii.gz`, "masks" a folder `CASE` with a mask a structure.
 
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
     joint store needs none, since it belongs to one.
     A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced.
     Raises InputError when `out` holds label maps of another meaning. `progress` is told (scans done, all scans).
     """
-    write = formats.find_format(kind)
-    formats.demand_series(scans, kind=kind)
+    chosen = formats.find_format(kind)
     predictor = predictor.only(dataset) if dataset else predictor
     table = predictor.table_task.table
     if mirror is not None:
         flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
+    formats.demand_possible(kind, scans=scans, table=table)
     _demand_same_labels(out, table=table)
     out.mkdir(parents=True, exist_ok=True)
     resources = resources or Resources()
@@ -262,7 +262,7 @@ def predict(
                 with stopwatch.stage("write"):
                     if maps is not None:
                         maps.write(out / f"{case_id}{SUFFIX}", structures=table.labels.structures)
-                    write(found, out)
+                    chosen.write(found, out)
             record(out, case_id=case_id, seconds={"read": read.seconds, **stopwatch.seconds}, usage=usage)
             written.append(case_id)
         except (SegsweepError, OSError) as error:
@@ -367,7 +367,13 @@ def member_planes(
 
 def _only(member: Member, *, dataset: str) -> Member:
     task = task_of(member.task, dataset=dataset)
-    return replace(member, model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)), task=task)
+    rules = clean_up_of(member.inference.clean_up, dataset=dataset)
+    return replace(
+        member,
+        model=Outputs(member.model, kept=outputs_of(member.task, dataset=dataset)),
+        task=task,
+        inference=replace(member.inference, clean_up=rules),
+    )
 
 
 def _of_their_datasets(structures: Collection[str], *, table: LabelTable) -> list[str]:

@@ -133,7 +133,7 @@ def load_model(folder: Path) -> LoadedModel:
         model=model.eval(),
         task=task,
         run=document["run"],
-        inference=method.inference(params, task=task),
+        inference=method.inference(params, task=task).recorded(document),
         finder=finder_of(folder),
         precision=params.precision,
     )

@@ -164,10 +164,12 @@ def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
     folder = fetch(uri, workspace=workspace)
     if not (folder / ENSEMBLE).is_file():
         return Predictor(members=(load_member(folder),))
-    ensemble = ensemble_from_json(json.loads((folder / ENSEMBLE).read_text()))
+    document = json.loads((folder / ENSEMBLE).read_text())
+    ensemble = ensemble_from_json(document)
     folders = [member_folder(member, workspace=workspace) for member in ensemble.members]
     pairs = zip(folders, ensemble.members, strict=True)
-    return Predictor(members=tuple(load_member(folder, weight=member.weight) for folder, member in pairs))
+    first, *others = (load_member(folder, weight=member.weight) for folder, member in pairs)
+    return Predictor(members=(replace(first, inference=first.inference.recorded(document)), *others))
 
 
 def distinct(members: Sequence[str], *, workspace: Workspace) -> list[Registered]:

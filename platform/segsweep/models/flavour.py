@@ -1,18 +1,31 @@
-"""What `mlflow.pyfunc.load_model("models:/NAME/1")` gives for our models: scans in, label maps written, their paths back."""
+"""What `mlflow.pyfunc.load_model("models:/NAME/1")` gives for our models: scans in, label maps written, their paths back.
 
+`mlflow models serve` serves the same: it reads and writes the files of the machine that it runs on, for whoever can reach it.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segsweep.data.readers import is_scan, stem
-from segsweep.errors import InputError
+from segsweep.errors import InputError, SegsweepError
 from segsweep.inference.prediction import Predictor, predict, segment_scan
 from segsweep.inference.scans import ScanCase, Segmentable, find_dicom
 from segsweep.inference.writers import write_label_map
 from segsweep.models.ensemble import load_predictor
 from segsweep.workspace import current_workspace
 
+# isort: split
+# After ensemble, which sets the switches that MLflow reads when it is imported.
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
 REQUIRED = ("image", "output")
+
+
+class RefusedError(InputError, MlflowException):
+    """An InputError whose sentence MLflow's server gives its client, with HTTP status 400; it hides those of other exceptions."""
 
 
 class Segmenter:
@@ -29,7 +42,10 @@ class Segmenter:
         then holds CASE.nii.gz and labels.json. Of a model that joins several datasets, "dataset" names the one whose structures are
         segmented. MLflow's interface asks for `params`; there are none. Raises InputError that names the row or file.
         """
-        return [str(self._segment(row)) for row in _rows(model_input)]
+        try:
+            return [str(self._segment(row)) for row in _rows(model_input)]
+        except SegsweepError as error:
+            raise RefusedError(str(error), error_code=BAD_REQUEST) from None
 
     def _segment(self, row: Mapping[str, Any]) -> Path:
         output = Path(row["output"])
@@ -71,7 +87,9 @@ def _only_series(folder: Path, *, channels: Sequence[str]) -> Segmentable:
 def _rows(model_input: Any) -> Sequence[Mapping[str, Any]]:
     if hasattr(model_input, "to_dict"):
         model_input = model_input.to_dict(orient="records")
-    rows = [model_input] if isinstance(model_input, Mapping) else list(model_input)
+    given = [model_input] if isinstance(model_input, Mapping) else list(model_input)
+    # A table has a value in every cell: NaN where a row had none.
+    rows = [{name: value for name, value in row.items() if not _absent(value)} for row in given]
     for number, row in enumerate(rows):
         missing = [name for name in REQUIRED if name not in row]
         if missing:
@@ -79,3 +97,7 @@ def _rows(model_input: Any) -> Sequence[Mapping[str, Any]]:
                 f"row {number} lacks {missing[0]!r} (it has: {', '.join(row)}); expected 'image' and 'output'"
             )
     return rows
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

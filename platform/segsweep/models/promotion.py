@@ -24,6 +24,7 @@ from segsweep.evaluation.whole_scans import Scores
 from segsweep.models.catalogue import Registered, resolve, set_alias, versions
 from segsweep.models.contenders import Contender, choices, contender, demand_comparable, open_data, unseen
 from segsweep.models.ensemble import load_predictor
+from segsweep.models.postprocessing import FROM_TAG
 from segsweep.models.scores import scan_scores
 from segsweep.models.tracking import answered, connect
 from segsweep.workspace import Workspace
@@ -34,6 +35,9 @@ PROMOTED_TAG, AGAINST_TAG = "segsweep.promoted", "segsweep.promotion.against"
 REASON_TAG, NUMBERS_TAG = "segsweep.promotion.reason", "segsweep.promotion.numbers"
 MEAN_DICE = Measure()
 ENSEMBLE_NOTICE = "The candidate is an ensemble: p is corrected for the trials of its members' sweeps, not for how they were combined."
+CLEANED_NOTICE = (
+    "The clean-up of {uri} was chosen on cases that it is compared on here (segsweep postprocess), which favours it."
+)
 # More structures than this are counted in a sentence instead of named.
 MOST_NAMES = 8
 
@@ -166,6 +170,9 @@ def _compare(
         choices=number,
     )
     notices = (ENSEMBLE_NOTICE,) if number > 1 and len(candidate.trainings) > 1 else ()
+    cleaned = {item.version for item in versions(champion.name, workspace=workspace) if FROM_TAG in item.tags}
+    pair = (candidate.version, champion)
+    notices += tuple(CLEANED_NOTICE.format(uri=one.uri) for one in pair if one.version in cleaned)
     return _Compared(
         store=opened,
         cases=cases,

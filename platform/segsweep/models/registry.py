@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from segsweep.errors import ModelError
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, verify
+from segsweep.learning.inference import CLEAN_UP
 from segsweep.models.cards import card, in_words, structures
 from segsweep.models.catalogue import Registered, listed_versions, resolve
 from segsweep.models.tracking import DIGEST_TAG, INTERVAL_TAG, Tracker, answered, connect
@@ -118,14 +119,18 @@ def describe(folder: Path, *, scores: Scores | None = None) -> str:
     Without scores come its metrics, as a table.
     """
     lines: list[str] = []
+    document: dict[str, Any] = {}
     if (folder / RUN).is_file():
-        run = _read_json(folder / RUN)["run"]
+        document = _read_json(folder / RUN)
+        run = document["run"]
         facts = [f"{key} `{run[key]}`" for key in ("trainable", "store", "fold", "seed") if key in run]
         lines.append(f"Checkpoint: {', '.join(facts)}.")
     if (folder / ENSEMBLE).is_file():
-        ensemble = _read_json(folder / ENSEMBLE)
-        lines.append(f"Ensemble ({ensemble['rule']}) of {len(ensemble['members'])} members:\n")
-        lines += [f"* `{member['uri']}`, weight {member['weight']:g}" for member in ensemble["members"]]
+        document = _read_json(folder / ENSEMBLE)
+        lines.append(f"Ensemble ({document['rule']}) of {len(document['members'])} members:\n")
+        lines += [f"* `{member['uri']}`, weight {member['weight']:g}" for member in document["members"]]
+    if found := document.get(CLEAN_UP):
+        lines.append(f"\nClean-up `{json.dumps(found['rules'])}`, found for `{found['from']['uri']}`.")
     if scores and structures(scores):
         return "\n".join([card(scores), "", *lines])
     metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
