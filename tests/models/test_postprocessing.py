@@ -49,7 +49,7 @@ def test_what_helps_is_recorded_in_a_new_version(enter: Enter, organs: Store, wo
     client = connect(workspace)
     old, new = (client.get_model_version("crumbs", number) for number in "12")
     assert new.run_id == old.run_id, "so that `promote` counts the trials that both were chosen from"
-    assert "Clean-up" in new.description and "**Dice" in new.description
+    assert "Clean-up" in str(new.description) and "**Dice" in str(new.description)
 
     set_alias("crumbs", alias="champion", version=1, workspace=workspace)
     page = promote("models:/crumbs/2", workspace=workspace).page

@@ -19,9 +19,6 @@ from segsweep.data.geometry import Geometry
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError
 
-SUFFIX = ".mha"
-# Masks are mostly zeros: more effort takes longer and gains little.
-EFFORT = 2
 HEADER = """ObjectType = Image
 NDims = 4
 BinaryData = True
@@ -83,7 +80,7 @@ def write_stacked(
 
 
 def _pack(label: NDArray, *, table: LabelTable, structures: Sequence[str], into: IO[bytes]) -> None:
-    packer = zlib.compressobj(EFFORT)
+    packer = zlib.compressobj()
     for name in structures:
         for plane in label:
             into.write(packer.compress(table.mask(plane, structure=name).astype(np.uint8).tobytes()))

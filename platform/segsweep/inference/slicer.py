@@ -15,7 +15,8 @@ from segsweep.errors import InputError
 
 # Steps of hue that never come back close to an earlier one.
 GOLDEN = 0.618034
-EFFORT = 2
+# Of 9, which takes longer and gains nothing.
+EFFORT = 6
 
 
 def demand_segment_names(table: LabelTable) -> None:

@@ -60,8 +60,9 @@ class Inference:
 
 def clean_up_from_json(values: Mapping[str, Any]) -> CleanUp:
     """The CleanUp that `to_json` wrote. Raises ModelError for a rule that this version does not know."""
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
-        return CleanUp(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return CleanUp(**given)
     except TypeError:
         raise ModelError(
             f"the model records the clean-up {', '.join(values)}; expected rules that this segsweep knows; update segsweep"
