@@ -40,7 +40,10 @@ VERBS = {
     "tune": (("SPACE", "STORE", "KEY=VALUE"), ()),
     "ensemble": (("STORE", "KEY=VALUE"), ()),
     "promote": (("MODEL", "KEY=VALUE"), ("--force",)),
-    "predict": (("MODEL", "SCANS", "OUT"), ("--split", "--mirror", "--dataset")),
+    "predict": (
+        ("MODEL", "SCANS", "OUT"),
+        ("--split", "--mirror", "--dataset", "--format", "--max-memory", "--precision", "--probabilities"),
+    ),
     "evaluate": (("PREDICTIONS", "REFERENCE"), ("--profile", "--out", "--labels", "--tolerance", "--compare")),
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),
