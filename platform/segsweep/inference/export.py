@@ -123,13 +123,12 @@ def combine(outputs: Sequence[Output], *, keep: Callable[[], Kept] = dict) -> Sc
 class _Plane:
     """One source slice: its scores (k, y, x), and the best atom (y, x) of each of its voxels."""
 
-    values: torch.Tensor
+    values: NDArray[np.float32]
     best: NDArray[np.uint8 | np.uint16]
 
 
-def _plane(values_KYX: NDArray[np.float32], *, table: torch.Tensor | None) -> _Plane:
-    values = torch.from_numpy(values_KYX)
-    atoms = values_KYX if table is None else torch.tensordot(table.T, values.double(), dims=1).numpy()
+def _plane(values: NDArray[np.float32], *, table: torch.Tensor | None) -> _Plane:
+    atoms = values if table is None else torch.tensordot(table.T, torch.from_numpy(values).double(), dims=1).numpy()
     return _Plane(values=values, best=_best(atoms))
 
 
@@ -179,11 +178,12 @@ def _corners(pair: Pair[_Plane], *, mixed: NDArray[np.bool_]) -> _Corners:
     around = mixed.copy()
     around[1:] |= mixed[:-1]
     around[:, 1:] |= around[:, :-1].copy()
-    chosen = torch.from_numpy(np.flatnonzero(around))
-    values = [plane.values.flatten(1).index_select(1, chosen).T.double() for plane in (pair.low, pair.high)]
+    chosen = np.flatnonzero(around)
+    # Numpy's `take` has them in half the time of torch's `index_select`.
+    values = [plane.values.reshape(len(plane.values), -1).take(chosen, axis=1) for plane in (pair.low, pair.high)]
     row = np.zeros((2, *mixed.shape), dtype=np.int64)
     row[:, around] = np.arange(2 * len(chosen)).reshape(2, -1)
-    return _Corners(values=torch.cat(values), row=row)
+    return _Corners(values=torch.cat([torch.from_numpy(one).T.double() for one in values]), row=row)
 
 
 def _interpolate(corners: _Corners, *, share: float, y: Taps, x: Taps, at: tuple[NDArray, NDArray]) -> torch.Tensor:
