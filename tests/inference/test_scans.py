@@ -94,7 +94,7 @@ def test_a_series_becomes_an_object_on_it(
         write_series(tmp_path / "in", voxels=voxels, row=row, column=column, spacing=SPACING), channels=("CT",)
     )
     predict(cases, predictor=bright("CT"), out=tmp_path / "out", kind=kind)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([file, "labels.json"])
+    assert [path.name for path in (tmp_path / "out").glob("*in*")] == [file]
     (series,) = find_series(tmp_path / "in")
     ((_, mask),) = read_segments(tmp_path / "out" / file, scan=read_series(series), names={"bright": "bright"})
     assert np.array_equal(mask, voxels > 0)
