@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from torch import Tensor, nn
 
+from segsweep.data.dicom import find_series, read_series
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import read_labels
+from segsweep.data.segments import read_segments
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError
 from segsweep.inference.prediction import Member, Predictor, predict
-from segsweep.inference.scans import Misfit, ScanCase, SeriesCase, find_files, find_scans
+from segsweep.inference.scans import LoadedScan, Misfit, ScanCase, Segmentable, SeriesCase, find_files, find_scans
 from segsweep.inference.writers import write_image
 from segsweep.learning.task import Normalisation, Task
 
@@ -78,6 +81,44 @@ def test_a_series_in_any_orientation(name: str, write_series: WriteSeries, tmp_p
     steps = 2 * np.cross(row, column) + 4 * np.array(column) + 5 * np.array(row)
     corner = np.array([-31, 12.5, 104]) + SPACING[0] * steps
     assert np.allclose(found.geometry.position((2, 4, 5)), corner, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("dicom-seg", "in.seg.dcm"), ("rtstruct", "in.rtstruct.dcm")])
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_a_series_becomes_an_object_on_it(
+    name: str, kind: str, file: str, write_series: WriteSeries, tmp_path: Path
+) -> None:
+    row, column = ORIENTATIONS[name]
+    voxels = noise(5, 7, 6)
+    cases = find_scans(
+        write_series(tmp_path / "in", voxels=voxels, row=row, column=column, spacing=SPACING), channels=("CT",)
+    )
+    predict(cases, predictor=bright("CT"), out=tmp_path / "out", kind=kind)
+    assert [path.name for path in (tmp_path / "out").glob("*in*")] == [file]
+    (series,) = find_series(tmp_path / "in")
+    ((_, mask),) = read_segments(tmp_path / "out" / file, scan=read_series(series), names={"bright": "bright"})
+    assert np.array_equal(mask, voxels > 0)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A case from a reader of one's own."""
+
+    case: Segmentable
+    case_id: str = "own"
+
+    def load(self) -> LoadedScan:
+        return replace(self.case.load(), reference=None)
+
+
+def test_objects_on_a_series_need_a_series(write_series: WriteSeries, tmp_path: Path) -> None:
+    write_image(noise(4, 7, 6), geometry=grid((4, 7, 6)), path=tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"rtstruct refers to a DICOM series.*choose one of nii\.gz, nrrd, mha"):
+        predict(find_scans(tmp_path, channels=("CT",)), predictor=bright("CT"), out=tmp_path / "out", kind="rtstruct")
+    assert not (tmp_path / "out").exists(), "refused before any work"
+    (case,) = find_scans(write_series(tmp_path / "in", voxels=noise(4, 7, 6)), channels=("CT",))
+    done = predict([Elsewhere(case), case], predictor=bright("CT"), out=tmp_path / "out", kind="dicom-seg")
+    assert done.written == ("in",) and "own did not come as one" in done.failures["own"]
 
 
 def test_the_loaded_series_says_which_it_is(write_series: WriteSeries, tmp_path: Path) -> None:

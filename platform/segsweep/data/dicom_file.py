@@ -1,6 +1,7 @@
 """Opens DICOM files and takes checked values out of them; no message ever quotes what a file holds, for it may name a patient."""
 
 import logging
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _OF_MANY = tuple(
 # 128 bytes of anything, DICM, and the element that says how many bytes of preface follow it.
 _PREFACE_BYTES = 128 + 4 + 12
 
+# Python keeps one list of warnings for all threads: one that reads must not take those of another that reads or writes.
+_ONE_AT_A_TIME = threading.Lock()
+
 # pydicom's warnings quote values on the terminal and in log files; what matters is checked here.
 warnings.filterwarnings("ignore", module="pydicom")
 config.settings.reading_validation_mode = config.IGNORE
@@ -67,7 +71,7 @@ def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
             raise InputError(f"{path.name} is cut off; expected a whole DICOM file; copy or export it again")
         if preface.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise InputError(f"{path.name} is deflated as a whole; expected it without; export it uncompressed")
-        with warnings.catch_warnings(record=True) as warned:
+        with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             dataset = dcmread(path, specific_tags=tags, stop_before_pixels=tags is not None)  # type: ignore[arg-type]
         if tags is None and (_ends_early(dataset) or any(" in file " in str(warning.message) for warning in warned)):

@@ -2,7 +2,6 @@
 
 import colorsys
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -92,11 +91,9 @@ def colour(index: int) -> tuple[int, int, int]:
 
 @contextmanager
 def composing(name: str) -> Iterator[None]:
-    """Turns whatever the libraries raise while they compose an object into an InputError, and keeps their warnings off the terminal:
-    both may quote a patient."""
+    """Turns whatever the libraries raise while they compose an object, which may quote a patient, into an InputError."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     except (SegsweepError, OSError, MemoryError):
         raise
     except Exception:

@@ -1,6 +1,7 @@
 """Writes DICOM SEG: one binary segment a structure, which may overlap, on the slices of the DICOM series that they were found on."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,10 @@ from segsweep.data.dicom_writing import (
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Reference
 from segsweep.data.structures import LabelTable
+
+# For all threads and for good: warnings that are held back for a while in one thread would be missed in the others, which read.
+warnings.filterwarnings("ignore", module="highdicom")
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -48,7 +53,6 @@ def write_dicom_seg(label: NDArray, *, table: LabelTable, geometry: Geometry, re
     """
     import highdicom  # noqa: PLC0415  takes a second and 100 MB, which other formats and verbs do without
 
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     name = path.name
     names = dicom_names(table, name=name)
     slices = source_slices(reference, name=name)
