@@ -138,12 +138,13 @@ def available_bytes() -> int:
 
 
 def _left_in_container(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes below the limit of control groups (version 2); infinite without one."""
+    """Bytes below the limit of control groups (version 2); infinite without one. Cached files make room when it is needed."""
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no such group, or "max"
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    except (OSError, ValueError, KeyError):  # no such group, or "max"
         return math.inf
-    return max(0, limit - used)
+    return max(0, limit - used + int(cached))
 
 
 def read_size(text: str) -> int:
