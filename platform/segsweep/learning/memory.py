@@ -56,8 +56,9 @@ def forward_bytes(model: nn.Module, *, patch_size: Size, channels: int, batch_si
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     living = _Living()
-    with torch.no_grad(), living:
-        shadow(torch.empty(batch_size, channels, *patch_size, device="meta"))
+    # The device is also that of what the model makes on its way.
+    with torch.no_grad(), torch.device("meta"), living:
+        shadow(torch.empty(batch_size, channels, *patch_size))
     return living.most + living.largest
 
 
