@@ -9,6 +9,7 @@ label map. Bars at 45 classes: at least 15 times as fast as its default, at most
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -145,10 +146,14 @@ def differences(logits: NDArray, *, label: NDArray) -> tuple[int, int]:
     """Voxels whose label differs from the argmax of float64 interpolation of everything: those that are no ties, and ties."""
     z, y, x = (weights(n, m=m) for n, m in zip(logits.shape[1:], label.shape, strict=True))
     counts = [0, 0]
+
+    @functools.lru_cache(maxsize=2)
+    def plane(at: int) -> NDArray[np.float64]:
+        return y @ logits[:, at].astype(np.float64) @ x.T
+
     for index, found in enumerate(label):
-        near = np.flatnonzero(z[index])
-        plane = np.tensordot(z[index, near], logits[:, near].astype(np.float64), axes=(0, 1))
-        scores = y @ plane @ x.T
+        scores = sum(z[index, at] * plane(int(at)) for at in np.flatnonzero(z[index]))
+        assert isinstance(scores, np.ndarray)  # every voxel has a neighbour
         own = np.take_along_axis(scores, found[None].astype(np.int64), axis=0)[0]
         behind = scores.max(axis=0) - own
         counts[0] += int((behind > TIE).sum())

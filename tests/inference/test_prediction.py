@@ -316,6 +316,22 @@ def test_an_ensemble_gives_the_same_from_memory_and_from_disk(heads: tuple[Head,
     assert spilled == 2 * list(range(19)) and len(np.unique(in_memory)) == 3
 
 
+def test_a_processor_computes_in_float32_unless_told_otherwise():
+    seen: list[bool] = []
+
+    class Told(Bands):
+        def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(x_BCZYX)
+
+    member = Member(model=Told(), task=task(BANDS, head="softmax"), precision="bfloat16")
+    predictor, scan = Predictor(members=(member,)), {"image": noise((8, 8, 8))[None], "geometry": grid((8, 8, 8))}
+    predictor.segment(**scan)
+    predictor.segment(**scan, resources=Resources(precision="bfloat16"))
+    # The first of all calls is that on shapes alone, which reckons the memory.
+    assert seen == [False, False, True]
+
+
 def test_the_next_scan_is_read_while_one_is_segmented(tmp_path: Path):
     events: list[str] = []
     reading = threading.Event()

@@ -56,8 +56,9 @@ def forward_bytes(model: nn.Module, *, patch_size: Size, channels: int, batch_si
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     living = _Living()
-    with torch.no_grad(), living:
-        shadow(torch.empty(batch_size, channels, *patch_size, device="meta"))
+    # The device is also that of what the model makes on its way.
+    with torch.no_grad(), torch.device("meta"), living:
+        shadow(torch.empty(batch_size, channels, *patch_size))
     return living.most + living.largest
 
 
@@ -138,12 +139,13 @@ def available_bytes() -> int:
 
 
 def _left_in_container(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes below the limit of control groups (version 2); infinite without one."""
+    """Bytes below the limit of control groups (version 2); infinite without one. Cached files make room when it is needed."""
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no such group, or "max"
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    except (OSError, ValueError, KeyError):  # no such group, or "max"
         return math.inf
-    return max(0, limit - used)
+    return max(0, limit - used + int(cached))
 
 
 def read_size(text: str) -> int:
