@@ -71,8 +71,7 @@ def _case(image: Any) -> ScanCase:
     if not paths:
         raise InputError("a row names no image; expected a path, or one path a channel")
     images = tuple(Path(path) for path in paths)
-    name = stem(images[0])
-    return ScanCase(case_id=name if len(images) == 1 else name.removesuffix("_0000"), images=images)
+    return ScanCase(case_id=stem(images[0]).removesuffix("_0000"), images=images)
 
 
 def _rows(model_input: Any) -> Sequence[Mapping[str, Any]]:
