@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segsweep.cli import main
 from segsweep.data.geometry import Geometry
-from segsweep.data.readers import read_labels
+from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError
 from segsweep.inference.joined import clean_up_of, outputs_of, task_of
@@ -147,3 +147,17 @@ def test_a_joint_models_clean_up_is_that_of_the_dataset_in_its_own_names() -> No
     member = Member(model=Bands(), task=task(), inference=Inference(clean_up=rules))
     (alone,) = Predictor(members=(member,)).only("b").members
     assert alone.inference.clean_up == clean_up_of(rules, dataset="b")
+
+
+def test_masks_of_a_joint_model_need_a_dataset_before_anything_is_segmented(scan: ScanCase, tmp_path: Path) -> None:
+    predictor = Predictor(members=(Member(model=Bands(), task=task("softmax")),))
+    with pytest.raises(InputError, match=r"structure 'a/liver' is no name for a file.*--dataset"):
+        predict([scan], predictor=predictor, out=tmp_path / "out", kind="masks")
+    assert not (tmp_path / "out").exists()
+    predictor = Predictor(members=(Member(model=Bands(), task=task()),))
+    assert predict([scan], predictor=predictor, out=tmp_path / "out", kind="masks", dataset="a").written == ("scan",)
+    masks = {path.name for path in (tmp_path / "out" / "scan").iterdir()}
+    assert masks == {"liver.nii.gz", "spleen.nii.gz"}
+    assert (
+        read_labels(tmp_path / "out" / "scan" / "liver.nii.gz").voxels == (read_scan(scan.images[0]).voxels > 0)
+    ).all()

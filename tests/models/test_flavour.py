@@ -69,9 +69,11 @@ def test_ensemble_loads_its_members(tracker, put, scan: Path, voxels: np.ndarray
 @pytest.mark.usefixtures("mlflow_here")
 def test_one_path_a_channel(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
     write_image(voxels[::-1], geometry=GEOMETRY, path=tmp_path / "other.nii.gz")
+    scan = scan.rename(tmp_path / "chest_0000.nii.gz")
     model = mlflow.pyfunc.load_model(put("flavour-channels", threshold=0.5, channels=("CT", "PET")))
     images = [str(scan), str(tmp_path / "other.nii.gz")]
     (written,) = model.predict([{"image": images, "output": str(tmp_path / "two")}])
+    assert Path(written).name == "chest.nii.gz", "as `predict` names it"
     np.testing.assert_array_equal(read_labels(Path(written)).voxels, voxels > 0.5)
     with pytest.raises(InputError, match="the image has 1 channels"):
         model.predict([{"image": images[0], "output": str(tmp_path / "two")}])

@@ -13,9 +13,9 @@ from segsweep.learning.inference import CleanUp
 from segsweep.models import registry
 from segsweep.models.catalogue import Registered, set_alias, versions
 from segsweep.models.ensemble import build, load_predictor
-from segsweep.models.postprocessing import FROM_TAG, postprocess
+from segsweep.models.postprocessing import postprocess
 from segsweep.models.promotion import promote
-from segsweep.models.tracking import DATA_TAG, Tracker, connect
+from segsweep.models.tracking import DATA_TAG, FROM_TAG, Tracker, connect
 from segsweep.workspace import Workspace
 
 # Thresholds: above one lie many voxels of the organ and a crumb or two of noise, above the other lies nothing.
@@ -27,7 +27,9 @@ WHOLE = CleanUp(foreground="largest")
 Enter = Callable[..., Registered]
 
 
-def test_what_helps_is_recorded_in_a_new_version(enter: Enter, organs: Store, workspace: Workspace) -> None:
+def test_what_helps_is_recorded_in_a_new_version(
+    enter: Enter, organs: Store, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = enter("crumbs", CRUMBS, fold=1)
     told: list[tuple[int, int]] = []
     done = postprocess(raw.uri, workspace=workspace, progress=lambda *counts: told.append(counts))
@@ -55,6 +57,8 @@ def test_what_helps_is_recorded_in_a_new_version(enter: Enter, organs: Store, wo
     page = promote("models:/crumbs/2", workspace=workspace).page
     assert page is not None and "The clean-up of models:/crumbs/2 was chosen on cases" in page.read_text()
 
+    assert cli.main(["list", "models"]) == 0
+    assert "  models:/crumbs/2  models:/crumbs/1 with a clean-up\n" in capsys.readouterr().out
     again = postprocess(done.registered.uri, workspace=workspace)
     assert (
         again.registered is None

@@ -128,9 +128,11 @@ def _describe_recipe(name: str) -> None:
 
 def _list_models() -> None:
     from segsweep.models.catalogue import models
+    from segsweep.models.tracking import FROM_TAG
 
     console.print("[bold]models[/bold]")
     for model in models(current_workspace()):
         aliases = "".join(f" @{alias}" for alias in model.aliases)
         dice = "" if model.dice is None else f"  dice {model.dice:.4f}"
-        say(f"  {model.uri}{aliases}{dice}")
+        cleaned = f"  {model.tags[FROM_TAG]} with a clean-up" if FROM_TAG in model.tags else ""
+        say(f"  {model.uri}{aliases}{dice}{cleaned}")

@@ -73,8 +73,7 @@ def _case(image: Any, *, channels: Sequence[str]) -> Segmentable:
     images = tuple(Path(path) for path in paths)
     if len(images) == 1 and images[0].is_dir():
         return _only_series(images[0], channels=channels)
-    name = stem(images[0])
-    return ScanCase(case_id=name if len(images) == 1 else name.removesuffix("_0000"), images=images)
+    return ScanCase(case_id=stem(images[0]).removesuffix("_0000"), images=images)
 
 
 def _only_series(folder: Path, *, channels: Sequence[str]) -> Segmentable:

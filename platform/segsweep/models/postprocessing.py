@@ -17,11 +17,9 @@ from segsweep.models.catalogue import Registered, resolve, versions
 from segsweep.models.contenders import contender, demand_comparable, open_data, unseen
 from segsweep.models.ensemble import load_predictor
 from segsweep.models.registry import ENSEMBLE, fetch, register
-from segsweep.models.tracking import DATA_TAG, FOLD_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, Tracker, answered
+from segsweep.models.tracking import DATA_TAG, FOLD_TAG, FROM_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, Tracker, answered
 from segsweep.workspace import Workspace
 
-# Tag of a version: the one that it has its weights from.
-FROM_TAG = "segsweep.cleaned_from"
 # What a version keeps of the one that it comes from. Not its Dice: `ensemble` would take the same weights twice.
 KEPT_TAGS = (DATA_TAG, FOLD_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, "segsweep.run")
 

@@ -24,9 +24,8 @@ from segsweep.evaluation.whole_scans import Scores
 from segsweep.models.catalogue import Registered, resolve, set_alias, versions
 from segsweep.models.contenders import Contender, choices, contender, demand_comparable, open_data, unseen
 from segsweep.models.ensemble import load_predictor
-from segsweep.models.postprocessing import FROM_TAG
 from segsweep.models.scores import scan_scores
-from segsweep.models.tracking import answered, connect
+from segsweep.models.tracking import FROM_TAG, answered, connect
 from segsweep.workspace import Workspace
 
 CHAMPION, CANDIDATE = "champion", "candidate"

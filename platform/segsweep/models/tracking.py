@@ -47,6 +47,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 KIND_TAG, SWEEP_TAG, TRIAL_TAG, FOLD_TAG = "segsweep.kind", "segsweep.sweep", "segsweep.trial", "segsweep.fold"
 DATA_TAG, DICE_TAG, DIGEST_TAG = "segsweep.data", "segsweep.dice", "segsweep.digest"
 INTERVAL_TAG = "segsweep.dice_interval"
+# Of a version that `segsweep postprocess` made: the version that its weights are of.
+FROM_TAG = "segsweep.cleaned_from"
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"
 CONTEXT_TAG, NOTE_TAG = "mlflow.data.context", "mlflow.note.content"
