@@ -29,7 +29,7 @@ from segsweep.evaluation.sources import (
     require,
 )
 from segsweep.evaluation.summary import finite, summarise
-from segsweep.evaluation.tally import Tally
+from segsweep.evaluation.tally import Readable, Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,13 @@ def evaluate(
     if not scores[predictions.name]:
         raise InputError(_nothing(predictions, tally=tally))
     summary = {"profile": rules.name, **tally.marks(), **summarise(scores, lesions=lesions, ranked=rules.ranked)}
-    report = Report(title=predictions.name, scores=scores, summary=summary, source=source, models=tally.readable())
+    report = Report(
+        title=predictions.name,
+        scores=scores,
+        summary=summary,
+        source=Readable(source, failed=()),
+        models=tally.readable(),
+    )
     _write(out, scores=scores, lesions=lesions, summary=summary, report=render(report))
     return Evaluation(scores=scores, lesions=lesions, summary=summary, failures=tally.sentences(), out=out)
 
