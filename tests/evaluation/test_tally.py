@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from segsweep.data.geometry import Geometry
 from segsweep.errors import InputError
 from segsweep.evaluation.evaluation import Evaluation, Options, evaluate
+from segsweep.evaluation.sources import open_folder
+from segsweep.evaluation.tally import Readable
 from segsweep.inference.writers import write_label_map
 
 GRID = Geometry(
@@ -193,3 +195,10 @@ def test_submissions_to_segrap2023(tmp_path: Path, reference: Path) -> None:
     number, cut_off = found.failures
     assert "c.mha: holds 3 masks; expected 45 or 2 in the order of SegRap2023" in number
     assert cut_off.startswith("p: d.mha: ")
+
+
+def test_the_last_case_is_read_once(reference: Path) -> None:
+    readable = Readable(open_folder(reference), failed={"c"})
+    assert readable.cases == ("a", "b", "d")
+    assert readable.read("a") is readable.read("a")
+    assert (readable.read("b").case, readable.read("a").case, readable.image("a")) == ("b", "a", None)

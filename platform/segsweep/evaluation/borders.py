@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from segsweep.data.geometry import Spacing
 from segsweep.evaluation.surface import nearest_mm
@@ -14,9 +13,7 @@ def symmetric_mm(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_],
     A border voxel has a face neighbour outside its mask; the rim of the array is no border, so that a box cut out of a scan needs a
     voxel of margin. Every voxel counts alike, whereas the surface elements of NSD, HD95 and the directed means count by area.
     """
-    borders = [
-        mask & ~np.asarray(ndimage.binary_erosion(mask, border_value=1), dtype=bool) for mask in (reference, prediction)
-    ]
+    borders = [_border(reference), _border(prediction)]
     places = [np.flatnonzero(border) for border in borders]
     if not (len(places[0]) and len(places[1])):
         return float("nan")
@@ -31,3 +28,13 @@ def symmetric_mm(prediction: NDArray[np.bool_], *, reference: NDArray[np.bool_],
         for i in (0, 1)
     ]
     return float(np.concatenate(distances).mean())
+
+
+def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels of the mask that have a face neighbour outside it."""
+    inner = mask.copy()
+    for axis in range(3):
+        here, there = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+        here[1:] &= there[:-1]
+        here[:-1] &= there[1:]
+    return mask & ~inner

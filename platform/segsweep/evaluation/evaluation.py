@@ -29,7 +29,7 @@ from segsweep.evaluation.sources import (
     require,
 )
 from segsweep.evaluation.summary import finite, summarise
-from segsweep.evaluation.tally import Tally
+from segsweep.evaluation.tally import Readable, Tally
 from segsweep.evaluation.worst import view_of
 
 
@@ -103,7 +103,12 @@ def evaluate(
         raise InputError(_nothing(predictions, tally=tally))
     summary = {"profile": rules.name, **tally.marks(), **summarise(scores, lesions=lesions, ranked=rules.ranked)}
     report = Report(
-        title=predictions.name, scores=scores, summary=summary, source=source, models=tally.readable(), view=view
+        title=predictions.name,
+        scores=scores,
+        summary=summary,
+        source=Readable(source, failed=()),
+        models=tally.readable(),
+        view=view,
     )
     _write(out, scores=scores, lesions=lesions, summary=summary, report=render(report))
     return Evaluation(scores=scores, lesions=lesions, summary=summary, failures=tally.sentences(), out=out)

@@ -143,24 +143,6 @@ class Submissions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Without:
-    """A source without some of its cases: those that could not be read."""
-
-    source: Source
-    hidden: frozenset[str]
-
-    @property
-    def cases(self) -> tuple[str, ...]:
-        return tuple(case for case in self.source.cases if case not in self.hidden)
-
-    def read(self, case: str) -> Labelled:
-        return self.source.read(case)
-
-    def image(self, case: str) -> NDArray | None:
-        return self.source.image(case)
-
-
-@dataclass(frozen=True, kw_only=True)
 class StoreLabels:
     """A store's own labels on the scans' native grids; only structures that were annotated in the case count."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,32 @@ from segsweep.errors import InputError, unknown
 from segsweep.evaluation.lesions import LesionScore, lesion_score
 from segsweep.evaluation.metrics import Score, empty_score, score
 from segsweep.evaluation.profiles import Profile, plain_name
-from segsweep.evaluation.sources import Labelled, Source, Without, named_by_ids, read_case
+from segsweep.evaluation.sources import Labelled, Source, named_by_ids, read_case
 from segsweep.evaluation.surface import union, with_margin
+
+# Whose files a failure belongs to when it is no model's.
+REFERENCE = "reference"
+
+
+class Readable:
+    """A source without the cases that failed. It keeps the last case that was read: a report asks for one once a picture."""
+
+    def __init__(self, source: Source, *, failed: Collection[str]) -> None:
+        self._source, self._failed = source, frozenset(failed)
+        self._last: Labelled | None = None
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        return tuple(case for case in self._source.cases if case not in self._failed)
+
+    def read(self, case: str) -> Labelled:
+        if self._last is None or self._last.case != case:
+            self._last = None  # two label maps need not lie in memory
+            self._last = self._source.read(case)
+        return self._last
+
+    def image(self, case: str) -> NDArray | None:
+        return self._source.image(case)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +90,9 @@ class Tally:
         lost = set(self.lesions) - {name for name in self.lesions if plain_name(name) in map(plain_name, known)}
         return (*told, *(unknown(name, kind="scored structures", known=known) for name in sorted(lost)))
 
-    def readable(self) -> Mapping[str, Source]:
+    def readable(self) -> Mapping[str, Readable]:
         """The models without the cases that failed."""
-        return {
-            name: Without(source=model, hidden=frozenset(self.failures.get(name, ())))
-            for name, model in self.models.items()
-        }
+        return {name: Readable(model, failed=self.failures.get(name, ())) for name, model in self.models.items()}
 
     def _strangers(self) -> dict[str, list[str]]:
         """Predictions that no reference has the name of."""
@@ -135,9 +156,6 @@ class Tally:
                         predicted, reference=reference, case=truth.case, structure=structure, both_empty=absent
                     )
                 )
-
-
-REFERENCE = "reference"
 
 
 class _Pairs:
