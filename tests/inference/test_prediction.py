@@ -262,10 +262,10 @@ def test_a_scan_that_memory_cannot_hold_does_not_stop_the_others(tmp_path: Path)
 
 def test_a_scan_beyond_the_budget_is_refused_by_name_and_the_others_go_on(tmp_path: Path):
     write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "in" / "small.nii.gz")
-    large = np.zeros((24, 512, 512), dtype=np.int16)
+    large = np.zeros((64, 512, 512), dtype=np.int16)
     large[0] = 50
     write_image(large, geometry=grid(large.shape), path=tmp_path / "in" / "large.nii.gz")
-    allowed = Resources(max_memory=resident_bytes() + 2**26)
+    allowed = Resources(max_memory=resident_bytes() + 2**28)
     done = predict(
         find_files(tmp_path / "in", channels=("CT",)), predictor=bands(), out=tmp_path / "out", resources=allowed
     )

@@ -131,10 +131,9 @@ class Predictor:
             for parts in zip(*regions, strict=True)
         )
         seen = part_of(geometry, region=(z, y, x))
-        with resources.stopwatch.stage("export"):  # slices come while it goes on; they count for the network
-            found = self._segment(
-                image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures, resources=resources, maps=maps
-            )
+        found = self._segment(
+            image[:, z, y, x], geometry=seen, mirror=mirror, structures=structures, resources=resources, maps=maps
+        )
         rules = self.members[0].inference.clean_up
         found = clean(found, rules=rules, table=self.table_task.table, spacing=geometry.spacing)
         if found.shape == geometry.shape:
@@ -258,7 +257,8 @@ def predict(
         own, maps = replace(resources, stopwatch=stopwatch), ProbabilityMaps() if probabilities else None
         try:
             with Usage() as usage:
-                found = _segmentation(read, predictor=predictor, mirror=mirror, resources=own, maps=maps)
+                with stopwatch.stage("export"):  # all that is neither resampling nor the network, which stop its clock
+                    found = _segmentation(read, predictor=predictor, mirror=mirror, resources=own, maps=maps)
                 with stopwatch.stage("write"):
                     if maps is not None:
                         maps.write(out / f"{case_id}{SUFFIX}", structures=table.labels.structures)
