@@ -15,7 +15,7 @@ function startViewer(root) {
     ...planes[i], ...SIDES[planes[i].axis], canvas: element.querySelector("canvas"), slider: element.querySelector("input"), words: element.querySelector("output"),
   }));
   const loaded = new Map();
-  let shown = null, at = [0, 0, 0], grey = null, wheel = 0;
+  let shown = null, wanted = 0, at = [0, 0, 0], grey = null, wheel = 0;
 
   async function unpack(index) {
     const text = atob(root.querySelectorAll(".volume")[index].textContent);
@@ -30,7 +30,9 @@ function startViewer(root) {
   async function show(index, structure) {
     if (!window.DecompressionStream) { under.textContent = "This browser is too old for the viewer; any of 2023 or later will do."; return; }
     under.textContent = "loading …";
+    wanted = index;
     if (!loaded.has(index)) loaded.set(index, await unpack(index));
+    if (wanted !== index) return;  // another case was chosen meanwhile
     shown = loaded.get(index);
     fields.case.value = index;
     fields.window.disabled = !shown.hu;
