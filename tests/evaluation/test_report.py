@@ -1,6 +1,8 @@
 """The report in a real browser: what it shows is on the right side, it scrolls and sorts, and it fetches nothing."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +55,26 @@ def scores(*, less: float) -> list[Score]:
     ]  # fmt: skip
 
 
-def report() -> str:
-    held = {"ours <1>": scores(less=0.0), "other": scores(less=0.1)}
+HELD = {"ours <1>": scores(less=0.0), "other": scores(less=0.1)}
+
+
+def summary() -> dict[str, Any]:
     marks: dict[str, Any] = {
         key: {} for key in ("missing_cases", "structures_not_predicted", "cases_with_forbidden_values")
     }
-    summary = {"profile": "plain", **marks, "structures_outside_profile": [], **summarise(held)}
-    models = {name: Held(6 * i + 2) for i, name in enumerate(held)}
-    return render(Report(title="ours <1>", scores=held, summary=summary, source=Held(0), models=models, view=2))
+    return {"profile": "plain", **marks, "structures_outside_profile": [], **summarise(HELD)}
+
+
+def report() -> str:
+    models = {name: Held(6 * i + 2) for i, name in enumerate(HELD)}
+    return render(Report(title="ours <1>", scores=HELD, summary=summary(), source=Held(0), models=models, view=2))
+
+
+def numbers(value: Any) -> set[float]:
+    """All numbers in nested mappings."""
+    if isinstance(value, dict):
+        return {one for item in value.values() for one in numbers(item)}
+    return {float(value)} if isinstance(value, int | float) else set()
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +235,15 @@ def test_a_page_that_complains_or_fetches_is_noticed(browser: Any, tmp_path: Pat
     )
     said = " ".join(browser.open(tmp_path / "bad.html").complaints())
     assert "fetched http://127.0.0.1:59999/a.png" in said and '"value": "no"' in said and "ReferenceError" in said
+
+
+def test_what_the_tables_show_is_in_the_csv_and_the_json() -> None:
+    known = {f"{one:.6g}" for one in numbers(summary())}
+    known |= {f"{one:.6g}" for score in HELD["ours <1>"] for one in numbers(dataclasses.asdict(score))}
+    parts = dict(part.split('">', 1) for part in report().split('<section id="')[1:])
+    for name in ("structures", "against-the-others", "all-scores"):
+        shown = set(re.findall(r'data-v="([^"]+)"', parts[name]))
+        assert shown and shown <= known, name
 
 
 def test_names_never_become_markup() -> None:
