@@ -20,12 +20,12 @@ from segsweep.evaluation.summary import summarise
 # A cube of 24 mm on voxels that are none: towards the head, the front and the patient's left.
 SHAPE, SPACING = (40, 60, 50), (3.0, 1.5, 2.0)
 CUBE = (slice(28, 36), slice(4, 20), slice(34, 46))
-ORANGE, BLUE = (230, 159, 0), (86, 180, 233)
+ORANGE, BLUE, GREEN, PURPLE = (230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167)
 
 
 @dataclass(frozen=True)
 class Held:
-    """A source in memory; the cube is moved by `shift` voxels along y."""
+    """A source in memory; the cube is moved by `shift` voxels along y, and half of the corner is taken for it."""
 
     shift: int
     cases: tuple[str, ...] = ("near", "far", "third")
@@ -35,6 +35,8 @@ class Held:
         z, y, x = CUBE
         label[z, y.start + self.shift : y.stop + self.shift, x] = 1
         label[2:4, 50:58, 2:6] = 2
+        if self.shift:
+            label[2:4, 50:54, 2:6] = 1
         grid = Geometry(shape=SHAPE, spacing=SPACING, origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
         return Labelled(case=case, label=label, geometry=grid, values={"cube": (1,), "corner": (2,)})
 
@@ -154,6 +156,19 @@ def test_reference_and_prediction_are_told_apart(tab: Any) -> None:
     assert prediction["left"] == pytest.approx(reference["left"], abs=0.01)
 
 
+def test_a_structure_taken_for_another_is_filled_as_such(tab: Any) -> None:
+    set_field(tab, name="structure", value="corner")
+    set_field(tab, name="fill", value=100)
+    assert place(tab, plane=0, colour=PURPLE)["left"] is None, "of one structure there is no other"
+    where = slices(tab)
+    set_field(tab, name="structure", value="")
+    assert slices(tab) == where
+    unlike, alike = (place(tab, plane=0, colour=colour) for colour in (PURPLE, GREEN))
+    assert unlike["right"] < 0.5 < unlike["top"] < unlike["bottom"] < alike["bottom"], "right, at the back"
+    set_field(tab, name="fill", value=0)
+    set_field(tab, name="structure", value="cube")
+
+
 def test_wheel_keys_and_sliders_scroll(tab: Any) -> None:
     axial = centre(tab, selector=".viewer canvas")
     before, drawn = slices(tab), pixels(tab, plane=0)
@@ -195,7 +210,7 @@ def test_what_is_under_the_pointer_is_named(tab: Any) -> None:
 
 def test_windows_fills_and_cases_change_the_picture(tab: Any) -> None:
     shown = {pixels(tab, plane=1)}
-    for name, value in (("window", "lung"), ("fill", 60), ("reference", False), ("structure", ""), ("case", 1)):
+    for name, value in (("window", "lung"), ("fill", 60), ("reference", False), ("structure", "corner"), ("case", 1)):
         set_field(tab, name=name, value=value)
         tab.wait("!document.querySelector('.under').textContent.startsWith('loading')")
         shown.add(pixels(tab, plane=1))

@@ -52,6 +52,9 @@ function startViewer(root) {
     return Uint8Array.from(shown[role], (names, value) => name ? names.includes(name) : names.length ? value : 0);
   }
 
+  // Whether both maps have what is chosen at a voxel, of all structures the same ones.
+  const same = i => fields.structure.value !== "" || String(shown.reference[shown.maps.reference[i]]) === String(shown.prediction[shown.maps.prediction[i]]);
+
   // The voxel at the middle of what is chosen; of the whole volume where there is nothing.
   function middle() {
     for (const role of ["reference", "prediction"]) {
@@ -98,7 +101,7 @@ function startViewer(root) {
         let colour = null;
         if (share) {
           const inside = roles.filter((role, k) => tables[k][shown.maps[role][i]]);
-          if (inside.length) colour = colours[inside.length > 1 ? "both" : inside[0]];
+          if (inside.length) colour = colours[inside.length < 2 ? inside[0] : same(i) ? "both" : "unlike"];
         }
         for (let k = 0; k < 3; k++) picture.data[p + k] = colour ? value + share * (colour[k] - value) : value;
         picture.data[p + 3] = 255;
@@ -212,7 +215,7 @@ function startViewer(root) {
   root.querySelector("form").addEventListener("input", event => {
     if (event.target.name === "case") show(Number(fields.case.value), cases[fields.case.value].structure);
     else if (!shown) return;
-    else if (event.target.name === "structure") go(middle());
+    else if (event.target.name === "structure") go(fields.structure.value ? middle() : at);
     else { paint(); panels.forEach(draw); }
   });
   for (const button of document.querySelectorAll("button.open")) {
