@@ -94,9 +94,12 @@ def test_cases_of_the_viewer_are_chosen_before_anything_is_scored(tmp_path, refe
     with pytest.raises(InputError, match=r"view=case7: no 'case7' .*case0, case1, case2.*; or give a number"):
         evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=Options(view="case7"))
     assert not (tmp_path / "out").exists()
-    evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=Options(view="case1"))
+    (predictions / "case2.nii.gz").unlink()
+    options = Options(view="case1,case2")
+    evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=options)
     text = (tmp_path / "out" / "report.html").read_text()
     assert text.count('class="volume"') == 1 and '"case":"case1"' in text
+    assert "Not shown, for want of a prediction or for more than 255 label values: case2." in text
 
 
 def test_axis_order_of_the_file_does_not_matter(tmp_path, reference):

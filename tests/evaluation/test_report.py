@@ -1,6 +1,8 @@
 """The report in a real browser: what it shows is on the right side, it scrolls and sorts, and it fetches nothing."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,12 @@ from segsweep.evaluation.summary import summarise
 # A cube of 24 mm on voxels that are none: towards the head, the front and the patient's left.
 SHAPE, SPACING = (40, 60, 50), (3.0, 1.5, 2.0)
 CUBE = (slice(28, 36), slice(4, 20), slice(34, 46))
-ORANGE, BLUE = (230, 159, 0), (86, 180, 233)
+ORANGE, BLUE, GREEN, PURPLE = (230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167)
 
 
 @dataclass(frozen=True)
 class Held:
-    """A source in memory; the cube is moved by `shift` voxels along y."""
+    """A source in memory; the cube is moved by `shift` voxels along y, and half of the corner is taken for it."""
 
     shift: int
     cases: tuple[str, ...] = ("near", "far", "third")
@@ -33,6 +35,8 @@ class Held:
         z, y, x = CUBE
         label[z, y.start + self.shift : y.stop + self.shift, x] = 1
         label[2:4, 50:58, 2:6] = 2
+        if self.shift:
+            label[2:4, 50:54, 2:6] = 1
         grid = Geometry(shape=SHAPE, spacing=SPACING, origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
         return Labelled(case=case, label=label, geometry=grid, values={"cube": (1,), "corner": (2,)}, largest=2)
 
@@ -53,14 +57,26 @@ def scores(*, less: float) -> list[Score]:
     ]  # fmt: skip
 
 
-def report() -> str:
-    held = {"ours <1>": scores(less=0.0), "other": scores(less=0.1)}
+HELD = {"ours <1>": scores(less=0.0), "other": scores(less=0.1)}
+
+
+def summary() -> dict[str, Any]:
     marks: dict[str, Any] = {
         key: {} for key in ("missing_cases", "structures_not_predicted", "cases_with_forbidden_values")
     }
-    summary = {"profile": "plain", **marks, "structures_outside_profile": [], **summarise(held)}
-    models = {name: Held(6 * i + 2) for i, name in enumerate(held)}
-    return render(Report(title="ours <1>", scores=held, summary=summary, source=Held(0), models=models, view=2))
+    return {"profile": "plain", **marks, "structures_outside_profile": [], **summarise(HELD)}
+
+
+def report() -> str:
+    models = {name: Held(6 * i + 2) for i, name in enumerate(HELD)}
+    return render(Report(title="ours <1>", scores=HELD, summary=summary(), source=Held(0), models=models, view=2))
+
+
+def numbers(value: Any) -> set[float]:
+    """All numbers in nested mappings."""
+    if isinstance(value, dict):
+        return {one for item in value.values() for one in numbers(item)}
+    return {float(value)} if isinstance(value, int | float) else set()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +156,19 @@ def test_reference_and_prediction_are_told_apart(tab: Any) -> None:
     assert prediction["left"] == pytest.approx(reference["left"], abs=0.01)
 
 
+def test_a_structure_taken_for_another_is_filled_as_such(tab: Any) -> None:
+    set_field(tab, name="structure", value="corner")
+    set_field(tab, name="fill", value=100)
+    assert place(tab, plane=0, colour=PURPLE)["left"] is None, "of one structure there is no other"
+    where = slices(tab)
+    set_field(tab, name="structure", value="")
+    assert slices(tab) == where
+    unlike, alike = (place(tab, plane=0, colour=colour) for colour in (PURPLE, GREEN))
+    assert unlike["right"] < 0.5 < unlike["top"] < unlike["bottom"] < alike["bottom"], "right, at the back"
+    set_field(tab, name="fill", value=0)
+    set_field(tab, name="structure", value="cube")
+
+
 def test_wheel_keys_and_sliders_scroll(tab: Any) -> None:
     axial = centre(tab, selector=".viewer canvas")
     before, drawn = slices(tab), pixels(tab, plane=0)
@@ -181,7 +210,7 @@ def test_what_is_under_the_pointer_is_named(tab: Any) -> None:
 
 def test_windows_fills_and_cases_change_the_picture(tab: Any) -> None:
     shown = {pixels(tab, plane=1)}
-    for name, value in (("window", "lung"), ("fill", 60), ("reference", False), ("structure", ""), ("case", 1)):
+    for name, value in (("window", "lung"), ("fill", 60), ("reference", False), ("structure", "corner"), ("case", 1)):
         set_field(tab, name=name, value=value)
         tab.wait("!document.querySelector('.under').textContent.startsWith('loading')")
         shown.add(pixels(tab, plane=1))
@@ -221,6 +250,15 @@ def test_a_page_that_complains_or_fetches_is_noticed(browser: Any, tmp_path: Pat
     )
     said = " ".join(browser.open(tmp_path / "bad.html").complaints())
     assert "fetched http://127.0.0.1:59999/a.png" in said and '"value": "no"' in said and "ReferenceError" in said
+
+
+def test_what_the_tables_show_is_in_the_csv_and_the_json() -> None:
+    known = {f"{one:.6g}" for one in numbers(summary())}
+    known |= {f"{one:.6g}" for score in HELD["ours <1>"] for one in numbers(dataclasses.asdict(score))}
+    parts = dict(part.split('">', 1) for part in report().split('<section id="')[1:])
+    for name in ("structures", "against-the-others", "all-scores"):
+        shown = set(re.findall(r'data-v="([^"]+)"', parts[name]))
+        assert shown and shown <= known, name
 
 
 def test_names_never_become_markup() -> None:

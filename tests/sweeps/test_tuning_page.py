@@ -11,7 +11,7 @@ from segsweep.sweeps.following import ERROR
 from segsweep.sweeps.record import add_epoch, begin_record
 from segsweep.sweeps.shortage import note
 from segsweep.sweeps.tuning_page import LEAST_FOR_IMPORTANCE, MOST_POINTS, document_of, importance, write
-from segsweep.sweeps.tuning_study import SETTINGS, SHORTAGE, StudySearch, open_study, trial_folder
+from segsweep.sweeps.tuning_study import SETTINGS, SHORTAGE, StudySearch, trial_folder
 
 
 def ended(study: Any, *, sweep: Path, dice: float | None, rate: float, **result: Any) -> None:
@@ -32,29 +32,34 @@ def ended(study: Any, *, sweep: Path, dice: float | None, rate: float, **result:
     study.tell(trial.number, dice, state=None if dice is not None else optuna.trial.TrialState.PRUNED)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep's folder."""
+    return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture(scope="module")
+def study(sweep: Path) -> Any:
     """Nine trials of which the rate alone decides, one that was stopped, one that failed and one that lacked memory."""
-    study = open_study(
-        f"sqlite:///{tmp_path / 'studies.db'}", name="toy", settings={"space": "toy"}, seed=3, sampler="random"
-    )
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=3))
+    study.set_user_attr(SETTINGS, {})
     for number in range(9):
         ended(
             study,
-            sweep=tmp_path,
+            sweep=sweep,
             dice=0.1 * number,
             rate=0.1 * number,
             seconds_per_case=10.0 - number % 3,
             memory_gb=2.0,
         )
-    ended(study, sweep=tmp_path, dice=None, rate=0.05)
+    ended(study, sweep=sweep, dice=None, rate=0.05)
     for lacking in (False, True):
-        folder = trial_folder(tmp_path, number=study.ask().number)
+        folder = trial_folder(sweep, number=study.ask().number)
         folder.mkdir()
         (folder / ERROR).write_text("Traceback\nValueError: no luck\n")
         if lacking:
             note(folder, patch_size=(64, 64, 64), batch_size=2)
-    settle(study, sweep=tmp_path)
+    settle(study, sweep=sweep)
     return study
 
 
@@ -65,8 +70,8 @@ def settle(study: Any, *, sweep: Path) -> None:
     study.tell(study.trials[-2].number, state=optuna.trial.TrialState.FAIL)
 
 
-def test_every_trial_is_shown_with_how_it_ended(study: Any, tmp_path: Path) -> None:
-    found = document_of(study, sweep=tmp_path, folds=(0,))
+def test_every_trial_is_shown_with_how_it_ended(study: Any, sweep: Path) -> None:
+    found = document_of(study, sweep=sweep, folds=(0,))
     states = {trial["name"]: (trial["state"], trial["reason"]) for trial in found["trials"]}
     assert [trial["name"] for trial in found["trials"]][:2] == ["trial-0008", "trial-0007"]
     assert states["trial-0000"] == ("finished", "") and states["trial-0009"] == ("stopped early", "")
@@ -100,11 +105,11 @@ def test_too_few_or_equal_scores_have_no_importance(tmp_path: Path) -> None:
     assert importance(study)["note"] == "All trials have one dice: no parameter matters."
 
 
-def test_page_and_figures_are_written(study: Any, tmp_path: Path) -> None:
-    page = write(study, sweep=tmp_path, title="toy <on> scans", folds=(0,))
+def test_page_and_figures_are_written(study: Any, sweep: Path) -> None:
+    page = write(study, sweep=sweep, title="toy <on> scans", folds=(0,))
     text = page.read_text()
     assert page.name == "sweep.html" and "toy &lt;on&gt; scans" in text and "<on>" not in text
-    figures = json.loads((tmp_path / "sweep.json").read_text())
+    figures = json.loads((sweep / "sweep.json").read_text())
     assert len(figures["trials"]) == 12 and all(trial["name"] in text for trial in figures["trials"])
 
 

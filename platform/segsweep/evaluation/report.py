@@ -45,13 +45,20 @@ def render(report: Report) -> str:
         "Ranking": ranking_section(summary),
         "Every case": _distributions(scores),
         "Worst results": legend() + seen.figures if seen.figures else "",
-        "Slice viewer": viewer.render(seen.packed),
+        "Slice viewer": viewer.render(seen.packed) + _left_out(seen.left_out),
         "Cases": case_table(scores, viewed={case.about["case"] for case in seen.packed}),
         "All scores": _all_scores(scores),
     }
     head = f"<h1>{html.escape(report.title)}</h1><p>{lead}</p>{_remarks(summary)}{_cards(summary)}"
     script = viewer.SCRIPT.read_text() if seen.packed else ""
     return page(f"{report.title}: evaluation", body=head + sections(parts), script=script)
+
+
+def _left_out(cases: Sequence[str]) -> str:
+    if not cases:
+        return ""
+    names = html.escape(", ".join(cases))
+    return f"<p class='warn'>Not shown, for want of a prediction or for more than {viewer.MOST_VALUES - 1} label values: {names}.</p>"
 
 
 def _cards(summary: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def _trials(document: Mapping[str, Any]) -> str:
         ]
         for trial in trials
     ]
-    return table(["trial", "state", *values, "epochs", *params], rows=rows, kind="text")
+    return table(["trial", "state", *values, "epochs run", *params], rows=rows, kind="text")
 
 
 def _param(value: Any) -> str:

@@ -15,7 +15,7 @@ function startViewer(root) {
     ...planes[i], ...SIDES[planes[i].axis], canvas: element.querySelector("canvas"), slider: element.querySelector("input"), words: element.querySelector("output"),
   }));
   const loaded = new Map();
-  let shown = null, at = [0, 0, 0], grey = null, wheel = 0;
+  let shown = null, wanted = 0, at = [0, 0, 0], grey = null, wheel = 0;
 
   async function unpack(index) {
     const text = atob(root.querySelectorAll(".volume")[index].textContent);
@@ -30,7 +30,9 @@ function startViewer(root) {
   async function show(index, structure) {
     if (!window.DecompressionStream) { under.textContent = "This browser is too old for the viewer; any of 2023 or later will do."; return; }
     under.textContent = "loading …";
+    wanted = index;
     if (!loaded.has(index)) loaded.set(index, await unpack(index));
+    if (wanted !== index) return;  // another case was chosen meanwhile
     shown = loaded.get(index);
     fields.case.value = index;
     fields.window.disabled = !shown.hu;
@@ -49,6 +51,9 @@ function startViewer(root) {
     const name = fields.structure.value;
     return Uint8Array.from(shown[role], (names, value) => name ? names.includes(name) : names.length ? value : 0);
   }
+
+  // Whether both maps have what is chosen at a voxel, of all structures the same ones.
+  const same = i => fields.structure.value !== "" || String(shown.reference[shown.maps.reference[i]]) === String(shown.prediction[shown.maps.prediction[i]]);
 
   // The voxel at the middle of what is chosen; of the whole volume where there is nothing.
   function middle() {
@@ -96,7 +101,7 @@ function startViewer(root) {
         let colour = null;
         if (share) {
           const inside = roles.filter((role, k) => tables[k][shown.maps[role][i]]);
-          if (inside.length) colour = colours[inside.length > 1 ? "both" : inside[0]];
+          if (inside.length) colour = colours[inside.length < 2 ? inside[0] : same(i) ? "both" : "unlike"];
         }
         for (let k = 0; k < 3; k++) picture.data[p + k] = colour ? value + share * (colour[k] - value) : value;
         picture.data[p + 3] = 255;
@@ -210,7 +215,7 @@ function startViewer(root) {
   root.querySelector("form").addEventListener("input", event => {
     if (event.target.name === "case") show(Number(fields.case.value), cases[fields.case.value].structure);
     else if (!shown) return;
-    else if (event.target.name === "structure") go(middle());
+    else if (event.target.name === "structure") go(fields.structure.value ? middle() : at);
     else { paint(); panels.forEach(draw); }
   });
   for (const button of document.querySelectorAll("button.open")) {

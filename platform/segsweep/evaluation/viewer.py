@@ -25,6 +25,8 @@ MOST_VOXELS = 4_000_000
 # The HU that a byte stands for: 3 apart where soft tissues differ, coarser in air and bone.
 LEVELS = np.concatenate([np.linspace(-1024, -206, 42), np.arange(-200, 300, 3), np.linspace(335, 2000, 47)])
 MOST_VALUES = 256
+# Where both maps have a structure, and not the same: of Okabe and Ito's palette, as the others are.
+UNLIKE_COLOUR = "#CC79A7"
 # Centre and width in HU.
 WINDOWS: Mapping[str, tuple[int, int]] = {
     "soft tissue": (40, 400), "lung": (-600, 1500), "bone": (400, 1800), "brain": (40, 80), "all": (488, 3024),
@@ -86,7 +88,12 @@ def render(cases: Iterable[Packed]) -> str:
     shown = list(cases)
     if not shown:
         return ""
-    colours = {"reference": REFERENCE_COLOUR, "prediction": PREDICTION_COLOUR, "both": BOTH_COLOUR}
+    colours = {
+        "reference": REFERENCE_COLOUR,
+        "prediction": PREDICTION_COLOUR,
+        "both": BOTH_COLOUR,
+        "unlike": UNLIKE_COLOUR,
+    }
     about = {
         "cases": [case.about for case in shown],
         "planes": [{"name": plane.name, "axis": plane.axis, "marks": plane.marks} for plane in PLANES],
@@ -116,7 +123,8 @@ def _form(cases: Iterable[str]) -> str:
         '<label>structure <select name="structure"></select></label>'
         f'<label>window <select name="window">{windows}</select></label>{boxes}'
         '<label>fill <input type="range" name="fill" min="0" max="100" value="0"></label>'
-        f'<span class="muted">filled in both: <span class="key" style="background:{BOTH_COLOUR}"></span></span></form>'
+        f'<span class="muted">filled: <span class="key" style="background:{BOTH_COLOUR}"></span>same in both'
+        f'<span class="key" style="background:{UNLIKE_COLOUR}"></span>other structures</span></form>'
         '<p class="muted">Click into a picture to move the crosshair; then the wheel, the arrow keys and Page Up/Down scroll it, '
         "as its slider does.</p>"
     )

@@ -23,10 +23,11 @@ NUM_PICTURES, MOST_OF_ONE = 8, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a report shows of the worst: the figures' HTML, worst first, and the viewer's cases."""
+    """What a report shows of the worst: the figures' HTML, worst first, the viewer's cases, and those that it cannot show."""
 
     figures: str
     packed: tuple[Packed, ...]
+    left_out: tuple[str, ...]
 
 
 def view_of(words: str, *, cases: Sequence[str]) -> int | tuple[str, ...]:
@@ -52,10 +53,12 @@ def look(scores: Sequence[Score], *, source: Source, model: Source, view: int | 
     first = {score.case: score.structure for score in reversed(ranked)}
     # The cases of the pictures come first, in the pictures' order.
     order = dict.fromkeys(score.case for score in (*pictured, *ranked))
-    wanted = tuple(order)[:view] if isinstance(view, int) else tuple(case for case in view if case in model.cases)
+    wanted = tuple(order)[:view] if isinstance(view, int) else view
     figures: dict[Score, str] = {}
     packed: dict[str, Packed] = {}
     for case in dict.fromkeys((*wanted, *(score.case for score in pictured))):
+        if case not in model.cases:
+            continue
         truth, image = source.read(case), source.image(case)
         found = read_case(model, case=case, like=truth)
         if case in wanted:
@@ -67,6 +70,7 @@ def look(scores: Sequence[Score], *, source: Source, model: Source, view: int | 
     return Seen(
         figures="".join(figures[score] for score in pictured),
         packed=tuple(packed[case] for case in wanted if case in packed),
+        left_out=tuple(case for case in wanted if case not in packed),
     )
 
 
