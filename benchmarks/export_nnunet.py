@@ -10,8 +10,10 @@ import time
 import numpy as np
 import torch
 from export_memory import PeakMemory
-from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape as export
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.inference.export_prediction import (  # type: ignore[import-not-found]
+    convert_predicted_logits_to_segmentation_with_correct_shape as export,
+)
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # type: ignore[import-not-found]
 
 # As its default planner writes it (determine_segmentation_softmax_export_fn), and as its planner that resamples with torch does.
 RESAMPLERS = {
