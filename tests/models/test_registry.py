@@ -130,8 +130,8 @@ def test_damaged_folder_is_not_registered(tracker, workspace, run_id, make_check
     folder = make_checkpoint("one")
     (folder / "run.json").write_text("{}")
     with pytest.raises(ModelError, match=r"run\.json"):
-        put(tracker, run_id, folder, "damaged")
-    assert "damaged" not in {item.name for item in catalogue.models(workspace)}
+        put(tracker, run_id, folder, "changed-folder")
+    assert "changed-folder" not in {item.name for item in catalogue.models(workspace)}
 
 
 def test_files_beside_the_manifest_stay_behind(tracker, workspace, run_id, make_checkpoint) -> None:
