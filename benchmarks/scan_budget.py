@@ -23,7 +23,8 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.inference.budget import Part, needs, resources
 from segsweep.inference.performance import FILE, STAGES
-from segsweep.inference.prediction import Member, Predictor, predict
+from segsweep.inference.prediction import predict
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.inference.scans import find_files
 from segsweep.inference.writers import write_image
 from segsweep.learning.inference import Inference

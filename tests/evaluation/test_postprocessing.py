@@ -11,7 +11,7 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.evaluation.postprocessing import Gain, choose, try_case
-from segsweep.inference.prediction import Member, Predictor
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.learning.inference import CleanUp, Inference
 from segsweep.learning.task import Task
 

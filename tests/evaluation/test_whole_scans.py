@@ -9,7 +9,7 @@ import torch
 
 from segsweep.data.structures import LabelSet
 from segsweep.evaluation.whole_scans import score_case
-from segsweep.inference.prediction import Member, Predictor
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.run import Run
 from segsweep.sweeps.preparing import prepare
 

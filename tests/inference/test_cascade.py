@@ -17,7 +17,8 @@ from segsweep.data.readers import read_labels
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import ModelError
 from segsweep.inference.cascade import NOTHING_FOUND, keep_finder, part_of
-from segsweep.inference.prediction import Member, Predictor, load_member, predict
+from segsweep.inference.prediction import predict
+from segsweep.inference.predictor import Member, Predictor, load_member
 from segsweep.inference.scans import find_files
 from segsweep.inference.writers import write_image
 from segsweep.learning import checkpoint

@@ -13,7 +13,8 @@ from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError
 from segsweep.inference.joined import clean_up_of, outputs_of, task_of
-from segsweep.inference.prediction import Member, Predictor, predict
+from segsweep.inference.prediction import predict
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.inference.scans import ScanCase
 from segsweep.inference.writers import write_image
 from segsweep.learning import checkpoint

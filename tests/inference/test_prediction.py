@@ -24,7 +24,8 @@ from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, ModelError, RecipeError
 from segsweep.inference import budget
 from segsweep.inference.budget import Needs, Resources
-from segsweep.inference.prediction import Member, Predictor, predict
+from segsweep.inference.prediction import predict
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.inference.scans import ScanCase, find_files, find_scans
 from segsweep.inference.spill import Spilled
 from segsweep.inference.writers import write_image

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.inference.prediction import Member, Predictor
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.inference.probabilities import Entry, cached, quantised
 from segsweep.learning.inference import Inference
 from segsweep.learning.task import Head, Normalisation, Task

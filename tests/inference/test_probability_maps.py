@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from segsweep.data.arrays import geometry_from_json, open_probabilities
 from segsweep.data.geometry import Geometry
 from segsweep.data.structures import LabelSet, LabelTable
-from segsweep.inference.prediction import Member, Predictor, predict
+from segsweep.inference.prediction import predict
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.inference.scans import ScanCase
 from segsweep.inference.writers import write_image
 from segsweep.learning.task import Head, Normalisation, Task

@@ -17,7 +17,8 @@ from segsweep.data.readers import read_labels
 from segsweep.data.segments import read_segments
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError
-from segsweep.inference.prediction import Member, Predictor, predict
+from segsweep.inference.prediction import predict
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.inference.scans import LoadedScan, Misfit, ScanCase, Segmentable, SeriesCase, find_files, find_scans
 from segsweep.inference.writers import write_image
 from segsweep.learning.task import Normalisation, Task

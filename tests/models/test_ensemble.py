@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segsweep.errors import ModelError
-from segsweep.inference.prediction import Predictor
+from segsweep.inference.predictor import Predictor
 from segsweep.learning import checkpoint
 from segsweep.models import catalogue, registry
 from segsweep.models.ensemble import (

@@ -16,7 +16,7 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.store import Store
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, RecipeError
-from segsweep.inference.prediction import Member, Predictor
+from segsweep.inference.predictor import Member, Predictor
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import Setting, train
 from segsweep.learning.losses import build_loss

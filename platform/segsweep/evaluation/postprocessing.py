@@ -10,7 +10,7 @@ import numpy as np
 from segsweep.data.store import Store
 from segsweep.evaluation.whole_scans import Scores, dice_of
 from segsweep.inference.postprocess import clean
-from segsweep.inference.prediction import Predictor
+from segsweep.inference.predictor import Predictor
 from segsweep.learning.inference import CleanUp
 
 # Means that differ by less are equal: sums of the same numbers in another order.

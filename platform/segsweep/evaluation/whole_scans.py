@@ -13,7 +13,7 @@ from segsweep.data.geometry import Spacing
 from segsweep.data.store import Store
 from segsweep.evaluation.overlays import WINDOW_HU, fullest_slice, overlay
 from segsweep.evaluation.surface import surfaces
-from segsweep.inference.prediction import Predictor
+from segsweep.inference.predictor import Predictor
 
 # Case -> structure -> Dice (or NSD).
 Scores = dict[str, dict[str, float]]

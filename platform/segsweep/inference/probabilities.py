@@ -27,7 +27,7 @@ from segsweep.data.store import Store
 from segsweep.errors import StoreError
 from segsweep.inference.budget import Resources
 from segsweep.inference.export import CERTAIN, Planes
-from segsweep.inference.prediction import Member, member_planes
+from segsweep.inference.predictor import Member, member_planes
 from segsweep.learning.patches import Region
 from segsweep.learning.task import Head
 

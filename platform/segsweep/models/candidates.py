@@ -23,7 +23,7 @@ from segsweep.evaluation.contested import Access, Reference, contest
 from segsweep.evaluation.decision import Decision
 from segsweep.evaluation.measure import Measure
 from segsweep.inference.export import CERTAIN
-from segsweep.inference.prediction import load_member
+from segsweep.inference.predictor import load_member
 from segsweep.inference.probabilities import CaseProbabilities, Entry, cached
 from segsweep.learning.task import Task, task_from_json
 from segsweep.models.catalogue import Registered, versions

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from segsweep.data import storage
 from segsweep.errors import ModelError, unknown
-from segsweep.inference.prediction import Predictor, load_member
+from segsweep.inference.predictor import Predictor, load_member
 from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
 from segsweep.learning.task import Task, task_from_json
 from segsweep.models.catalogue import Registered, models, resolve, versions

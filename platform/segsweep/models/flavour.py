@@ -10,7 +10,8 @@ from typing import Any
 
 from segsweep.data.readers import is_scan, stem
 from segsweep.errors import InputError, SegsweepError
-from segsweep.inference.prediction import Predictor, predict, segment_scan
+from segsweep.inference.prediction import predict, segment_scan
+from segsweep.inference.predictor import Predictor
 from segsweep.inference.scans import ScanCase, Segmentable, find_dicom
 from segsweep.inference.writers import write_label_map
 from segsweep.models.ensemble import load_predictor

@@ -15,7 +15,7 @@ from segsweep.data.store import Store
 from segsweep.errors import RecipeError
 from segsweep.evaluation.comparison import render
 from segsweep.evaluation.whole_scans import Scores, score_case
-from segsweep.inference.prediction import Predictor, load_member
+from segsweep.inference.predictor import Predictor, load_member
 from segsweep.learning import checkpoint
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources

@@ -14,7 +14,7 @@ from torch import nn
 
 from segsweep.data.store import Store
 from segsweep.evaluation.whole_scans import Case, Scores, score_case
-from segsweep.inference.prediction import Member, Predictor, load_member
+from segsweep.inference.predictor import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
 from segsweep.learning.task import Task
 from segsweep.sweeps.meter import peak_memory
