@@ -13,9 +13,11 @@ import pytest
 
 from segsweep.data.geometry import Geometry
 from segsweep.evaluation.metrics import Score
+from segsweep.evaluation.profiles import profile
 from segsweep.evaluation.report import Report, render
 from segsweep.evaluation.sources import Labelled
 from segsweep.evaluation.summary import summarise
+from segsweep.evaluation.tally import Tally
 
 # A cube of 24 mm on voxels that are none: towards the head, the front and the patient's left.
 SHAPE, SPACING = (40, 60, 50), (3.0, 1.5, 2.0)
@@ -61,10 +63,8 @@ HELD = {"ours <1>": scores(less=0.0), "other": scores(less=0.1)}
 
 
 def summary() -> dict[str, Any]:
-    marks: dict[str, Any] = {
-        key: {} for key in ("missing_cases", "structures_not_predicted", "cases_with_forbidden_values")
-    }
-    return {"profile": "plain", **marks, "structures_outside_profile": [], **summarise(HELD)}
+    marks = Tally(source=Held(0), models={}, rules=profile("plain")).marks()
+    return {"profile": "plain", **marks, **summarise(HELD)}
 
 
 def report() -> str:

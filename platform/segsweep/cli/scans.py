@@ -76,7 +76,11 @@ def predict(
     cases = find_scans(scans, channels=predictor.table_task.channels, split=split)
     hidden = [case.case_id for case in cases if isinstance(case, SeriesCase) and case.hidden]
     if hidden:
-        say(f"named by pseudonyms, as their folders' names tell who the patient is: {', '.join(hidden)}")
+        # Which folder is whose stays unsaid: what a terminal shows ends up in logs.
+        say(
+            f"{counted(len(hidden), noun='case')} named by pseudonyms, as the folders' names tell who the patient is; "
+            "rename the folders for names of your own"
+        )
     with bars() as shown:
         report = shown.pieces("scans")
         done = run(

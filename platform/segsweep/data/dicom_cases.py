@@ -22,11 +22,10 @@ _LONG = 4
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSeries:
-    """A series, its folder as a path from the one that was searched, and its case id, which hides that path where it tells too much."""
+    """A series and its case id, which is `hidden` in a pseudonym where the path of its folder tells too much."""
 
     case_id: str
     series: Series
-    folder: str
     hidden: bool
 
 
@@ -96,7 +95,7 @@ def _named(one: _Found, *, path: str, alone: bool) -> NamedSeries:
     if hidden or not alone:
         own = _pseudonym(one, path=path)
         case_id = own if hidden else f"{words[:100]}_{own}"
-    return NamedSeries(case_id=case_id, series=one.series, folder=path, hidden=hidden)
+    return NamedSeries(case_id=case_id, series=one.series, hidden=hidden)
 
 
 def _pseudonym(one: _Found, *, path: str) -> str:

@@ -190,8 +190,11 @@ def _write(
     for name in scores:
         ending = "" if name == main else f"_{name}"
         storage.write_bytes(out / f"scores{ending}.csv", rows_csv(scores[name], columns=COLUMNS).encode())
+        counted = out / f"lesions{ending}.csv"
         if lesions[name]:
-            storage.write_bytes(out / f"lesions{ending}.csv", rows_csv(lesions[name], columns=LESION_COLUMNS).encode())
+            storage.write_bytes(counted, rows_csv(lesions[name], columns=LESION_COLUMNS).encode())
+        else:
+            counted.unlink(missing_ok=True)
     storage.write_bytes(out / "summary.json", f"{json.dumps(finite(summary), indent=2)}\n".encode())
     storage.write_bytes(out / "report.html", report.encode())
 

@@ -79,7 +79,9 @@ def _cards(summary: Mapping[str, Any]) -> str:
 
 def _remarks(summary: Mapping[str, Any]) -> str:
     told = {
+        "failed_cases": "could not be read:",
         "missing_cases": "no prediction for",
+        "cases_without_reference": "no reference for",
         "structures_not_predicted": "does not predict",
         "cases_with_forbidden_values": "forbidden label values (scored 0) in",
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
+from segsweep.data.dicom_writing import dicom_names
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import Reference
 from segsweep.data.segrap_labels import ORGANS, TUMOURS
@@ -111,7 +112,7 @@ def _of_series(name: str, *, suffix: str, writer: Callable[..., None]) -> Format
         path = out / f"{found.case_id}{suffix}"
         writer(found.label, table=found.table, geometry=found.geometry, reference=found.reference, path=path)
 
-    return Format(write=write, of_series=True)
+    return Format(write=write, demand=partial(dicom_names, name=f"format {name}"), of_series=True)
 
 
 FORMATS: Mapping[str, Format] = {

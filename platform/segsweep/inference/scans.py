@@ -68,11 +68,10 @@ class ScanCase:
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesCase:
-    """A case that is one DICOM series. `hidden` says that its id is a pseudonym, since its `folder` tells who the patient is."""
+    """A case that is one DICOM series. `hidden` says that its id is a pseudonym, since its folder's name tells who the patient is."""
 
     case_id: str
     series: Series
-    folder: str
     hidden: bool = False
 
     def load(self) -> LoadedScan:
@@ -149,7 +148,7 @@ def find_dicom(folder: Path, *, channels: Sequence[str]) -> list[SeriesCase]:
             f"{folder} holds DICOM series of one channel each; the model expects {len(channels)} ({', '.join(channels)}); "
             f"convert them to files CASE_0000{SUFFIXES[0]}, CASE_0001{SUFFIXES[0]}, ... on one grid"
         )
-    return [SeriesCase(case_id=one.case_id, series=one.series, folder=one.folder, hidden=one.hidden) for one in found]
+    return [SeriesCase(case_id=one.case_id, series=one.series, hidden=one.hidden) for one in found]
 
 
 def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[StoreCase]:
