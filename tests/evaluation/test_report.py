@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,20 @@ def test_windows_fills_and_cases_change_the_picture(tab: Any) -> None:
     assert len(shown) == 6
     tab.run("document.querySelector('figure button.open').click()")
     tab.wait("document.querySelector('.viewer select').value === '0' && document.activeElement.tagName === 'CANVAS'")
+
+
+def test_what_is_asked_for_before_the_viewer_has_begun_is_shown(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(report())
+    tab = browser.open(tmp_path / "report.html")
+    button = "[...document.querySelectorAll('figure button.open')].find(one => one.dataset.structure === 'corner')"
+    # Unpacking takes its time, as it does with a large scan: the viewer begins by itself meanwhile, since it came into view.
+    tab.run("own = Response.prototype.arrayBuffer, later = () => new Promise(done => setTimeout(done, 200)), 0")
+    tab.run("Response.prototype.arrayBuffer = async function () { await later(); return own.call(this); }, 0")
+    case = tab.run(f"{button}.click(), {button}.dataset.case")
+    tab.wait("document.activeElement.tagName === 'CANVAS'")
+    time.sleep(0.5)
+    fields = "document.querySelector('.viewer form').elements"
+    assert tab.run(f"[{fields}.case.selectedOptions[0].text, {fields}.structure.value]") == [case, "corner"]
 
 
 def test_tables_sort_by_the_keyboard_and_are_searched(tab: Any) -> None:

@@ -15,7 +15,7 @@ function startViewer(root) {
     ...planes[i], ...SIDES[planes[i].axis], canvas: element.querySelector("canvas"), slider: element.querySelector("input"), words: element.querySelector("output"),
   }));
   const loaded = new Map();
-  let shown = null, wanted = 0, at = [0, 0, 0], grey = null, wheel = 0;
+  let shown = null, turns = 0, at = [0, 0, 0], grey = null, wheel = 0;
 
   async function unpack(index) {
     const text = atob(root.querySelectorAll(".volume")[index].textContent);
@@ -30,10 +30,11 @@ function startViewer(root) {
   async function show(index, structure) {
     if (!window.DecompressionStream) { under.textContent = "This browser is too old for the viewer; any of 2023 or later will do."; return; }
     under.textContent = "loading …";
-    wanted = index;
-    if (!loaded.has(index)) loaded.set(index, await unpack(index));
-    if (wanted !== index) return;  // another case was chosen meanwhile
-    shown = loaded.get(index);
+    const turn = ++turns;
+    if (!loaded.has(index)) loaded.set(index, unpack(index));
+    const found = await loaded.get(index);
+    if (turn !== turns) return;  // something else was asked for meanwhile
+    shown = found;
     fields.case.value = index;
     fields.window.disabled = !shown.hu;
     const names = [...new Set([...shown.reference, ...shown.prediction].flat())].sort();
@@ -230,7 +231,7 @@ function startViewer(root) {
   const near = new IntersectionObserver(seen => {
     if (!seen.some(one => one.isIntersecting)) return;
     near.disconnect();
-    if (!loaded.size) show(0, cases[0].structure);
+    if (!turns) show(0, cases[0].structure);
   }, { rootMargin: "200px" });
   near.observe(root);
 }
