@@ -80,5 +80,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         hidden.rename(folder)
     finally:
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
         for leftover in (hidden, old):
             shutil.rmtree(leftover, ignore_errors=True)
