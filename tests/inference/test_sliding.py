@@ -176,3 +176,14 @@ def test_half_precision_is_close():
 def test_other_axes_are_refused(mirror: str):
     with pytest.raises(InputError, match="mirror"):
         predict_logits(Pointwise(), noise((8, 8, 8)), patch_size=(8, 8, 8), mirror=mirror)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="sums lie on a GPU where there is one")
+@pytest.mark.parametrize("free", [0, 2**60])
+def test_a_gpu_gives_the_same_slices_wherever_they_are_added_up(monkeypatch: pytest.MonkeyPatch, free: int):
+    image, model = noise((24, 30, 28)), Lopsided()
+    expected = predict_logits(model, image, patch_size=(16, 16, 16))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    found = predict_logits(model.cuda(), image, patch_size=(16, 16, 16))
+    assert found.device.type == "cpu"
+    assert torch.allclose(found, expected, atol=1e-2)  # TF32 rounds to ten bits

@@ -46,7 +46,7 @@ def predict_planes(
     before = [max(0, patch - n) // 2 for patch, n in zip(patch_size, image_CZYX.shape[1:], strict=True)]
     y, x = (slice(low, low + n) for low, n in zip(before[1:], plane, strict=True))
     image_CZYX = _pad(image_CZYX, before=before, patch_size=patch_size)
-    weight = importance(patch_size).to(image_CZYX.device)
+    weight = importance(patch_size)
     corners = tiles(_size(image_CZYX), patch_size=patch_size, overlap=overlap)
     device = next((parameter.device for parameter in model.parameters()), image_CZYX.device)
 
@@ -56,20 +56,36 @@ def predict_planes(
             return _mean_over_flips(model, patch_BCZYX.to(device), flips=flips, mirrored_outputs=mirrored_outputs)
 
     sums: deque[_Sum] = deque()
+    where: torch.device | None = None
     # The image's slice that the lowest sum is of: below 0 where the image is less deep than a patch.
     first = -before[0]
     for corner, logits in _patches(image_CZYX, corners=corners, patch_size=patch_size, apply=apply):
         while first < corner[0] - before[0]:
-            yield sums.popleft().mean(first)[:, y, x]
+            yield sums.popleft().mean(first)[:, y, x].to(image_CZYX.device)
             first += 1
-        sums.extend(_Sum.empty(len(logits), plane=image_CZYX[0, 0]) for _ in range(patch_size[0] - len(sums)))
-        weighted = logits * weight
+        where = where or place_of_sums(logits, plane=_size(image_CZYX)[1:], beside=image_CZYX.device)
+        weight = weight.to(where)
+        outputs, missing = len(logits), patch_size[0] - len(sums)
+        sums.extend(_Sum.empty(outputs, plane=_size(image_CZYX)[1:], device=where) for _ in range(missing))
+        weighted = logits.to(where) * weight
         _, *at = _region(corner, patch_size=patch_size)
         for index, one in enumerate(sums):
             one.total[(slice(None), *at)] += weighted[:, index]
             one.weights[tuple(at)] += weight[index]
     for index in range(max(first, 0), num_slices):
-        yield sums[index - first].mean(index)[:, y, x]
+        yield sums[index - first].mean(index)[:, y, x].to(image_CZYX.device)
+
+
+def place_of_sums(logits_KZYX: Tensor, *, plane: tuple[int, int], beside: torch.device) -> torch.device:
+    """Where slices (y, x) are added up: on the GPU that the logits of patches lie on, if a third of what is free there holds them.
+
+    Else `beside` the image: a processor adds up slowly, and every patch has to go there first.
+    """
+    if not logits_KZYX.is_cuda:
+        return beside
+    needed = 4 * (len(logits_KZYX) + 1) * logits_KZYX.shape[1] * math.prod(plane)
+    free, _ = torch.cuda.mem_get_info(logits_KZYX.device)
+    return logits_KZYX.device if 3 * needed < free else beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +96,8 @@ class _Sum:
     weights: Tensor
 
     @classmethod
-    def empty(cls, outputs: int, *, plane: Tensor) -> "_Sum":
-        return cls(total=plane.new_zeros((outputs, *plane.shape)), weights=torch.zeros_like(plane))
+    def empty(cls, outputs: int, *, plane: tuple[int, int], device: torch.device) -> "_Sum":
+        return cls(total=torch.zeros((outputs, *plane), device=device), weights=torch.zeros(plane, device=device))
 
     def mean(self, index: int) -> Tensor:
         mean = self.total.div_(self.weights)
@@ -96,13 +112,12 @@ class _Sum:
 def _patches(
     image_CZYX: Tensor, *, corners: list[Size], patch_size: Size, apply: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Size, Tensor]]:
-    """Each corner with its patch's logits (k, z, y, x), in order, on the image's device."""
+    """Each corner with its patch's logits (k, z, y, x), in order, where the model left them."""
     for first in range(0, len(corners), TOGETHER):
         chosen = corners[first : first + TOGETHER]
         patches = [image_CZYX[(slice(None), *_region(corner, patch_size=patch_size))] for corner in chosen]
         patches += patches[:1] * (TOGETHER - len(patches))
-        for corner, logits in zip(chosen, apply(torch.stack(patches)), strict=False):
-            yield corner, logits.to(image_CZYX.device)
+        yield from zip(chosen, apply(torch.stack(patches)), strict=False)
 
 
 def tiles(size: Size, *, patch_size: Size, overlap: float) -> list[Size]:
