@@ -64,5 +64,5 @@ def test_a_model_of_other_structures_is_told_what_is_missing(tmp_path: Path) -> 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = segmentation(TUMOURS)
-    with pytest.raises(InputError, match=r"a\.mha cannot be written \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"a\.mha cannot be written \(File exists\)"):
         formats.find_format("segrap2023_gtv").write(found, tmp_path / "file")

@@ -1,7 +1,6 @@
 """What the DICOM objects drawn on a series share: its slices as they refer to them, its patient and study, and a file written whole."""
 
 import colorsys
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pydicom.uid import UID
 
 from segsweep.data.dicom_file import open_dicom, sop_class, sop_instance, text
 from segsweep.data.readers import Reference
+from segsweep.data.storage import appearing
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError, SegsweepError
 
@@ -104,19 +104,8 @@ def composing(name: str) -> Iterator[None]:
 
 def write_dicom(dataset: Dataset, *, path: Path) -> None:
     """The object as a file, which is there complete or not at all. Raises InputError when the folder cannot be written."""
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with composing(path.name):
-            dcmwrite(unfinished, dataset, enforce_file_format=True)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be written ({error.strerror}); expected a writable folder with space left"
-        ) from None
-    finally:
-        if unfinished.is_file():
-            unfinished.unlink()
+    with appearing(path) as unfinished, composing(path.name):
+        dcmwrite(unfinished, dataset, enforce_file_format=True)
 
 
 def _header(path: Path, *, keywords: tuple[str, ...]) -> Dataset:

@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from segsweep.errors import StoreError
+from segsweep.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
@@ -104,6 +104,26 @@ def write_bytes(uri: str | Path, content: bytes) -> None:
         os.fsync(stream.fileno())
     partial_file.replace(path)
     flush(path.parent)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A hidden file of the same suffix to write, which takes the place of `path` once the block ends: it is there complete or not at all.
+
+    An OSError of the block becomes an InputError that names the file and the reason.
+    """
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path.name} cannot be written ({error.strerror or error}); expected a writable folder with space left"
+        ) from None
+    finally:
+        if unfinished.is_file():
+            unfinished.unlink()
 
 
 def sha256(*uris: str | Path) -> str:

@@ -4,7 +4,6 @@ As the organisers' `stacked_results_to_4d_mha.py` writes it: axes (x, y, z, stru
 origin and no direction.
 """
 
-import os
 import shutil
 import tempfile
 import zlib
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
+from segsweep.data.storage import appearing
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError
 
@@ -55,28 +55,19 @@ def write_stacked(
     file cannot be written.
     """
     demand_structures(table, structures=structures)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with appearing(path) as unfinished, tempfile.TemporaryFile(dir=path.parent) as voxels:
         # The header, which comes first, says how long the voxels are, so these wait in a file without a name.
-        with tempfile.TemporaryFile(dir=path.parent) as voxels, unfinished.open("wb") as whole:
-            _pack(label, table=table, structures=structures, into=voxels)
-            header = HEADER.format(
-                size=voxels.tell(),
-                spacing=" ".join(repr(float(mm)) for mm in geometry.spacing[::-1]),
-                shape=" ".join(map(str, geometry.shape[::-1])),
-                channels=len(structures),
-            )
+        _pack(label, table=table, structures=structures, into=voxels)
+        header = HEADER.format(
+            size=voxels.tell(),
+            spacing=" ".join(repr(float(mm)) for mm in geometry.spacing[::-1]),
+            shape=" ".join(map(str, geometry.shape[::-1])),
+            channels=len(structures),
+        )
+        with unfinished.open("wb") as whole:
             whole.write(header.encode())
             voxels.seek(0)
             shutil.copyfileobj(voxels, whole)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be written ({error.strerror}); expected a writable folder with space left"
-        ) from None
-    finally:
-        if unfinished.is_file():
-            unfinished.unlink()
 
 
 def _pack(label: NDArray, *, table: LabelTable, structures: Sequence[str], into: IO[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 import colorsys
 import gzip
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
+from segsweep.data.storage import appearing
 from segsweep.data.structures import LabelTable
 from segsweep.errors import InputError
 
@@ -37,22 +37,12 @@ def write_segments(label: NDArray, *, geometry: Geometry, table: LabelTable, pat
     demand_segment_names(table)
     layers = _layers(table)
     values = _values(table, layers=layers)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with unfinished.open("wb") as whole:
-            whole.write("\n".join(_header(table, geometry=geometry, layers=layers, kind=values.dtype)).encode())
-            whole.write(b"\n\n")
-            with gzip.GzipFile(fileobj=whole, mode="wb", compresslevel=EFFORT, mtime=0) as packed:
-                for plane in label:
-                    packed.write(values[plane].tobytes())
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be written ({error.strerror}); expected a writable folder with space left"
-        ) from None
-    finally:
-        if unfinished.is_file():
-            unfinished.unlink()
+    with appearing(path) as unfinished, unfinished.open("wb") as whole:
+        whole.write("\n".join(_header(table, geometry=geometry, layers=layers, kind=values.dtype)).encode())
+        whole.write(b"\n\n")
+        with gzip.GzipFile(fileobj=whole, mode="wb", compresslevel=EFFORT, mtime=0) as packed:
+            for plane in label:
+                packed.write(values[plane].tobytes())
 
 
 def _layers(table: LabelTable) -> list[list[int]]:

@@ -1,7 +1,6 @@
 """Writes label maps and images with their exact geometry; a file is there complete or not at all."""
 
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
 from segsweep.data.readers import is_scan
+from segsweep.data.storage import appearing
 from segsweep.errors import InputError
 
 # ITK would print its warnings to the terminal.
@@ -51,21 +51,12 @@ def _write(voxels: NDArray, *, geometry: Geometry, path: Path) -> None:
     image.SetSpacing([float(value) for value in geometry.spacing[::-1]])
     image.SetOrigin([float(value) for value in geometry.origin])
     image.SetDirection([float(value) for value in geometry.direction])
-    # The suffix stays last: ITK chooses the format by it.
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sitk.WriteImage(image, str(unfinished), useCompression=True)
-        _demand_whole(unfinished, num_bytes=voxels.nbytes)
-        unfinished.replace(path)
-    except (RuntimeError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"{path.name} cannot be written ({reason}); expected a writable folder with space left"
-        ) from None
-    finally:
-        if unfinished.is_file():
-            unfinished.unlink()
+    with appearing(path) as unfinished:
+        try:
+            sitk.WriteImage(image, str(unfinished), useCompression=True)
+            _demand_whole(unfinished, num_bytes=voxels.nbytes)
+        except (RuntimeError, EOFError) as error:
+            raise OSError(str(error).strip().splitlines()[-1]) from None
 
 
 def _demand_whole(path: Path, *, num_bytes: int) -> None:
