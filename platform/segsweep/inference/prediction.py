@@ -64,6 +64,7 @@ def predict(
     _demand_same_labels(out, table=table)
     out.mkdir(parents=True, exist_ok=True)
     resources = resources or Resources()
+    predictor.prepare()
     written: list[str] = []
     failures: dict[str, str] = {}
     for done, read in enumerate(prefetch(_read, scans, depth=1), start=1):

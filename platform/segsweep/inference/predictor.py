@@ -90,6 +90,12 @@ class Predictor:
         """The task whose atom table the labels are in: the first member's."""
         return self.members[0].task
 
+    def prepare(self) -> None:
+        """Reckon once what the networks need of the main memory, so that it is not in the first scan's time."""
+        for member in self.members:
+            finder = () if member.finder is None else (member.finder,)
+            _ = [each.network_bytes for each in (member, *finder)]
+
     def only(self, dataset: str) -> "Predictor":
         """The predictor of one of the datasets that its members join, in that dataset's own names and values. Raises InputError."""
         return Predictor(members=tuple(_only(member, dataset=dataset) for member in self.members))
