@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Voxels that touch at a face, an edge or a corner belong to one lesion.
-NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
+from segsweep.inference.postprocess import NEIGHBOURS_26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,5 +67,5 @@ def lesion_score(
 def _lesions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """The number of its lesion at every voxel (0: none), and how many there are."""
     numbers = np.zeros(mask.shape, dtype=np.int32)
-    count = ndimage.label(mask, structure=NEIGHBOURS, output=numbers)
+    count = ndimage.label(mask, structure=NEIGHBOURS_26, output=numbers)
     return numbers, int(count)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from segsweep.data import storage
 from segsweep.data.manifest import write_json
 from segsweep.evaluation.sweep_page import render
 from segsweep.sweeps.folds import fold_folders
@@ -41,7 +42,7 @@ def write(
     document = {**document_of(study, sweep=sweep, folds=folds), "title": title, "comparison": comparison}
     write_json(sweep / FIGURES, document)
     page = sweep / PAGE
-    page.write_text(render(document))
+    storage.write_bytes(page, render(document).encode())
     return page
 
 
