@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 from segsweep.errors import ResourceError
+from segsweep.sweeps.admission import demand_admission
+from segsweep.sweeps.token import keep_token, use_token
 
 # Users meet Ray's own words only where they help: warnings and errors.
 QUIET = {
@@ -78,24 +81,41 @@ def connect() -> bool:
     # It repeats what failed; `Follow` says it in one line and keeps the log.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        known = {name: os.environ[name] for name in (*PASSED_ON, *READ_IN_TRIALS) if name in os.environ}
-        try:
-            ray.init(address=address, runtime_env={"env_vars": known}, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
-            raise ResourceError(
-                f"RAY_ADDRESS={address}: cannot connect ({error}); check the address and the token"
-            ) from None
-        return True
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if address in (None, "", "local"):
+        _start()
+    else:
+        _join(address)
     return True
 
 
 def disconnect() -> None:
     """Leave the cluster; a local one ends."""
     ray.shutdown()
+
+
+def _start() -> None:
+    """A Ray of this machine alone: it listens on loopback only, and asks for the user's token even there."""
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
+    keep_token()
+    use_token()
+    # Ray's own switch, off by default where it makes no clusters (macOS, Windows): nodes take the address 127.0.0.1.
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+def _join(address: str) -> None:
+    """The cluster at an address. Raises ResourceError when it cannot be used."""
+    demand_admission(address, token=use_token())
+    known = {name: os.environ[name] for name in (*PASSED_ON, *READ_IN_TRIALS) if name in os.environ}
+    try:
+        ray.init(address=address, runtime_env={"env_vars": known}, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ResourceError(f"RAY_ADDRESS={address}: cannot connect ({error}); check the address") from None
 
 
 def share(*, workers: int, concurrent: int = 1, gpus: float = 1.0) -> Resources:
