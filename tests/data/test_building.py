@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segsweep.data import fingerprint
 from segsweep.data.building import current_case, derive_grid
 from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.fingerprint import read_fingerprints
@@ -65,6 +66,18 @@ def test_plans_see_intensities_of_structures_alone(store: Store) -> None:
     label = store.grid("a").read_label()
     inside = store.grid("a").read_image()[0][(label == 1) | (label == 2)]
     np.testing.assert_array_equal(np.sort(sampled[0]), np.sort(inside))
+
+
+def test_plans_are_made_from_so_many_intensities_of_all_cases(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {case.case_id: case.intensities for case in read_fingerprints(store)}
+    assert min(values.shape[1] for values in whole.values()) > 150
+    monkeypatch.setattr(fingerprint, "MOST_SAMPLES", 300)
+    for case in read_fingerprints(store):
+        values = case.intensities
+        assert 75 < values.shape[1] <= 150
+        assert values.base is None, "it would keep all of them in memory"
+        step = -(-whole[case.case_id].shape[1] // 150)
+        np.testing.assert_array_equal(values, whole[case.case_id][:, ::step])
 
 
 def test_the_quality_report_leaves_ignored_voxels_out(store: Store, tmp_path: Path) -> None:

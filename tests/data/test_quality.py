@@ -11,7 +11,7 @@ import pytest
 
 from segsweep.data.geometry import Geometry
 from segsweep.data.quality import check, three_digits
-from segsweep.data.quality_report import write
+from segsweep.data.quality_report import MOST_ROWS, write
 from segsweep.data.store import CaseRecord
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import StoreError
@@ -352,6 +352,15 @@ def test_report_files(store, tmp_path: Path):
     assert "the case cannot be read" in text
     assert "<b>2</b>errors" in text and "<b>1</b>warnings" in text
     assert "case_2: LeftParotid: lies 54 mm" in text
+
+
+def test_a_page_has_so_many_rows_and_the_file_all(store, tmp_path: Path):
+    found = replace(check(store).findings[0], case_id="nobody")
+    report = replace(check(store), findings=(found,) * (MOST_ROWS + 5))
+    text = Path(write(report, store=store, folder=tmp_path)).read_text()
+    assert text.count(">nobody</td>") == MOST_ROWS
+    assert "5 more are in quality.json" in text
+    assert len(json.loads((tmp_path / "quality.json").read_text())["findings"]) == MOST_ROWS + 5
 
 
 def test_a_report_without_findings_says_what_was_looked_for(store, tmp_path: Path):

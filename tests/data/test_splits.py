@@ -35,6 +35,27 @@ def test_a_rare_structure_is_spread_over_all_folds() -> None:
         assert len(fold) == 8
 
 
+class CountedId(str):
+    """A case id that counts how often ids are compared."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedId.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_ids_are_compared_about_once_a_case() -> None:
+    """A hundred thousand cases times the half of them that wait would take minutes."""
+    names = [CountedId(f"{index:03}") for index in range(400)]
+    cases = {name: Candidate(group="", structures=("liver", *["tumour"][: int(name) % 2])) for name in names}
+    CountedId.compared = 0
+    draw_folds(cases)
+    assert CountedId.compared <= 2 * len(names)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.dictionaries(

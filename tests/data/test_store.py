@@ -241,6 +241,17 @@ def test_a_flipped_byte_of_the_index_is_named(copy: Path) -> None:
             open_store(copy)
 
 
+def test_an_index_is_short_and_parsed_once(phantom_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hundred thousand cases it has hundreds of megabytes."""
+    path, parsed = phantom_store / "index.json", []
+    monkeypatch.setattr(json, "loads", lambda text, loads=json.loads: parsed.append(len(text)) or loads(text))
+    open_store(phantom_store)
+    assert parsed == [path.stat().st_size]
+    monkeypatch.undo()
+    assert path.stat().st_size < 0.7 * len(json.dumps(json.loads(path.read_text()), indent=1))
+    assert "structures" not in json.loads(path.read_text())["cases"][0]
+
+
 def test_a_cut_index_is_named(copy: Path) -> None:
     (copy / "index.json").write_text((copy / "index.json").read_text()[:100])
     with pytest.raises(StoreError, match=r"index\.json: cannot be read"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from segsweep.errors import ModelError
+from segsweep.models import outbox_file
 from segsweep.models.outbox_file import OutboxFile
 
 HEADER = {"experiment": "toy", "server": "http://there"}
@@ -75,6 +77,41 @@ def test_entries_put_aside_are_sent_again_when_their_file_is_renamed(tmp_path: P
     assert json.loads(again.first()) == {"step": 0, "refused": "no"}
     assert (again.header, drained(again)) == (HEADER, [0, 1])
     again.close()
+
+
+def test_file_of_which_all_was_sent_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_file, "LONGEST_SENT", 1000)
+    file = OutboxFile.create(tmp_path / "1-toy.jsonl", header=HEADER)
+    longest = 0
+    for step in range(0, 300, 3):
+        for number in range(3):
+            file.append({"step": step + number, "text": "a" * (1 + step)})
+        assert drained(file) == [step, step + 1, step + 2]
+        longest = max(longest, file.path.stat().st_size)
+    assert longest < 2200, "what is sent at once, beside the thousand"
+    file.append({"step": 7})
+    file.close()
+    left = OutboxFile.left(file.path)
+    assert left is not None
+    assert drained(left) == [7]
+    left.close()
+
+
+def test_driver_killed_while_its_file_begins_anew_left_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_file, "LONGEST_SENT", 0)
+    file = OutboxFile.create(tmp_path / "1-toy.jsonl", header=HEADER)
+    for step in range(2):
+        file.append({"step": step})
+    file.drop_first()
+    with monkeypatch.context() as patch:  # the process dies before the new position is written
+        patch.setattr(os, "pwrite", lambda *_: 0)
+        file.drop_first()
+    copy = shutil.copy(file.path, tmp_path / "2-toy.jsonl")
+    left = OutboxFile.left(Path(copy))
+    assert left is not None
+    assert left.waiting == 0
+    left.close()
+    file.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"what is this\n", b"12\n", b"12\n{\n"])

@@ -88,7 +88,7 @@ def test_a_space_may_choose_where_its_trials_start(initial: Path, run: Run, work
         base = dataclasses.replace(run, params={**run.params, **params})
         return tuning._suggest(
             optuna.trial.FixedTrial({"initial": address}), recipe=cast(ModuleType, space), base=base, fixed={},
-            plan=prepare(run).store.plan, memory=1 << 40, workspace=workspace,
+            store=prepare(run).store, memory=1 << 40, workspace=workspace,
         )  # fmt: skip
 
     assert suggested("")["initial"] == ""

@@ -8,7 +8,9 @@ import numpy as np
 import optuna
 import pytest
 
+from segsweep.sweeps import pairing
 from segsweep.sweeps.pairing import RATE, Look, comparable, fewest_cases, looks, verdict, worse
+from segsweep.sweeps.training import read_result
 
 CASES = tuple(f"case-{number}" for number in range(12))
 
@@ -111,19 +113,39 @@ def test_the_best_finished_trial_is_the_rival_and_else_the_best_running_one(tmp_
     own, other, third = (Folder(tmp_path / f"trial-000{number}" / fold) for number in range(3))
     running = {own.path: 10, other.path: 10}
     own.validated(5, np.full(12, 0.5))
-    assert not verdict(own.path, running=running), "there is no rival yet"
+    assert not verdict(own.path, running=running, ended={}), "there is no rival yet"
     other.validated(6, np.full(12, 0.7))
-    assert not verdict(own.path, running=running), "the other had trained longer"
+    assert not verdict(own.path, running=running, ended={}), "the other had trained longer"
     other.validated(4, np.full(12, 0.6))
-    assert verdict(own.path, running=running)
-    assert not verdict(other.path, running=running)
+    assert verdict(own.path, running=running, ended={})
+    assert not verdict(other.path, running=running, ended={})
     third.validated(5, np.full(12, 0.4))
     third.finished(np.full(12, 0.9))
-    assert not verdict(own.path, running=running), "the best finished one was no better after so many epochs"
+    assert not verdict(own.path, running=running, ended={}), "the best finished one was no better after so many epochs"
     third.validated(5, np.full(12, 0.55))
-    assert verdict(own.path, running=running)
+    assert verdict(own.path, running=running, ended={})
     third.finished(np.full(12, 0.9), status="stopped_early")
-    assert verdict(own.path, running=running), "the other one is the rival again"
+    assert verdict(own.path, running=running, ended={}), "the other one is the rival again"
+
+
+def test_a_trial_that_ended_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of trials, a verdict reads the new results and the best rival's scans."""
+    read: list[Path] = []
+    monkeypatch.setattr(pairing, "read_result", lambda folder: read.append(folder) or read_result(folder))
+    folders = [Folder(tmp_path / f"trial-{number:04d}") for number in range(6)]
+    own, last = folders[0], folders[-1]
+    own.validated(5, np.full(12, 0.5))
+    for number, trial in enumerate(folders[1:-1]):
+        trial.validated(5, np.full(12, 0.6))
+        trial.finished(np.full(12, 0.7 + number / 100))
+    ended: dict[Path, Any] = {}
+    for _ in range(2):
+        assert verdict(own.path, running={own.path: 10}, ended=ended)
+    assert sorted(read) == [trial.path for trial in folders[1:-1]]
+    last.validated(5, np.full(12, 0.4))
+    last.finished(np.full(12, 0.9))
+    assert not verdict(own.path, running={own.path: 10}, ended=ended)
+    assert read[4:] == [last.path]
 
 
 @pytest.mark.parametrize("lasting", [0.0, 1.0])
@@ -145,7 +167,7 @@ def test_equal_trials_are_stopped_at_most_at_the_rate_and_a_worse_one_is(tmp_pat
                     trial.finished(values)
                     break
                 trial.validated(epoch, values)
-                told = told or verdict(trial.path, running={trial.path: 10})
+                told = told or verdict(trial.path, running={trial.path: 10}, ended={})
             stopped, caught = stopped + (told and not worst), caught + (told and worst)
     assert stopped / (sweeps * (trials - 1)) <= RATE
     assert caught == sweeps

@@ -45,7 +45,7 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
 
 
 def test_a_trial_is_checked_with_the_trainable_that_it_chooses(
-    phantom_store: Path, workspace: Workspace, tiny: dict[str, Any]
+    phantom_store: Path, workspace: Workspace, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = tuning.needed_memory(prepare(Run(trainable="unet", store=str(phantom_store), params=tiny)))
 
@@ -56,10 +56,14 @@ def test_a_trial_is_checked_with_the_trainable_that_it_chooses(
         space = SimpleNamespace(
             space=lambda trial, _plan: {"trainable": trial.suggest_categorical("trainable", NETWORKS)}
         )
-        return tuning._suggest(
-            optuna.trial.FixedTrial({"trainable": drawn}), recipe=space, base=base, fixed=fixed,
-            plan=prepare(base).store.plan, memory=needed, workspace=workspace,
-        )  # fmt: skip
+        opened = prepare(base).store
+        assert opened.plan
+        with monkeypatch.context() as patch:  # whose index may be long: it is not read for every trial
+            patch.setattr("segsweep.sweeps.preparing.open_stores", None)
+            return tuning._suggest(
+                optuna.trial.FixedTrial({"trainable": drawn}), recipe=space, base=base, fixed=fixed, store=opened,
+                memory=needed, workspace=workspace,
+            )  # fmt: skip
 
     assert suggested("unet") == {"trainable": "unet"}
     with pytest.raises(ResourceError, match="needs about"):

@@ -111,7 +111,7 @@ def convert(
         if not edited:
             storage.write_bytes(f"{place}/plan.json", made)
         index = {**_index(described, records=cases.records, folds=folds), "plan": hashlib.sha256(made).hexdigest()}
-        storage.write_bytes(f"{place}/index.json", seal(index))
+        storage.write_bytes(f"{place}/index.json", seal(index, indent=None))
     return Converted(
         store=open_store(place),
         written=tuple(sorted(cases.written)),
@@ -178,9 +178,14 @@ def _build(source: CaseSource, labels: LabelSet, uri: str, depth: Depth) -> dict
 
     record = building.current_case(uri, source=source, labels=labels, depth=depth)
     if record is not None:
-        return {"record": record, "written": False}
+        return {"record": _indexed(record), "written": False}
     with storage.replaced(uri, last=MANIFEST) as folder:
-        return {"record": building.build_case(source, labels=labels, folder=folder), "written": True}
+        return {"record": _indexed(building.build_case(source, labels=labels, folder=folder)), "written": True}
+
+
+def _indexed(record: Record) -> Record:
+    """What the index keeps of a case: not the labels, which are the dataset's and would fill the driver's memory once a case."""
+    return {name: value for name, value in record.items() if name != "labels"}
 
 
 def _earlier_case(uri: str, *, labels: LabelSet) -> Record | None:
@@ -191,7 +196,7 @@ def _earlier_case(uri: str, *, labels: LabelSet) -> Record | None:
         record = read_case(uri)
     except StoreError:
         return None
-    return record if record["labels"] == json.loads(json.dumps(labels_json(labels))) else None
+    return _indexed(record) if record["labels"] == json.loads(json.dumps(labels_json(labels))) else None
 
 
 def _derive_all(store: Store, *, spacing: Spacing, depth: Depth, progress: Progress | None) -> Mapping[str, Outcome]:
@@ -282,7 +287,7 @@ def _index(described: Dataset, *, records: Mapping[str, Record], folds: Folds | 
         "folds": folds,
         "atoms": [list(atom) for atom in join(tuple(map(tuple, record["atoms"])) for record in ordered)],
         "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "cases": [{name: value for name, value in record.items() if name != "labels"} for record in ordered],
+        "cases": ordered,
     }
 
 

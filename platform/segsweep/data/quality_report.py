@@ -20,8 +20,8 @@ from segsweep.data.quality import Finding, QualityReport, Severity, three_digits
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
 
-# More pictures would make the page too large to open.
-MOST_PICTURES = 40
+# More pictures, or rows, would make the page too large to open.
+MOST_PICTURES, MOST_ROWS = 40, 2000
 SOFT_TISSUE_HU = (-160, 240)
 # What lies above it is patient or couch. Pictures leave out the air around, but for a rim (voxels).
 BODY_HU, RIM = -500, 3
@@ -72,9 +72,15 @@ def _findings(report: QualityReport) -> str:
     rows = "".join(
         f'<tr><td class="{found.severity}">{found.severity}</td><td>{escape(found.case_id or "all")}</td>'
         f"<td>{escape(found.structure)}</td><td>{escape(found.message)}</td></tr>"
-        for found in report.findings
+        for found in report.findings[:MOST_ROWS]
     )
-    return f"<table><tr><th>severity<th>case<th>structure<th>what was found</tr>{rows}</table>"
+    left_out = len(report.findings) - MOST_ROWS
+    note = (
+        f"<p>The first {MOST_ROWS} findings, the worst; {left_out} more are in quality.json.</p>"
+        if left_out > 0
+        else ""
+    )
+    return f"{note}<table><tr><th>severity<th>case<th>structure<th>what was found</tr>{rows}</table>"
 
 
 def _structures(report: QualityReport) -> str:

@@ -34,7 +34,8 @@ def draw_folds(cases: Mapping[str, Candidate]) -> Folds:
     for case_id in sorted(cases):
         patients.setdefault(cases[case_id].group or case_id, []).append(case_id)
     names = sorted(patients)
-    waiting = [names[index] for index in np.random.default_rng(SEED).permutation(len(names))]
+    # In order, as a list would be, but a patient of a hundred thousand is taken out of it at once.
+    waiting = dict.fromkeys(names[index] for index in np.random.default_rng(SEED).permutation(len(names)))
     present = {name: Counter(s for case_id in ids for s in cases[case_id].structures) for name, ids in patients.items()}
     frequency = Counter(structure for counts in present.values() for structure in counts)
     held_out: list[list[str]] = [[] for _ in range(NUM_FOLDS)]
@@ -44,7 +45,7 @@ def draw_folds(cases: Mapping[str, Candidate]) -> Folds:
             fold = min(range(NUM_FOLDS), key=lambda i: (dealt[i][structure] if structure else 0, len(held_out[i])))
             held_out[fold].extend(patients[name])
             dealt[fold].update(present[name])
-            waiting.remove(name)
+            del waiting[name]
     return tuple(tuple(sorted(fold)) for fold in held_out)
 
 

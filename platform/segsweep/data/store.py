@@ -23,7 +23,7 @@ from segsweep.data.arrays import GridReader, geometry_from_json
 from segsweep.data.case import Split
 from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
+from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, is_sealed, read_manifest
 from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
@@ -204,7 +204,8 @@ def _read_index(uri: str) -> Mapping[str, Any]:
     path = f"{uri}/index.json"
     text = storage.read_bytes(path)
     try:
-        found = json.loads(text)["format"]
+        index = json.loads(text)
+        found = index["format"]
     except (ValueError, TypeError, KeyError):
         raise StoreError(f"{path}: cannot be read; delete it and convert again, the cases are kept") from None
     if found != FORMAT:
@@ -212,12 +213,11 @@ def _read_index(uri: str) -> Mapping[str, Any]:
             f"{uri}: store format {found!r} found, this segsweep reads {FORMAT}; "
             "update segsweep, or delete index.json and convert the dataset again"
         )
-    try:
-        return unseal(text, name=path).body
-    except StoreError:
+    if not is_sealed(text):
         raise StoreError(
             f"{path}: is damaged (its checksum does not fit); delete it and convert again, the cases are kept"
-        ) from None
+        )
+    return index
 
 
 def _record(values: Mapping[str, Any], *, table: LabelTable) -> CaseRecord:

@@ -18,6 +18,8 @@ from segsweep.data.storage import flush
 from segsweep.errors import ModelError
 
 SUFFIX, REFUSED_SUFFIX = ".jsonl", ".refused"
+# A file of which all was sent begins anew when it is longer (bytes): a sweep of thousands of trials tells gigabytes, pictures among them.
+LONGEST_SENT = 2**24
 DIGITS = 20
 
 
@@ -31,7 +33,7 @@ class OutboxFile:
         try:
             position, header = content[: self._end].split(b"\n", 2)[:2]
             self.header: dict[str, str] = json.loads(header)
-            self._sent = int(position)
+            self._begin, self._sent = len(position) + len(header) + 2, int(position)
         except ValueError:
             raise ModelError(
                 f"{path}: no file of entries for MLflow (its first two lines are damaged); move it away"
@@ -91,7 +93,16 @@ class OutboxFile:
         """The first entry was sent, and is never sent again. A power failure may forget this, the death of the process does not."""
         self._sent += len(self.first())
         self.waiting -= 1
+        if not self.waiting and self._end > LONGEST_SENT:
+            self._begin_anew()
         os.pwrite(self._descriptor, _position(self._sent), 0)
+
+    def _begin_anew(self) -> None:
+        """Forget what was sent. Until the new position is written the old one lies behind the end, where nothing waits."""
+        os.ftruncate(self._descriptor, self._begin)
+        self._end = self._sent = self._begin
+        self._reader.close()  # it may hold bytes that are no more
+        self._reader = self.path.open("rb")
 
     def set_first_aside(self, *, reason: str) -> None:
         """Copy the first entry, with the reason, to the entries that were refused."""

@@ -71,17 +71,18 @@ def comparable(found: Sequence[Look], *, share: float) -> Look | None:
     return max((look for look in found if look.share <= share), key=lambda look: look.share, default=None)
 
 
-def verdict(folder: Path, *, running: Mapping[Path, int]) -> bool:
+def verdict(folder: Path, *, running: Mapping[Path, int], ended: dict[Path, Mapping[str, Any]]) -> bool:
     """Whether the trial in a folder is to be stopped after its latest validation; of a trial of several folds it is the first one's folder.
 
     The best finished trial of the folders beside it is what it is compared with; where none is finished the best running one.
-    `running`: epochs of those, by folder, this one's among them.
+    `running`: epochs of those, by folder, this one's among them. `ended`: results of the others as they are read, for the next verdict.
     """
     own = looks(folder, epochs=running[folder])
     now, before = own[-1], own[-2].share if len(own) > 1 else 0.0
-    rivals = _finished(folder)
-    best = max(rivals, key=lambda rival: rival[0], default=None)
-    seen = comparable(best[1], share=now.share) if best else None
+    finished = _finished(folder, ended=ended)
+    rivals: Sequence[Any] = tuple(finished)
+    best = max(finished, key=lambda other: finished[other]["dice"], default=None)
+    seen = comparable(looks(best, epochs=finished[best]["epochs"]), share=now.share) if best else None
     if best is None:
         others = (looks(other, epochs=epochs) for other, epochs in running.items() if other != folder)
         rivals = [look for other in others if (look := comparable(other, share=now.share)) is not None]
@@ -89,12 +90,10 @@ def verdict(folder: Path, *, running: Mapping[Path, int]) -> bool:
     return seen is not None and worse(now.cases, seen.cases, threshold=RATE * (now.share - before) / len(rivals))
 
 
-def _finished(folder: Path) -> list[tuple[float, tuple[Look, ...]]]:
-    """Final Dice and validations of the trials beside this one that were trained to their end; of several folds, the same fold of each."""
+def _finished(folder: Path, *, ended: dict[Path, Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:
+    """Results of the trials beside this one that were trained to their end; of several folds, the same fold of each."""
     sweep, same = (folder.parent.parent, f"{folder.name}/") if folder.match(FOLD_FOLDERS) else (folder.parent, "")
-    results = {path.parent: read_result(path.parent) for path in sorted(sweep.glob(f"trial-*/{same}{RESULT}"))}
-    return [
-        (result["dice"], looks(other, epochs=result["epochs"]))
-        for other, result in results.items()
-        if other != folder and result["status"] == "finished" and "dice" in result
-    ]
+    there = [path.parent for path in sorted(sweep.glob(f"trial-*/{same}{RESULT}"))]
+    ended |= {other: read_result(other) for other in there if other not in ended}
+    known = {other: ended[other] for other in there if other != folder}
+    return {other: result for other, result in known.items() if result["status"] == "finished" and "dice" in result}

@@ -26,12 +26,13 @@ class Prepared:
     task: Task
 
 
-def prepare(run: Run) -> Prepared:
+def prepare(run: Run, *, opened: Store | None = None) -> Prepared:
     """Look everything up; what neither run, preset nor recipe says about patch, batch and head is the plan's (or the `planner`'s).
 
-    A preset's patch is no larger than the median scan needs. Raises RecipeError, StoreError or ResourceError in one sentence.
+    A preset's patch is no larger than the median scan needs. `opened` is the run's store where the caller has it: a long index takes
+    seconds to read. Raises RecipeError, StoreError or ResourceError in one sentence.
     """
-    store, method = open_stores(run.store), load_method(run.trainable)
+    store, method = opened or open_stores(run.store), load_method(run.trainable)
     params = _filled(method, store=store, run=run)
     if not any(store.cases[case_id].annotated for case_id in store.training(run.fold)):
         raise StoreError(

@@ -78,13 +78,15 @@ class CooperativePaired(FIFOScheduler):
         super().__init__()
         self._grace = grace
         self._running: dict[Path, int] = {}
+        self._ended: dict[Path, Mapping[str, Any]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """CONTINUE always; a trial that is worse gets a flag."""
         folder, epoch = judged_folder(Path(trial.config["folder"]), report=result), result.get("epoch", 0)
         if "dice_scan" in result:
             self._running[folder] = result["epochs"]
-            if epoch / result["epochs"] + ROUNDING >= self._grace and verdict(folder, running=self._running):
+            known = {"running": self._running, "ended": self._ended}
+            if epoch / result["epochs"] + ROUNDING >= self._grace and verdict(folder, **known):
                 request_stop(folder)
         return TrialScheduler.CONTINUE
 

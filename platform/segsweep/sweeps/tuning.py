@@ -15,7 +15,7 @@ import ray.tune
 
 from segsweep import recipes
 from segsweep.data.lock import held
-from segsweep.data.planning import Plan
+from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
@@ -107,7 +107,7 @@ def tune(
     resources = share(workers=chosen.workers, concurrent=concurrent, gpus=chosen.gpus)
     memory = memory_per_worker(workers=chosen.workers * concurrent, gpus=chosen.gpus)
     suggest = partial(
-        _suggest, recipe=rows or recipe, base=base, fixed=fixed, plan=opened.plan, memory=memory, workspace=place
+        _suggest, recipe=rows or recipe, base=base, fixed=fixed, store=opened, memory=memory, workspace=place
     )
     with _alone(sweep):
         tracker = Tracker(place, experiment=opened.dataset)
@@ -188,7 +188,7 @@ def _suggest(
     recipe: Any,
     base: Run,
     fixed: Mapping[str, Any],
-    plan: Plan,
+    store: Store,
     memory: int,
     workspace: Workspace,
 ) -> dict[str, Any]:
@@ -197,8 +197,8 @@ def _suggest(
     Raises SegsweepError when they cannot be trained.
     """
     own = {key: value for key, value in fixed.items() if key != "preset"}
-    config = pin({**recipe.space(FixedTrial(trial, fixed=own), plan), **own}, workspace=workspace)
-    prepared = prepare(changed(base, config=config))
+    config = pin({**recipe.space(FixedTrial(trial, fixed=own), store.plan), **own}, workspace=workspace)
+    prepared = prepare(changed(base, config=config), opened=store)
     demand_memory(prepared, available=memory)
     demand_fitting(prepared)
     return config
