@@ -28,6 +28,9 @@ os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 # Seconds until the answer begins: a server that stores a large model in a bucket answers when it is there.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+# A server on a bucket would hand out links into the bucket, which a machine may not reach that reaches the server.
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
