@@ -1,9 +1,14 @@
 """What many tests share: one local Ray, and one small phantom that was made and converted with the real code."""
 
+import getpass
 import json
 import os
+import pwd
 import secrets
+import shutil
 import socket
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,6 +147,79 @@ def object_storage(storage_server: ObjectStorage) -> ObjectStorage:
     storage_server.requests.clear()
     storage_server.faults.clear()
     return storage_server
+
+
+@dataclass(kw_only=True)
+class Postgres:
+    """A PostgreSQL of the distribution: on its socket for this user without a password, on the network with the one of `user`."""
+
+    folder: Path
+    programs: Path
+    port: int
+    # Of the user whose processes they are: PostgreSQL does not run as root.
+    owner: str
+    user: str = "ada"
+    password: str = field(default_factory=lambda: f"canary/{secrets.token_hex(8)}")
+
+    def create(self, name: str) -> str:
+        """A new database; its address on the socket, which needs no password."""
+        import psycopg  # noqa: PLC0415  tests that need no database do not wait for it
+
+        with psycopg.connect(self.socket("postgres"), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        with psycopg.connect(self.socket(name), autocommit=True) as connection:
+            connection.execute(f"GRANT ALL ON SCHEMA public TO {self.user}".encode())
+        return self.socket(name)
+
+    def socket(self, name: str) -> str:
+        """The address of a database on the socket."""
+        return f"postgresql:///{name}?host={self.folder}&port={self.port}"
+
+    def network(self, name: str, *, password: str | None = None) -> str:
+        """The address of a database on the network, with the password in it."""
+        return f"postgresql://{self.user}:{password or self.password}@127.0.0.1:{self.port}/{name}"
+
+    def control(self, *words: str) -> None:
+        """`pg_ctl` with these words: start, stop, restart."""
+        self.run("pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-w", *words)
+
+    def run(self, program: str, *words: str) -> None:
+        """A program of PostgreSQL as the owner."""
+        command, user = [str(self.programs / program), *words], self.owner if os.geteuid() == 0 else None
+        subprocess.run(
+            command, user=user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL with no database of ours."""
+    psycopg = pytest.importorskip("psycopg", reason="needs the driver: pip install 'segsweep[cluster]'")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    initdb = found[-1] if found else shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("no PostgreSQL is installed (initdb)")
+    names = {known.pw_name for known in pwd.getpwall()}
+    owner = getpass.getuser() if os.geteuid() else next(name for name in ("postgres", "nobody") if name in names)
+    # A short path, which a socket needs, that another user may reach.
+    folder = Path(tempfile.mkdtemp(prefix="segsweep-pg-"))
+    shutil.chown(folder, owner)
+    folder.chmod(0o755)
+    server = Postgres(folder=folder, programs=Path(initdb).parent, port=_free_port(), owner=owner)
+    words = ("--auth-local=peer", "--auth-host=scram-sha-256", "-U", getpass.getuser(), "--no-sync", "-E", "UTF8")
+    try:
+        server.run("initdb", "-D", str(folder / "data"), *words)
+        with (folder / "data" / "postgresql.conf").open("a") as stream:
+            stream.write(f"port = {server.port}\nunix_socket_directories = '{folder}'\nfsync = off\n")
+            stream.write("listen_addresses = '127.0.0.1'\nmax_connections = 60\nshared_buffers = 16MB\n")
+        server.control("start")
+        with psycopg.connect(server.socket("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {server.user} LOGIN PASSWORD '{server.password}'".encode())
+        yield server
+    finally:
+        if (folder / "data" / "postmaster.pid").exists():
+            server.control("stop", "-m", "immediate")
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ VERBS = {
     "import-nnunet": (("CHECKPOINT",), ("--name", "--plans", "--dataset-json", "--orientation")),
     "list": (("WHAT",), ()),
     "ui": ((), ("--port",)),
+    "server": ((), ("--port", "--host", "--allowed-hosts", "--artifacts")),
 }
 GRID = Geometry(shape=(6, 7, 8), spacing=(2.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
 

@@ -13,11 +13,11 @@ from segsweep.cli.stores import check, convert, demo
 from segsweep.cli.training import train, tune
 from segsweep.cli.choosing import ensemble, postprocess, promote
 from segsweep.cli.scans import evaluate, predict
-from segsweep.cli.browsing import import_nnunet, list_, ui
+from segsweep.cli.browsing import import_nnunet, list_, server, ui
 from segsweep.cli.cluster import cluster
 # isort: on
 
 __all__ = [
     "about", "app", "check", "cluster", "convert", "demo", "ensemble", "evaluate", "import_nnunet", "list_", "main", "postprocess",
-    "predict", "promote", "train", "tune", "ui",
+    "predict", "promote", "server", "train", "tune", "ui",
 ]  # fmt: skip

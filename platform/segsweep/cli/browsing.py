@@ -1,4 +1,4 @@
-"""Verbs that show what there is, and take in what others made: import-nnunet, list, ui."""
+"""Verbs that show what there is, and take in what others made: import-nnunet, list, server, ui."""
 # ruff: noqa: PLC0415
 
 from collections.abc import Mapping
@@ -100,6 +100,49 @@ def ui(
             say(f"{name:17} {address}")
         say("Ctrl-C ends what was started.")
         servers.wait()
+
+
+@app.command()
+def server(
+    port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address of this machine to listen on.")] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Further names by which browsers and machines call it.")
+    ] = "",
+    artifacts: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="Folder or s3:// address of models and files.")
+    ] = None,
+) -> None:
+    """Serve MLflow to several people or machines, with passwords.
+
+    The first start writes the admin's password into a file that it names. The
+    admin adds people on MLflow's page /signup. They set MLFLOW_TRACKING_URI,
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Models and files go
+    through the server: nobody else needs the bucket's credentials.
+
+    Traffic is not encrypted. Beyond this machine, use an ssh tunnel
+      ssh -L 5000:127.0.0.1:5000 THIS_MACHINE
+    or a proxy with TLS, and name it with --allowed-hosts.
+
+    Environment:
+      MLFLOW_BACKEND_STORE_URI  database       (a SQLite file in the workspace)
+      AWS_…                     credentials of the bucket, for the server alone
+
+    Example:
+      export MLFLOW_BACKEND_STORE_URI=postgresql:///mlflow?host=/var/run/postgresql
+      segsweep server --artifacts s3://bucket/mlflow
+    """
+    from segsweep.models.server import serve_group
+
+    names = [name.strip() for name in allowed_hosts.split(",") if name.strip()]
+    with serve_group(current_workspace(), port=port, host=host, allowed_hosts=names, artifacts=artifacts) as started:
+        say(f"MLflow     {started.address}")
+        say(f"database   {started.database}")
+        say(f"artifacts  {started.artifacts}")
+        say(f"admin      password {f'in {started.password}' if started.password else 'as it was'}")
+        say(f"people     {started.address}/signup, as admin")
+        say("Ctrl-C ends it.")
+        started.servers.wait()
 
 
 def _first_line(kind: recipes.Kind, name: str) -> str:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 from mlflow.exceptions import MlflowException
 
 from segsweep.errors import ModelError, ResourceError
+from segsweep.models.databases import public
 from segsweep.models.outbox_file import SUFFIX, OutboxFile
-from segsweep.models.tracking import LOCKED_OUT, Status, Tracker, public
+from segsweep.models.tracking import LOCKED_OUT, Status, Tracker
 
 # Seconds between two tries while the server is away: the first wait, doubled up to the last.
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0

@@ -19,6 +19,7 @@ from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, verify
 from segsweep.learning.inference import CLEAN_UP
 from segsweep.models.cards import card, in_words, structures
 from segsweep.models.catalogue import Registered, listed_versions, resolve
+from segsweep.models.databases import public
 from segsweep.models.tracking import DIGEST_TAG, INTERVAL_TAG, Tracker, answered, connect
 from segsweep.workspace import Workspace
 
@@ -176,7 +177,7 @@ def _download(found: Registered, *, workspace: Workspace) -> Path:
         )
     except (MlflowException, OSError) as error:
         raise ModelError(
-            f"{found.uri}: its files cannot be read from {source} ({error}); "
+            f"{found.uri}: its files cannot be read from {public(source)} ({public(str(error))}); "
             "expected them where they were registered: restore that folder or register the checkpoint again"
         ) from error
     if scratch is None:

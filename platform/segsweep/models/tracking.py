@@ -28,12 +28,16 @@ os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 # Seconds until the answer begins: a server that stores a large model in a bucket answers when it is there.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+# A server on a bucket would hand out links into the bucket, which a machine may not reach that reaches the server.
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from segsweep.errors import ModelError
+from segsweep.models.databases import demand_database, public
 from segsweep.workspace import Workspace
 
 # The first use of a database runs about 100 migrations, each with its own line.
@@ -243,10 +247,12 @@ class Tracker:
 
 
 def connect(workspace: Workspace) -> mlflow.MlflowClient:
-    """A client for the workspace's tracking server and registry. Raises ModelError when the address cannot be used.
+    """A client for the workspace's tracking server and registry. Raises ModelError when the address cannot be used, ResourceError when
+    a database there does not answer.
 
     A database is opened here, a server is not asked anything yet.
     """
+    demand_database(workspace.tracking_uri, variable="MLFLOW_TRACKING_URI")
     try:
         return mlflow.MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
     except Exception as error:  # every database's driver raises its own
@@ -254,11 +260,6 @@ def connect(workspace: Workspace) -> mlflow.MlflowClient:
             f"tracking server {public(workspace.tracking_uri)!r} cannot be used ({public(str(error))}); "
             "expected sqlite:///FILE, http(s)://HOST or another MLflow address in MLFLOW_TRACKING_URI"
         ) from error
-
-
-def public(address: str) -> str:
-    """An address without the name and password that it may hold."""
-    return re.sub(r"//[^/\s]*@", "//", address)
 
 
 def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:

@@ -46,6 +46,7 @@ from segsweep.sweeps.tuning_study import (
     has_unfinished,
     learning_curves,
     open_study,
+    studied,
     trials_left,
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
@@ -69,6 +70,7 @@ class Swept:
     report: Path | None = None
 
 
+@studied()
 def tune(
     space: str,
     *,
