@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -69,7 +70,9 @@ class CaseFingerprint:
 def read_fingerprints(store: Store) -> list[CaseFingerprint]:
     """The training cases of a store, or all where it has none. Raises StoreError that names a damaged case."""
     chosen = store.held_out("train") or tuple(store.cases)
-    return [_read_fingerprint(store, case_id=case_id) for case_id in chosen]
+    # In a bucket every answer takes a while, so they are waited for together.
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda case_id: _read_fingerprint(store, case_id=case_id), chosen))
 
 
 def _read_fingerprint(store: Store, *, case_id: str) -> CaseFingerprint:
