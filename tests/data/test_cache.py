@@ -78,6 +78,21 @@ def test_entries_in_recent_use_are_spared(cache: LocalCache) -> None:
     assert names(cache) == ["a", "c", "d"]
 
 
+def test_what_is_read_or_spared_stays(cache: LocalCache) -> None:
+    for index, key in enumerate("abc"):
+        cache.entry(key, size=SIZE, fill=filling())
+        age(cache, key, seconds=100 - index)
+    with cache.reading("a") as first, cache.reading("nothing") as nothing:
+        assert (first, nothing) == (cache.folder / "a", None)
+        assert cache.entry("d", size=SIZE, fill=filling(), spare={"b"}) == cache.folder / "d"
+        assert names(cache) == ["a", "b", "d"]
+        assert cache.entry("e", size=SIZE, fill=filling(), spare={"b", "d"}) is None
+        assert cache.entry("e", size=3 * SIZE, fill=filling()) is None
+        assert names(cache) == ["a", "b", "d"]
+    cache.entry("e", size=SIZE, fill=filling(), spare={"b", "d"})
+    assert names(cache) == ["b", "d", "e"]
+
+
 def test_a_mapping_outlives_its_entry(cache: LocalCache) -> None:
     folder = cache.entry("a", size=SIZE, fill=filling(b"a"))
     assert folder is not None
@@ -99,7 +114,8 @@ def test_a_fill_that_fails_leaves_nothing(cache: LocalCache) -> None:
 
     with pytest.raises(RuntimeError, match="the source is gone"):
         cache.entry("a", size=SIZE, fill=fail)
-    assert cache.entry("a", size=SIZE, fill=disk_full) is None
+    with pytest.raises(OSError, match="No space left"):
+        cache.entry("a", size=SIZE, fill=disk_full)
     assert names(cache) == []
     assert cache.entry("a", size=SIZE, fill=filling()) == cache.folder / "a"
 

@@ -1,8 +1,12 @@
 """A store in a bucket: the same as one in a folder, and what is said when something in the bucket is not as it should be."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,14 @@ from segsweep.errors import InputError, StoreError
 from segsweep.evaluation.evaluation import evaluate
 from segsweep.inference.scans import find_scans
 from segsweep.inference.writers import write_label_map
+from segsweep.learning.batches import Batch
+from segsweep.learning.feeding import feed
 from segsweep.learning.loop import Setting, train
 from segsweep.learning.method import default_stages
+from segsweep.learning.patches import TrainingCase
+from segsweep.learning.sampling import Turn
 from segsweep.run import Run
-from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.training import training_cases
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -133,21 +141,86 @@ def test_the_cache_stays_below_its_limit_and_what_is_open_can_be_read(
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     monkeypatch.setenv("SEGSWEEP_CACHE_GB", str(1.5 * size / 1e9))
     early = [store.grid(case_id) for case_id in CASES]
-    assert len(entries(cache)) == 1
+    for grid in early * 3:
+        assert grid.read_label((slice(0, 4), slice(0, 4), slice(0, 4))).shape == (4, 4, 4)
+        assert len(entries(cache)) == 1
+        assert str(cache) not in Path("/proc/self/maps").read_text(), (
+            "a mapping would hold the disk of what was dropped"
+        )
     assert np.array_equal(early[0].read_image(), image)
-    assert all(grid.read_label((slice(0, 4), slice(0, 4), slice(0, 4))).shape == (4, 4, 4) for grid in early * 3)
 
 
 def test_open_grids_outlive_their_downloads(local: Path, uri: str, cache: Path) -> None:
     here, there = open_store(local), open_store(uri)
     grids = {case_id: there.grid(case_id) for case_id in CASES}
-    for name in entries(cache):
-        shutil.rmtree(cache / name)
     region = (slice(3, 20), slice(10, 44), slice(5, 37))
-    for _ in range(4):
+    for _ in range(2):
         for case_id, grid in grids.items():
             assert np.array_equal(grid.read_label(region), here.grid(case_id).read_label(region))
-    assert len(entries(cache)) == len(CASES), "each has an uncompressed copy of its own now"
+        for name in entries(cache):
+            shutil.rmtree(cache / name)
+
+
+def test_training_cases_ask_for_nothing_before_they_are_drawn(uri: str, object_storage: Any, cache: Path) -> None:
+    prepared = prepare(Run(trainable="unet", store=uri))
+    object_storage.requests.clear()
+    cases = training_cases(prepared.store, case_ids=prepared.store.training("all"), task=prepared.task)
+    assert [case.grid.shape for case in cases]
+    assert object_storage.requests == []
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 1.2e-3])
+def test_batches_are_those_of_the_folder_whatever_the_cache_holds(
+    local: Path, uri: str, cache: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
+) -> None:
+    monkeypatch.setenv("SEGSWEEP_CACHE_GB", str(gigabytes))
+    most, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.001):
+            with contextlib.suppress(FileNotFoundError):
+                most.append(sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        here, there = (list(fed(store)) for store in (str(local), uri))
+    finally:
+        stop.set()
+        watching.join()
+    for one, other in zip(here, there, strict=True):
+        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+    assert max(most) <= gigabytes * 1e9
+    assert (len(entries(cache)) < len(CASES)) == (gigabytes < 1)
+
+
+def fed(store: str) -> Iterator[Batch]:
+    """The first batches of a training on all cases, with one case as if nothing were annotated in it."""
+    params = {"patch_size": [16, 32, 32], "batch_size": 2}
+    prepared = prepare(Run(trainable="unet", store=store, params={**params, "features": 4, "levels": 3}))
+    cases = training_cases(prepared.store, case_ids=prepared.store.training("all"), task=prepared.task)
+    *labelled, last = cases
+    setting = setting_of(prepared, training=labelled)
+    turns = [Turn(seed=1, step=step) for step in range(8)]
+    blank = dataclasses.replace(last, annotated=(False,) * len(last.annotated))
+    yield from feed(labelled, setting=setting, params=prepared.params, turns=turns, unlabelled=[blank])
+
+
+def setting_of(
+    prepared: Prepared, *, training: Sequence[TrainingCase], validation: Sequence[TrainingCase] = ()
+) -> Setting:
+    return Setting(
+        model=recipes.load("trainables", name="unet").build(prepared.params, prepared.task),
+        task=prepared.task,
+        params=prepared.params,
+        stages=default_stages(prepared.params),
+        loss=prepared.method.loss(prepared.params, task=prepared.task),
+        training=training,
+        validation=validation,
+        seed=0,
+        device=torch.device("cpu"),
+    )
 
 
 def test_a_second_conversion_keeps_everything(raw: Path, uri: str, object_storage: Any) -> None:
@@ -168,9 +241,9 @@ def test_a_flipped_byte_is_named_and_mended(raw: Path, uri: str, object_storage:
     flip(f"{uri}/{SHARD}")
     store = open_store(uri)
     with pytest.raises(StoreError, match=r"phantom_001: grids/native/image, shard c/0/0/0/0 holds other bytes"):
-        store.grid("phantom_001")
+        store.grid("phantom_001").read_label()
     assert entries(cache) == []
-    store.grid("phantom_000")
+    store.grid("phantom_000").read_label()
     damage = deep_check(uri)
     assert [(one.severity, one.case_id) for one in damage] == [("error", "phantom_001")]
     assert "grids/native/image, shard c/0/0/0/0" in damage[0].message
@@ -179,7 +252,7 @@ def test_a_flipped_byte_is_named_and_mended(raw: Path, uri: str, object_storage:
     assert (done.written, done.store.digest) == (("phantom_001",), store.digest)
     assert {name.split("/")[1] for name in puts(object_storage) if name.startswith("cases/")} == {"phantom_001"}
     assert deep_check(uri) == ()
-    store.grid("phantom_001")
+    store.grid("phantom_001").read_label()
 
 
 @pytest.mark.parametrize(
@@ -193,9 +266,9 @@ def test_a_missing_object_is_named_and_made_again(raw: Path, uri: str, name: str
     remove(f"{uri}/{name}")
     store = open_store(uri)
     with pytest.raises(StoreError, match=message):
-        store.grid("phantom_001")
+        store.grid("phantom_001").read_label()
     assert convert("phantom", raw=raw, store=uri).written == ("phantom_001",)
-    store.grid("phantom_001")
+    store.grid("phantom_001").read_label()
 
 
 def test_a_failed_upload_leaves_the_case_out_until_it_succeeds(
@@ -216,18 +289,19 @@ def test_a_case_that_was_converted_again_does_not_fit_an_old_index(uri: str) -> 
     with storage.mirrored(store.home("phantom_002")) as other:
         storage.upload(other, uri=store.home("phantom_001"), last="manifest.json")
     with pytest.raises(StoreError, match=r"phantom_001/native: is of another conversion than index\.json speaks of"):
-        store.grid("phantom_001")
+        store.grid("phantom_001").read_label()
 
 
 def test_grids_of_another_spacing_are_derived_in_the_bucket(local: Path, uri: str) -> None:
     store, spacing = open_store(uri), (6.0, 4.0, 4.0)
     assert not store.has_grid("phantom_000", spacing=spacing)
     with pytest.raises(StoreError, match="phantom_000/6x4x4: no readable manifest"):
-        store.grid("phantom_000", spacing)
+        store.grid("phantom_000", spacing).read_label()
     derive(store, spacing=spacing)
     derive(open_store(local), spacing=spacing)
     for case_id in CASES:
         there, here = store.grid(case_id, spacing), open_store(local).grid(case_id, spacing)
+        assert there.geometry == here.geometry
         assert np.array_equal(there.read_image(), here.read_image())
 
 
@@ -285,16 +359,10 @@ def test_a_network_learns_from_a_bucket(uri: str) -> None:
     params = {"epochs": 1, "iterations": 1, "validation_iterations": 1, "patch_size": [16, 32, 32], "batch_size": 2}
     prepared = prepare(Run(trainable="unet", store=uri, params={**params, "features": 4, "levels": 3}))
     store, task = prepared.store, prepared.task
-    setting = Setting(
-        model=recipes.load("trainables", name="unet").build(prepared.params, task),
-        task=task,
-        params=prepared.params,
-        stages=default_stages(prepared.params),
-        loss=prepared.method.loss(prepared.params, task=task),
+    setting = setting_of(
+        prepared,
         training=training_cases(store, case_ids=store.training(0), task=task),
         validation=training_cases(store, case_ids=store.validation(0), task=task),
-        seed=0,
-        device=torch.device("cpu"),
     )
     (epoch,) = train(setting)
     assert np.isfinite(epoch.metrics["loss"])

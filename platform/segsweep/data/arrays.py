@@ -102,11 +102,14 @@ def open_probabilities(folder: Path, *, name: str) -> StoredProbabilities:
 class GridReader:
     """A grid opened for reading. Atom values are translated to the store's own table by `lookup`.
 
-    Where SEGSWEEP_CACHE names a folder, a grid that is read by region again and again is copied there, uncompressed.
+    Where SEGSWEEP_CACHE names a folder, a grid that is read by region again and again is copied there, uncompressed. Not so one whose
+    folder is not `lasting`, which holds no disk between two reads either: it lies in that cache itself.
     """
 
-    def __init__(self, folder: Path, *, name: str, lookup: NDArray, lowest: int | None = None) -> None:
-        self._folder, self._name, self._lookup, self._lowest = folder, name, lookup, lowest
+    def __init__(
+        self, folder: Path, *, name: str, lookup: NDArray, lowest: int | None = None, lasting: bool = True
+    ) -> None:
+        self._folder, self._name, self._lookup, self._lowest, self._lasting = folder, name, lookup, lowest, lasting
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -137,13 +140,6 @@ class GridReader:
             return np.frombuffer(bytearray(values).translate(self._byte_table), np.uint8).reshape(values.shape)
         return np.take(self._lookup, values)
 
-    def opened(self) -> "GridReader":
-        """The same, with all its files open: they can be read on when they are deleted, as the download cache may do."""
-        for array in self._stored.values():
-            array.read([*(slice(None) for _ in array.shape[:-3]), *[slice(0, 1)] * 3])
-        _ = self.geometry, self.foreground, self._local
-        return self
-
     @property
     def foreground(self) -> Mapping[int, NDArray[np.int32]]:
         """Atom value of the store's table -> sampled voxel indices (n, 3), for every atom but background."""
@@ -166,7 +162,7 @@ class GridReader:
 
     @cached_property
     def _stored(self) -> Mapping[str, Voxels]:
-        return _open_voxels(self._folder, name=self._name)
+        return _open_voxels(self._folder, name=self._name, lasting=self._lasting)
 
     @cached_property
     def _local(self) -> LocalCopy:
@@ -176,7 +172,7 @@ class GridReader:
         array = self._stored[path]
         if region is None:
             return array.read([slice(None)] * len(array.shape))
-        copied = self._local.read(path, region=region)
+        copied = self._local.read(path, region=region) if self._lasting else None
         return array.read(region) if copied is None else copied
 
 
@@ -214,9 +210,10 @@ class _ForeignArray:
             raise StoreError(f"{self.name} is damaged ({error}); {REPAIR}") from None
 
 
-def _open_voxels(folder: Path, *, name: str) -> Mapping[str, Voxels]:
+def _open_voxels(folder: Path, *, name: str, lasting: bool) -> Mapping[str, Voxels]:
     return {
-        path: open_shards(folder / path, name=f"{name}, {path}") or _ForeignArray.opened(folder, path=path, name=name)
+        path: open_shards(folder / path, name=f"{name}, {path}", lasting=lasting)
+        or _ForeignArray.opened(folder, path=path, name=name)
         for path in (IMAGE, LABEL)
     }
 

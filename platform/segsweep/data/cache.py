@@ -1,6 +1,6 @@
 """A folder on a fast local disk that keeps what is dear to make again: uncompressed copies of grids, downloads.
 
-    KEY/                          a complete entry; its modification time is when it was last asked for
+    KEY/                          a complete entry; its modification time is when it was last asked for (its readers hold a lock on it)
     .KEY.SIZE.TOKEN.partial/      an entry being filled (its filler holds a lock on it) or being deleted
     .lock                         held for the moments in which names change
 
@@ -15,9 +15,10 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from segsweep.errors import ResourceError
@@ -26,7 +27,7 @@ FOLDER_VARIABLE, LIMIT_VARIABLE = "SEGSWEEP_CACHE", "SEGSWEEP_CACHE_GB"
 DEFAULT_LIMIT_GB = 50.0
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PARTIAL = re.compile(r"\.(?P<key>.+)\.(?P<size>\d+)\.[0-9a-f]+\.partial")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,23 @@ class LocalCache:
     folder: Path
     limit_bytes: int
 
-    def entry(self, key: str, *, size: int, fill: Callable[[Path], object], spare_seconds: float = 0.0) -> Path | None:
+    def entry(
+        self,
+        key: str,
+        *,
+        size: int,
+        fill: Callable[[Path], object],
+        spare_seconds: float = 0.0,
+        spare: Collection[str] = (),
+    ) -> Path | None:
         """The folder of an entry; on a miss `fill` writes it (at most `size` bytes) into a folder that it is given.
 
-        None when there is no room, even after dropping entries that nobody asked for within `spare_seconds`. Waits
-        while another process fills the same entry. Whatever `fill` raises comes through, and nothing is left behind.
+        None when there is no room, even after dropping entries that nobody reads, nobody asked for within `spare_seconds`, and that are
+        none of `spare`. Waits while somebody else fills the same entry. Whatever `fill` raises comes through (a full disk as OSError),
+        and nothing is left behind.
 
         Files that are open or mapped outlive the entry, but it can vanish before they are opened: a caller that meets
-        FileNotFoundError below the folder asks again.
+        FileNotFoundError below the folder asks again, or reads within `reading`.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"{key!r} cannot name a cache entry; expected letters, digits, '.', '_' and '-'")
@@ -52,15 +62,33 @@ class LocalCache:
                 if (found := self._touched(key)) is not None:
                     return found
                 other = self._sweep(key)
-                partial = None if other is not None else self._reserve(key, size=size, spare_seconds=spare_seconds)
+                partial = None
+                if other is None:
+                    partial = self._reserve(key, size=size, idle_since=time.time() - spare_seconds, spare=spare)
             if other is not None:
                 _wait(other)
             elif partial is None:
                 return None
-            elif self._filled(partial, fill=fill):
-                return self.folder / key
             else:
-                return None
+                self._fill(partial, fill=fill)
+                return self.folder / key
+
+    @contextmanager
+    def reading(self, key: str) -> Iterator[Path | None]:
+        """The folder of an entry, which nobody drops for want of room before the block ends; None where there is none."""
+        path, descriptor = self.folder / key, None
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield path if descriptor is not None and _is_at(path, descriptor=descriptor) else None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def touch(self, key: str) -> bool:
+        """Count an entry as just asked for; False where there is none."""
+        return self._touched(key) is not None
 
     def drop(self, key: str) -> None:
         """Delete an entry, if it is there."""
@@ -86,41 +114,49 @@ class LocalCache:
             os.close(descriptor)
         return filling
 
-    def _reserve(self, key: str, *, size: int, spare_seconds: float) -> "_Partial | None":
+    def _reserve(self, key: str, *, size: int, idle_since: float, spare: Collection[str]) -> "_Partial | None":
         """A locked hidden folder whose name claims `size` bytes, after making room for it."""
-        used = sum(_claim(path) for path in self.folder.iterdir())
-        idle_since = time.time() - spare_seconds
-        ages = sorted((path.stat().st_mtime, path) for path in self.folder.iterdir() if _KEY.fullmatch(path.name))
-        victims = [path for used_at, path in ages if used_at <= idle_since]
-        if used - sum(map(_claim, victims)) + size > self.limit_bytes:
-            return None
-        for victim in victims:
-            if used + size <= self.limit_bytes:
-                break
-            used -= _claim(victim)
-            self._delete(victim)
+        paths = [path for path in self.folder.iterdir() if not path.name.startswith(".lock")]
+        lacking = sum(_claim(path) for path in paths) + size - self.limit_bytes
+        with contextlib.ExitStack() as locks:
+            victims = []
+            for path in self._idle(paths, since=idle_since, spare=spare):
+                if lacking <= 0:
+                    break
+                descriptor = os.open(path, os.O_RDONLY)
+                locks.callback(os.close, descriptor)
+                if _try_lock(descriptor):
+                    victims.append(path)
+                    lacking -= _claim(path)
+            if lacking > 0:
+                return None
+            for victim in victims:
+                self._delete(victim)
         partial = self._hidden(key, size=size)
         partial.mkdir()
         descriptor = os.open(partial, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return _Partial(path=partial, key=key, descriptor=descriptor)
 
-    def _filled(self, partial: "_Partial", *, fill: Callable[[Path], object]) -> bool:
-        """Fill and publish; False when the disk is full."""
+    def _idle(self, paths: Collection[Path], *, since: float, spare: Collection[str]) -> list[Path]:
+        """Entries that nobody asked for since a time, the least recently used first."""
+        entries = [path for path in paths if _KEY.fullmatch(path.name) and path.name not in spare]
+        used = sorted((path.stat().st_mtime, path) for path in entries)
+        return [path for used_at, path in used if used_at <= since]
+
+    def _fill(self, partial: "_Partial", *, fill: Callable[[Path], object]) -> None:
+        """Fill and publish."""
         try:
             fill(partial.path)
             with self._locked():
                 os.utime(partial.path)
                 partial.path.rename(self.folder / partial.key)
-        except BaseException as error:
+        except BaseException:
             with self._locked():
                 shutil.rmtree(partial.path, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in _DISK_FULL:
-                return False
             raise
         finally:
             os.close(partial.descriptor)
-        return True
 
     def _delete(self, path: Path) -> None:
         """The rename first, so that nobody ever sees half of it."""
@@ -183,7 +219,21 @@ def _claim(path: Path) -> int:
     """Bytes that an entry holds or, while it is being filled, has reserved."""
     if match := _PARTIAL.fullmatch(path.name):
         return int(match["size"])
+    return _num_bytes(path, path.stat().st_ino)
+
+
+@lru_cache(maxsize=2**16)
+def _num_bytes(path: Path, _inode: int) -> int:
+    """What an entry holds, which does not change: a thousand entries are not counted again for each that comes."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _is_at(path: Path, *, descriptor: int) -> bool:
+    """Whether an open folder is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data.cache import LocalCache, configured_cache
+from segsweep.data.cache import DISK_FULL, LocalCache, configured_cache
 from segsweep.data.shards import Shards, open_shards
 from segsweep.errors import StoreError
 
@@ -17,6 +17,8 @@ from segsweep.errors import StoreError
 COPIED_AT = 3
 # Copies asked for within so many seconds stay: a data set larger than the cache is copied in part, not over and over.
 SPARE_SECONDS = 3600.0
+# Every so many reads a copy is counted as used; one that was dropped meanwhile is closed, since its mapping holds the disk.
+TOUCHED_EVERY = 64
 # Beside its voxels a copy has a checksum and an index entry for each slice, and a zarr.json for each array and group.
 _SLICE_BYTES, _ARRAY_BYTES = 20, 8192
 
@@ -49,6 +51,8 @@ class LocalCopy:
         try:
             if self._num_reads == COPIED_AT:
                 self._copy = self._opened(self._cache)
+            elif self._num_reads % TOUCHED_EVERY == 0 and not self._cache.touch(self._key):
+                self._copy = None
             return self._copy[path].read(region) if self._copy else None
         except StoreError:
             self._copy = None
@@ -60,7 +64,12 @@ class LocalCopy:
             math.prod(array.shape) * array.dtype.itemsize + _SLICE_BYTES * math.prod(array.shape[:-2]) + _ARRAY_BYTES
             for array in self._arrays.values()
         )
-        entry = cache.entry(self._key, size=size, fill=self._fill, spare_seconds=SPARE_SECONDS)
+        try:
+            entry = cache.entry(self._key, size=size, fill=self._fill, spare_seconds=SPARE_SECONDS)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            return None
         return None if entry is None else {path: _shards(entry / path) for path in self._arrays}
 
     def _facts(self) -> str:

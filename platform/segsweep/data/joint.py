@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 from segsweep.data import storage
-from segsweep.data.arrays import GridReader
 from segsweep.data.case import CASE_ID
 from segsweep.data.fingerprint import CaseFingerprint, are_ct, make_plan, normalisation_of, read_fingerprints
 from segsweep.data.geometry import Spacing
 from segsweep.data.planning import Normalisation, Plan
+from segsweep.data.remote import Grid
 from segsweep.data.store import CaseRecord, Store, open_store
 from segsweep.data.structures import IGNORED, Atom, LabelSet, LabelTable, join, lookup
 from segsweep.errors import StoreError, unknown
@@ -88,7 +88,7 @@ class JointStore(Store):
         )
         return tuple(sorted(held_out))
 
-    def grid(self, case_id: str, spacing: Spacing | None = None) -> GridReader:
+    def grid(self, case_id: str, spacing: Spacing | None = None) -> Grid:
         """One case's grid, as its own store checks it, in the joint table's values."""
         if case_id not in self.cases:
             raise StoreError(unknown(case_id, kind=f"cases of {self.uri}", known=self.cases))

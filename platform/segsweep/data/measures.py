@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segsweep.data.arrays import GridReader
 from segsweep.data.duplicates import signature
+from segsweep.data.remote import Grid
 from segsweep.data.store import CaseRecord
 from segsweep.data.structures import LabelTable
 
@@ -50,7 +50,7 @@ class CaseMeasures:
     signature: NDArray[np.float16]
 
 
-def measure(record: CaseRecord, *, grid: GridReader, table: LabelTable) -> CaseMeasures:
+def measure(record: CaseRecord, *, grid: Grid, table: LabelTable) -> CaseMeasures:
     """Read a case once at its native grid. Raises StoreError when it is damaged."""
     image, label = grid.read_image(), grid.read_label()
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -83,23 +83,24 @@ def known_layout(metadata: Mapping[str, Any]) -> Layout | None:
     return layout if ours and (layout.compressed or chunk == (1, *shape[-2:])) else None
 
 
-def open_shards(folder: Path, *, name: str) -> "Shards | None":
+def open_shards(folder: Path, *, name: str, lasting: bool = True) -> "Shards | None":
     """The array in a folder, None when its layout is not one of ours. `name` (case, grid, array) begins every error.
 
+    Files that are not `lasting` may be deleted between two reads: they are mapped for each read alone, and hold no disk afterwards.
     Raises StoreError when there is no readable zarr.json.
     """
     try:
         layout = known_layout(json.loads((folder / "zarr.json").read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{name}: no readable zarr.json ({type(error).__name__}); {REPAIR}") from None
-    return None if layout is None else Shards(folder, layout=layout, name=name)
+    return None if layout is None else Shards(folder, layout=layout, name=name, lasting=lasting)
 
 
 class Shards:
     """An array of one of our layouts. Its files are mapped at the first read and hold no file descriptor afterwards."""
 
-    def __init__(self, folder: Path, *, layout: Layout, name: str) -> None:
-        self._folder, self._layout, self._name = folder, layout, name
+    def __init__(self, folder: Path, *, layout: Layout, name: str, lasting: bool) -> None:
+        self._folder, self._layout, self._name, self._lasting = folder, layout, name, lasting
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,7 +129,9 @@ class Shards:
         channels = [tuple(map(str, channel)) for channel in product(*map(range, self.shape[:-3]))]
         keys = {channel: "/".join(("c", *channel, "0", "0", "0")) for channel in channels}
         return {
-            channel: _Shard(self._folder / key, layout=self._layout, name=f"{self._name}, shard {key}")
+            channel: _Shard(
+                self._folder / key, layout=self._layout, name=f"{self._name}, shard {key}", lasting=self._lasting
+            )
             for channel, key in keys.items()
         }
 
@@ -136,73 +139,75 @@ class Shards:
 class _Shard:
     """One channel: its file, its index, and which of its chunks have been verified."""
 
-    def __init__(self, path: Path, *, layout: Layout, name: str) -> None:
-        self._layout, self._name = layout, name
-        try:
-            self._bytes = _mapped(path)
-        except OSError as error:
-            raise self._damage(f"cannot be read ({error.strerror})") from None
+    def __init__(self, path: Path, *, layout: Layout, name: str, lasting: bool) -> None:
+        self._path, self._layout, self._name = path, layout, name
+        data = self._mapped()
         count = math.prod(layout.grid)
-        self._end = len(self._bytes) - count * _INDEX_ENTRY - _CHECKSUM
-        if self._end < 0 or not _intact(self._bytes[self._end :]):
+        self._end = len(data) - count * _INDEX_ENTRY - _CHECKSUM
+        if self._end < 0 or not _intact(data[self._end :]):
             raise self._damage("has no index, or one that does not match its checksum")
         # Python integers: a chunk that was never written has 2**64 - 1 for both, which lies behind every end.
-        entries = self._bytes[self._end : -_CHECKSUM].view("<u8").reshape(count, 2).tolist()
+        entries = data[self._end : -_CHECKSUM].view("<u8").reshape(count, 2).tolist()
         self._chunks = [(start, start + size - _CHECKSUM) for start, size in entries]
         self._unverified = bytearray(b"\1") * count
+        self._kept = data if lasting else None
 
     def read_into(self, out: NDArray, *, spans: Sequence[range]) -> None:
         """Fill `out` with the voxels of a region (z, y, x), which is not empty."""
+        data = self._mapped() if self._kept is None else self._kept
         if self._layout.compressed:
-            self._decode_into(out, spans=spans)
+            self._decode_into(out, spans=spans, data=data)
         else:
-            self._copy_into(out, spans=spans)
+            self._copy_into(out, spans=spans, data=data)
 
-    def _decode_into(self, out: NDArray, *, spans: Sequence[range]) -> None:
+    def _mapped(self) -> NDArray[np.uint8]:
+        try:
+            return _mapped(self._path)
+        except OSError as error:
+            raise self._damage(f"cannot be read ({error.strerror})") from None
+
+    def _decode_into(self, out: NDArray, *, spans: Sequence[range], data: NDArray[np.uint8]) -> None:
         decoded = np.empty(self._layout.chunk, self._layout.dtype)
         _, rows, columns = self._layout.grid
         axes = [list(_overlaps(span, step=step)) for span, step in zip(spans, self._layout.chunk, strict=True)]
         for (z, out_z, in_z), (y, out_y, in_y), (x, out_x, in_x) in product(*axes):
             position = (z * rows + y) * columns + x
             if self._unverified[position]:
-                self._verify(position)
+                self._verify(position, data=data)
             start, end = self._chunks[position]
             try:
-                blosc.decompress(self._bytes[start:end], decoded)
+                blosc.decompress(data[start:end], decoded)
             except (RuntimeError, ValueError):
                 raise self._damage(f"has a chunk {self._where(position)} that cannot be decoded") from None
             out[out_z, out_y, out_x] = decoded[in_z, in_y, in_x]
 
-    def _copy_into(self, out: NDArray, *, spans: Sequence[range]) -> None:
+    def _copy_into(self, out: NDArray, *, spans: Sequence[range], data: NDArray[np.uint8]) -> None:
         slices = spans[0]
         if any(self._unverified[slices.start : slices.stop]):
             for position in slices:
-                self._verify(position)
-        out[...] = self._voxels[tuple(slice(span.start, span.stop) for span in spans)]
-
-    @cached_property
-    def _voxels(self) -> NDArray:
-        """The uncompressed slices where they lie in the file, each with its checksum behind it."""
+                self._verify(position, data=data)
+        # The uncompressed slices where they lie in the file, each with its checksum behind it.
         item = self._layout.dtype.itemsize
         strides = (self._layout.chunk_bytes + _CHECKSUM, self._layout.chunk[2] * item, item)
-        return np.ndarray(self._layout.shape[-3:], self._layout.dtype, buffer=self._bytes, strides=strides)
+        voxels = np.ndarray(self._layout.shape[-3:], self._layout.dtype, buffer=data, strides=strides)
+        out[...] = voxels[tuple(slice(span.start, span.stop) for span in spans)]
 
-    def _verify(self, position: int) -> None:
+    def _verify(self, position: int, *, data: NDArray[np.uint8]) -> None:
         start, end = self._chunks[position]
         where = self._where(position)
         if not start < end <= self._end - _CHECKSUM:
             raise self._damage(f"lacks chunk {where}")
-        if not _intact(self._bytes[start : end + _CHECKSUM]) or not self._fits(position):
+        if not _intact(data[start : end + _CHECKSUM]) or not self._fits(position, data=data):
             raise self._damage(f"has a chunk {where} that does not match its checksum")
         self._unverified[position] = 0
 
-    def _fits(self, position: int) -> bool:
+    def _fits(self, position: int, *, data: NDArray[np.uint8]) -> bool:
         """Whether an intact chunk holds as many bytes as its voxels need, where they are looked for."""
         start, end = self._chunks[position]
         size = self._layout.chunk_bytes
         if self._layout.compressed:
             # Bytes 4 to 8 of a Blosc frame are the size of what was compressed.
-            return end - start >= 16 and int(self._bytes[start + 4 : start + 8].view("<u4")[0]) == size
+            return end - start >= 16 and int(data[start + 4 : start + 8].view("<u4")[0]) == size
         return (start, end - start) == (position * (size + _CHECKSUM), size)
 
     def _where(self, position: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from segsweep.errors import InputError, StoreError
+from segsweep.errors import InputError, StorageAway, StoreError
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
@@ -29,11 +29,16 @@ ATTEMPTS = 4
 CONNECT_SECONDS, SILENT_SECONDS = 5.0, 20.0
 # Files of one folder that travel at the same time.
 CONCURRENT = 8
-_BLOCK_BYTES = 2**20
+# A download asks for so many bytes at a time, and waits for the storage's answer each time.
+_BLOCK_BYTES = 2**23
 
 _AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _DENIED = (
     "the object storage denies access; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to credentials that may do this"
+)
+_EXPIRED = (
+    "the object storage refuses the credentials, which may have run out; renew AWS_SESSION_TOKEN and the keys that belong to it, "
+    "and run the command again"
 )
 _NO_BUCKET = "the bucket does not exist; correct its name, or make it first"
 _REASONS = {
@@ -43,6 +48,15 @@ _REASONS = {
     "SIGNATURE_DOES_NOT_MATCH": _DENIED,
     "MISSING_AUTHENTICATION_TOKEN": _DENIED,
     "NO_SUCH_BUCKET": _NO_BUCKET,
+}
+# What may be otherwise a moment later, like every status from 500 on.
+_PASSING = {
+    "NETWORK_CONNECTION",
+    "SLOW_DOWN",
+    "THROTTLING",
+    "SERVICE_UNAVAILABLE",
+    "INTERNAL_FAILURE",
+    "REQUEST_TIMEOUT",
 }
 
 
@@ -291,15 +305,19 @@ def _asking(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # no such object, or a fault of this machine's disk
             raise
-        raise StoreError(f"{uri}: {_reason(str(error))}") from None
+        match = _AWS_ERROR.search(str(error))
+        word, status = (match[1], match[2]) if match else ("unknown", None)
+        passing = word in _PASSING or (status or "").startswith("5")
+        raise (StorageAway if passing else StoreError)(f"{uri}: {_reason(word, status=status)}") from None
 
 
-def _reason(text: str) -> str:
-    match = _AWS_ERROR.search(text)
-    word, status = (match[1], match[2]) if match else ("unknown", None)
+def _reason(word: str, *, status: str | None) -> str:
     if word == "NETWORK_CONNECTION":
         where = _endpoint() or "Amazon S3"
         return f"{where} cannot be reached; check the network, and AWS_ENDPOINT_URL where the storage is not Amazon's"
+    if word == "UNKNOWN" and status == "400":
+        # All that is known: what asks for a file's size first (HEAD) gets no text with its status.
+        return _EXPIRED
     if word in _REASONS or status == "403":
         return _REASONS.get(word, _DENIED)
     failed = f"{word}, status {status}" if status else word

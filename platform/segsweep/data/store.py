@@ -8,7 +8,7 @@
     cases/ID/grids/SPACING/                 derived once per training spacing, with a manifest of its own
 
 Nothing is visible before it is complete: a case or grid is written under a hidden name, flushed, and renamed; in a bucket, its manifest
-is uploaded last. Grids of a store in a bucket are read from a local copy.
+is uploaded last. Grids of a store in a bucket are read from a local copy, which is made when they are read.
 """
 
 import json
@@ -21,10 +21,10 @@ from typing import Any
 from segsweep.data import storage
 from segsweep.data.arrays import GridReader, geometry_from_json
 from segsweep.data.case import Split
-from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, is_sealed, read_manifest
+from segsweep.data.manifest import MANIFEST, REPAIR, Manifest, check_folder, is_sealed
 from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
+from segsweep.data.remote import Grid, RemoteGrid
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
 from segsweep.errors import StoreError, unknown
@@ -133,12 +133,13 @@ class Store:
         key = grid_key(self.cases[case_id].geometry, spacing=spacing)
         return storage.exists(f"{self._committed(case_id, key=key)}/{MANIFEST}")
 
-    def grid(self, case_id: str, spacing: Spacing | None = None) -> GridReader:
+    def grid(self, case_id: str, spacing: Spacing | None = None) -> Grid:
         """One case's grid, compared with its manifest: sizes, metadata, shard indices. `spacing` None is the scan's own grid.
 
-        At a spacing padding is air, also where the scan's own grid serves as it.
+        At a spacing padding is air, also where the scan's own grid serves as it. Nothing is asked of a bucket before the grid is read.
 
-        Raises StoreError that names case, array and shard when it is absent, damaged, or not what the index speaks of.
+        Raises StoreError that names case, array and shard when it is absent, damaged, or not what the index speaks of; in a bucket that
+        is when it is read.
         """
         if case_id not in self.cases:
             raise StoreError(unknown(case_id, kind=f"cases of {self.uri}", known=self.cases))
@@ -148,19 +149,23 @@ class Store:
         remote = storage.is_remote(uri)
         if not remote and not Path(self.home(case_id), "grids", key).is_dir():
             raise StoreError(f"{case_id}: no grid {key!r} in {self.uri}; run `segsweep convert` again to derive it")
-        label = case_id if key == NATIVE else name
-        manifest = read_manifest(uri, name=label) if remote else check_folder(uri, name=label)
-        if record.digest != (manifest.digest if key == NATIVE else manifest.source):
-            raise StoreError(f"{name}: is of another conversion than index.json speaks of; {REPAIR}")
         values = lookup(record.atoms, target=self.table.atoms).astype(self.table.dtype)
+
+        def demand(manifest: Manifest) -> None:
+            if record.digest != (manifest.digest if key == NATIVE else manifest.source):
+                raise StoreError(f"{name}: is of another conversion than index.json speaks of; {REPAIR}")
 
         def reader(folder: Path) -> GridReader:
             grid = folder / "grids" / NATIVE if key == NATIVE else folder
-            return GridReader(grid, name=name, lookup=values, lowest=None if spacing is None else AIR_HU)
+            lowest = None if spacing is None else AIR_HU
+            return GridReader(grid, name=name, lookup=values, lowest=lowest, lasting=not remote)
 
-        if not remote:
-            return reader(Path(uri))
-        return downloaded(uri, manifest=manifest, name=label, use=lambda folder: reader(folder).opened())
+        label = case_id if key == NATIVE else name
+        if remote:
+            geometry = record.geometry if spacing is None or key == NATIVE else record.geometry.resampled(spacing)
+            return RemoteGrid(uri, name=label, geometry=geometry, demand=demand, opened=reader)
+        demand(check_folder(uri, name=label))
+        return reader(Path(uri))
 
     def _committed(self, case_id: str, *, key: str) -> str:
         """Address of the folder whose manifest lists a grid: the case for its own grid."""

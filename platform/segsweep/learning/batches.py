@@ -1,6 +1,6 @@
 """Batches: patches drawn, cut, normalised and augmented; every batch follows from its turn alone, so training resumes exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,14 @@ class Sample:
     source: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Where the patches of a batch lie, and what is drawn on from: `generator` has drawn the places."""
+
+    placements: Sequence[Placement]
+    generator: np.random.Generator
+
+
 def draw(
     cases: Sequence[TrainingCase],
     *,
@@ -51,42 +59,32 @@ def draw(
     unlabelled: Sequence[TrainingCase] = (),
     device: torch.device = CPU,
 ) -> Batch:
-    """The batch of a turn: equal turns give equal batches, on any machine.
+    """The batch of a turn: `locate`, then `cut_out`. Equal turns give equal batches, on any machine."""
+    located = locate(cases, task=task, params=params, turn=turn, unlabelled=unlabelled)
+    return cut_out(located, task=task, params=params, device=device)
+
+
+def locate(
+    cases: Sequence[TrainingCase],
+    *,
+    task: Task,
+    params: TrainingParams,
+    turn: Turn,
+    unlabelled: Sequence[TrainingCase] = (),
+    near: Callable[[Sequence[TrainingCase]], None] = lambda _: None,
+) -> Located:
+    """Where the patches of a turn's batch lie.
 
     `params.batch_size` must be given; the patch is the task's. As many patches of `unlabelled` cases, drawn uniformly, follow if there
-    are such cases. Voxels go to `device` as they are stored; they are normalised, resampled and augmented there.
-    Raises InputError without cases or without a batch size.
+    are such cases. `near` is told of cases before anything of them is read. Raises InputError without cases or without a batch size.
     """
     if not cases:
         raise InputError("there are 0 cases to draw patches from; expected at least 1: check the fold and the store")
     if params.batch_size is None:
         raise InputError("batch_size=None cannot be drawn; expected a number: take it from the store's plan")
     generator = turn.generator()
-    samples = [
-        _sample(placement, task=task, params=params, generator=generator, device=device)
-        for placement in _placements(
-            cases, task=task, params=params, turn=turn, unlabelled=unlabelled, generator=generator
-        )
-    ]
-    return Batch(
-        image=stacked([sample.patch.image for sample in samples], dtype=torch.float32),
-        atoms=stacked([sample.patch.atoms for sample in samples], dtype=torch.int64),
-        annotated=torch.tensor([sample.annotated for sample in samples], dtype=torch.bool),
-        source=torch.tensor([sample.source for sample in samples]),
-    )
-
-
-def _placements(
-    cases: Sequence[TrainingCase],
-    *,
-    task: Task,
-    params: TrainingParams,
-    turn: Turn,
-    unlabelled: Sequence[TrainingCase],
-    generator: np.random.Generator,
-) -> list[Placement]:
     flags = forced_flags(
-        params.batch_size or 0,
+        params.batch_size,
         foreground=params.foreground,
         rule=params.oversampling,
         generator=generator,
@@ -101,13 +99,32 @@ def _placements(
         turn=turn,
         generator=generator,
     )
+    near(chosen)
     placements = [
         place(case, task=task, forced=forced, generator=generator) for case, forced in zip(chosen, flags, strict=True)
     ]
     if unlabelled:
-        others = (unlabelled[index] for index in generator.integers(len(unlabelled), size=len(flags)))
+        others = [unlabelled[index] for index in generator.integers(len(unlabelled), size=len(flags))]
+        near(others)
         placements += [place(case, task=task, forced=False, generator=generator) for case in others]
-    return placements
+    return Located(placements=placements, generator=generator)
+
+
+def cut_out(located: Located, *, task: Task, params: TrainingParams, device: torch.device = CPU) -> Batch:
+    """The batch whose patches were located. Voxels go to `device` as they are stored; they are normalised, resampled and augmented there.
+
+    Once only: what is drawn comes from the generator, which goes on.
+    """
+    samples = [
+        _sample(placement, task=task, params=params, generator=located.generator, device=device)
+        for placement in located.placements
+    ]
+    return Batch(
+        image=stacked([sample.patch.image for sample in samples], dtype=torch.float32),
+        atoms=stacked([sample.patch.atoms for sample in samples], dtype=torch.int64),
+        annotated=torch.tensor([sample.annotated for sample in samples], dtype=torch.bool),
+        source=torch.tensor([sample.source for sample in samples]),
+    )
 
 
 def _sample(

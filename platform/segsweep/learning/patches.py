@@ -1,6 +1,6 @@
 """Where a patch of a case lies, and which patches of a batch must hold foreground (nnU-Net v2, data loader)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -26,15 +26,27 @@ class Grid(Protocol):
     def read_label(self, region: Region, /) -> NDArray: ...
 
 
+class Distant(Protocol):
+    """Voxels that are fetched before they are read. `fetch` may raise, and is False where there is no room unless those of `spare` go.
+
+    `key` is what `spare` calls them: empty as long as there is nothing to spare.
+    """
+
+    @property
+    def key(self) -> str: ...
+    def fetch(self, spare: Collection[str] = (), /) -> bool: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingCase:
     """A case to train on: `annotated` per structure of the task's table, `grid` in the task's atom values, `source` its dataset (an
-    index into the task's sources)."""
+    index into the task's sources), `distant` where its voxels come from, unless they are here."""
 
     case_id: str
     grid: Grid
     annotated: tuple[bool, ...]
     source: int = 0
+    distant: Distant | None = None
 
     @cached_property
     def _own_rules(self) -> dict[tuple[Normalisation, ...], tuple[Normalisation, ...]]:

@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer, get_device
 from segsweep import recipes
 from segsweep.data.conversion import derive
 from segsweep.data.manifest import write_json
+from segsweep.data.remote import RemoteGrid
 from segsweep.data.store import Store
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.inference.cascade import keep_finder
@@ -263,16 +264,18 @@ def training_cases(
 ) -> tuple[TrainingCase, ...]:
     """Cases with any annotation (without `annotated`: those with none) at the task's spacing, as the sampler wants them."""
     structures = store.table.labels.structures
-    return tuple(
-        TrainingCase(
+
+    def case(case_id: str) -> TrainingCase:
+        grid = store.grid(case_id, task.spacing)
+        return TrainingCase(
             case_id=case_id,
-            grid=store.grid(case_id, task.spacing),
+            grid=grid,
             annotated=tuple(name in store.cases[case_id].annotated for name in structures),
             source=task.sources.index(case_id.partition(".")[0]) if len(task.sources) > 1 else 0,
+            distant=grid if isinstance(grid, RemoteGrid) else None,
         )
-        for case_id in case_ids
-        if bool(store.cases[case_id].annotated) == annotated
-    )
+
+    return tuple(case(case_id) for case_id in case_ids if bool(store.cases[case_id].annotated) == annotated)
 
 
 class _LeanTrainer(TorchTrainer):

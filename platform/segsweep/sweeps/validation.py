@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from segsweep.data.remote import RemoteGrid
 from segsweep.data.store import Store
 from segsweep.evaluation.whole_scans import Case, Scores, score_case
 from segsweep.inference.predictor import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
+from segsweep.learning.prefetch import prefetch
 from segsweep.learning.task import Task
 from segsweep.sweeps.meter import peak_memory
 
@@ -68,8 +70,10 @@ def validate(
     shared = case_ids[dist.get_rank() :: dist.get_world_size()] if several else case_ids
     drawn = {case_id: pictures / f"{case_id}.png" for case_id in case_ids[:MOST_PICTURES]} if pictures else {}
     score = partial(score_case, predictor, store=store, nsd_tolerance=nsd_tolerance)
+    # The next case comes out of its bucket while this one is segmented.
+    ready = prefetch(partial(_near, store), shared, depth=1)
     own = Validated(
-        cases={case_id: score(case_id=case_id, picture=drawn.get(case_id)) for case_id in shared},
+        cases={case_id: score(case_id=case_id, picture=drawn.get(case_id)) for case_id in ready},
         memory=_peak_memory(),
     )
     if not several:
@@ -91,6 +95,13 @@ def summarise(scores: Mapping[str, Mapping[str, float]], *, prefix: str = "dice"
         if means
         else {}
     )
+
+
+def _near(store: Store, case_id: str) -> str:
+    grid = store.grid(case_id)
+    if isinstance(grid, RemoteGrid):
+        grid.fetch()
+    return case_id
 
 
 def _peak_memory() -> int:
