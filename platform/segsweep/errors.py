@@ -19,6 +19,10 @@ class StoreError(SegsweepError):
     """A store that is absent, damaged, of another format, or lacks what was asked of it."""
 
 
+class StorageAwayError(StoreError):
+    """An object storage that does not answer now, or answers that it cannot: it may a moment later."""
+
+
 class RecipeError(SegsweepError):
     """An unknown recipe, or parameters that a recipe does not accept."""
 

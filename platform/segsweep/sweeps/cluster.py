@@ -6,10 +6,10 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
+from segsweep.data import storage
 from segsweep.errors import ResourceError
 
 # Users meet Ray's own words only where they help: warnings and errors.
@@ -69,7 +69,7 @@ def connect() -> bool:
     """
     for name in PASSED_ON:
         if os.environ.get(name):
-            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+            os.environ[name] = storage.address(os.environ[name])
     if ray.is_initialized():
         return False
     for name, value in QUIET.items():
