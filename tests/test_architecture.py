@@ -35,6 +35,7 @@ FENCES = {
     "mlflow": {"models/*"},
     "optuna": {
         "sweeps/tuning_page.py",
+        "sweeps/tuning_record.py",
         "sweeps/tuning_sampling.py",
         "sweeps/tuning_study.py",
         "sweeps/tuning_warm.py",

@@ -2,18 +2,28 @@
 
 `SEGSWEEP_WORKSPACE` names it (default `./workspace`). `MLFLOW_TRACKING_URI` and `SEGSWEEP_STUDIES` point the tracking
 server and the study storage elsewhere; nothing else changes.
+
+It may be `s3://BUCKET/FOLDER`, for machines that share no disk: runs, sweeps, scores, probabilities and reports lie there. What cannot
+lie in a bucket (databases that no server keeps, the outbox, locks) and copies of what was last looked at lie on the machine that gives
+the command, in `segsweep/BUCKET/FOLDER` below XDG_STATE_HOME (default `~/.local/state`).
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from segsweep.errors import InputError
+
+REMOTE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[^/@]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """Addresses derived from one folder."""
+    """Addresses derived from one folder of this machine, which all share; or from a bucket's, `uri`, which all share instead."""
 
     root: Path
+    uri: str = ""
 
     @property
     def tracking_uri(self) -> str:
@@ -62,7 +72,15 @@ class Workspace:
 
 
 def current_workspace() -> Workspace:
-    """The workspace that the environment names, made if it is not there yet."""
-    root = Path(os.environ.get("SEGSWEEP_WORKSPACE", "workspace")).expanduser().resolve()
+    """The workspace that the environment names, made if it is not there yet. Raises InputError for an address that is none."""
+    given = os.environ.get("SEGSWEEP_WORKSPACE", "workspace")
+    uri = given.rstrip("/") if "://" in given else ""
+    if uri and not REMOTE.fullmatch(uri):
+        shown = uri.rpartition("@")[2]  # what stands before an @ may be a password
+        raise InputError(
+            f"SEGSWEEP_WORKSPACE={shown!r} is no place for results; expected a folder or s3://BUCKET/FOLDER"
+        )
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "segsweep", uri.removeprefix("s3://"))
+    root = (state if uri else Path(given)).expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
-    return Workspace(root=root)
+    return Workspace(root=root, uri=uri)

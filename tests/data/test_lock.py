@@ -1,12 +1,17 @@
+import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from segsweep.data.lock import locked
-from segsweep.errors import StoreError
+from segsweep.data import lock, storage
+from segsweep.data.lock import leased, locked
+from segsweep.errors import ResourceError, StoreError
 
 HOLD = """
 import sys
@@ -47,3 +52,50 @@ def test_who_waits_goes_on_when_the_holder_ends(tmp_path: Path) -> None:
         order.append("first")
     second.join()
     assert order == ["first", "second"]
+
+
+def test_a_lease_keeps_a_second_process_out_and_ends_with_the_first(
+    object_storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "TOGETHER", 0.0)
+    uri, busy = f"{object_storage.uri}/sweep/driver.json", ResourceError("busy")
+    with leased(uri, otherwise=busy):
+        with pytest.raises(ResourceError, match="busy"), leased(uri, otherwise=busy):
+            pass
+        assert os.uname().nodename not in storage.read_bytes(uri).decode()
+    assert not storage.exists(uri)
+    dead = {"holder": "0", "renewed": time.time() - lock.LEASE}
+    storage.write_bytes(uri, json.dumps(dead).encode())
+    with leased(uri, otherwise=busy):
+        assert json.loads(storage.read_bytes(uri))["holder"] != "0"
+
+
+def test_of_two_that_take_a_lease_at_once_the_later_one_has_it(
+    object_storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{object_storage.uri}/driver.json"
+    monkeypatch.setattr(lock.time, "sleep", lambda _seconds: lock._take(uri, own="another"))
+    with pytest.raises(ResourceError, match="busy"), leased(uri, otherwise=ResourceError("busy")):
+        pass
+    assert lock._holder(uri) == "another"
+
+
+def test_a_lease_is_renewed_and_one_that_was_lost_interrupts(
+    object_storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "TOGETHER", 0.0)
+    monkeypatch.setattr(lock, "RENEWAL", 0.05)
+    uri = f"{object_storage.uri}/driver.json"
+
+    def renewed() -> float:
+        return json.loads(storage.read_bytes(uri))["renewed"]
+
+    with pytest.raises(KeyboardInterrupt), leased(uri, otherwise=ResourceError("busy")):
+        begun = renewed()
+        object_storage.faults = {"PUT": [403]}
+        while renewed() <= begun:
+            time.sleep(0.02)
+        for _ in range(50):
+            lock._take(uri, own="another")
+            time.sleep(0.2)
+    assert lock._holder(uri) == "another", "whose lease is left alone"

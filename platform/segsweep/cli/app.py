@@ -38,11 +38,12 @@ def about() -> None:
 
     Environment:
       SEGSWEEP_WORKSPACE   folder for runs, models and sweeps   (./workspace)
+                           s3://… where nodes share no disk
       SEGSWEEP_PROJECT     folder that holds your own recipes          (none)
       RAY_ADDRESS          Ray cluster to work on              (this machine)
       SEGSWEEP_CACHE       local folder for copies of grids            (none)
       SEGSWEEP_CACHE_GB    how large these copies may grow together      (50)
-      AWS_ENDPOINT_URL     object storage of s3:// stores         (Amazon S3)
+      AWS_ENDPOINT_URL     object storage of s3:// addresses      (Amazon S3)
     """
 
 

@@ -1,14 +1,23 @@
 """Keeps two processes from writing into one folder at the same time: a store that is converted, a sweep that runs."""
 
+import _thread
+import contextlib
 import fcntl
+import json
+import secrets
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segsweep.data import storage
 from segsweep.data.storage import is_remote
 from segsweep.errors import SegsweepError, StoreError
 
 LOCK = ".lock"
+# Seconds: a lease that nobody renewed for so long is free, and is renewed so often; who took it at the same moment is seen after the last.
+LEASE, RENEWAL, TOGETHER = 120.0, 30.0, 1.0
 
 
 @contextmanager
@@ -43,3 +52,52 @@ def held(folder: Path, *, otherwise: SegsweepError | None) -> Iterator[None]:
                 raise
             raise otherwise from None
         yield
+
+
+@contextmanager
+def leased(uri: str, *, otherwise: SegsweepError) -> Iterator[None]:
+    """Hold a file of a bucket, which has no locks: it names its holder by a random word and the time, and is renewed while it is held.
+
+    Raises `otherwise` where another process holds it; one that died does for two minutes. A holder that could not renew it for so long
+    and finds another one in its place is interrupted as by Ctrl-C.
+    """
+    own, over = secrets.token_hex(8), threading.Event()
+    if _holder(uri) is not None:
+        raise otherwise
+    _take(uri, own=own)
+    # Object storages of all kinds know no write that fails where there is a file: of two that write now the later one stays.
+    time.sleep(TOGETHER)
+    if _holder(uri) != own:
+        raise otherwise
+    renewing = threading.Thread(target=_renew, args=(uri,), kwargs={"own": own, "over": over}, daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        renewing.join()
+        with contextlib.suppress(StoreError):  # away: then it runs out
+            if _holder(uri) in (own, None):
+                storage.remove(uri)
+
+
+def _renew(uri: str, *, own: str, over: threading.Event) -> None:
+    while not over.wait(RENEWAL):
+        with contextlib.suppress(StoreError):  # away: the next time
+            if _holder(uri) not in (own, None):
+                return _thread.interrupt_main()
+            _take(uri, own=own)
+    return None
+
+
+def _take(uri: str, *, own: str) -> None:
+    storage.write_bytes(uri, json.dumps({"holder": own, "renewed": time.time()}).encode())
+
+
+def _holder(uri: str) -> str | None:
+    """Who holds a lease; None where it is free."""
+    try:
+        lease = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    return lease["holder"] if time.time() - lease["renewed"] < LEASE else None

@@ -1,4 +1,4 @@
-"""Where stores lie: in a folder, or in a bucket of an object storage (`s3://BUCKET/FOLDER`), which only this module knows.
+"""Where stores and results lie: in a folder, or in a bucket of an object storage (`s3://BUCKET/FOLDER`), which only this module knows.
 
 Objects cannot be renamed, so a remote folder is there once its commit marker is: the file that is written last and deleted first.
 The environment says how to get in: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or the machine's own role;
@@ -11,14 +11,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from segsweep.errors import InputError, StorageAway, StoreError
+from segsweep.errors import InputError, StorageAwayError, StoreError
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
@@ -58,6 +59,14 @@ _PASSING = {
     "INTERNAL_FAILURE",
     "REQUEST_TIMEOUT",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An object: its bytes, and when it was written, in nanoseconds since 1970 (a storage may know whole seconds only)."""
+
+    size: int
+    mtime_ns: int
 
 
 def address(given: str | Path) -> str:
@@ -170,8 +179,13 @@ def names(uri: str) -> list[str]:
 
 def sizes(uri: str) -> dict[str, int]:
     """Relative path -> bytes, for every file at any depth below a remote folder."""
+    return {name: found.size for name, found in objects(uri).items()}
+
+
+def objects(uri: str) -> dict[str, Found]:
+    """Relative path -> what is known of it, for every file at any depth below a remote folder."""
     root = _key(uri)
-    return {key[len(root) + 1 :]: size for key, size in _listed(uri, recursive=True).items() if size is not None}
+    return {key[len(root) + 1 :]: found for key, found in _listed(uri, recursive=True).items() if found is not None}
 
 
 @contextmanager
@@ -212,6 +226,17 @@ def upload(folder: Path, *, uri: str, last: str) -> None:
     send = partial(_upload, uri=uri, folder=folder)
     _each(send, [name for name in found if name != last])
     send(last)
+
+
+def send(folder: Path, *, uri: str, names: Sequence[str]) -> None:
+    """Copy these files of a local folder to the same names below an address, several at a time and in no order."""
+    _each(partial(_upload, uri=uri, folder=folder), names)
+
+
+def remove(uri: str) -> None:
+    """Delete a remote file; no matter whether it is there."""
+    with contextlib.suppress(FileNotFoundError), _asking(uri):
+        _filesystem().delete_file(_key(uri))
 
 
 def delete(uri: str, *, first: str) -> None:
@@ -261,13 +286,16 @@ def _upload(name: str, *, uri: str, folder: Path) -> None:
         shutil.copyfileobj(source, sink, _BLOCK_BYTES)
 
 
-def _listed(uri: str, *, recursive: bool) -> dict[str, int | None]:
-    """Key -> bytes of what lies below an address; None for folders."""
+def _listed(uri: str, *, recursive: bool) -> dict[str, Found | None]:
+    """Key -> what is known of what lies below an address; None for folders."""
     from pyarrow.fs import FileSelector  # noqa: PLC0415  as below
 
     with _asking(uri):
         selector = FileSelector(_key(uri), recursive=recursive, allow_not_found=True)
-        return {found.path: found.size for found in _filesystem().get_file_info(selector)}
+        return {
+            one.path: Found(size=one.size, mtime_ns=one.mtime_ns) if one.is_file else None
+            for one in _filesystem().get_file_info(selector)
+        }
 
 
 def _key(uri: str) -> str:
@@ -308,7 +336,7 @@ def _asking(uri: str) -> Iterator[None]:
         match = _AWS_ERROR.search(str(error))
         word, status = (match[1], match[2]) if match else ("unknown", None)
         passing = word in _PASSING or (status or "").startswith("5")
-        raise (StorageAway if passing else StoreError)(f"{uri}: {_reason(word, status=status)}") from None
+        raise (StorageAwayError if passing else StoreError)(f"{uri}: {_reason(word, status=status)}") from None
 
 
 def _reason(word: str, *, status: str | None) -> str:

@@ -7,6 +7,7 @@ A probability p is kept as round(255 p): it comes back within 1/510 (0.002). Cha
 (softmax) or one a structure (sigmoid), which is what a Predictor averages.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from scipy.special import expit, softmax
 from segsweep.data.arrays import StoredProbabilities, open_probabilities, write_probabilities
 from segsweep.data.geometry import Geometry, Spacing
 from segsweep.data.manifest import check_folder, committed
+from segsweep.data.mirror import HERE, Mirror
 from segsweep.data.planning import AIR_HU
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
@@ -38,12 +40,16 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Where the probabilities of a model (by the digest of its files) for the cases of a store lie, at a spacing (mm)."""
+    """Where the probabilities of a model (by the digest of its files) for the cases of a store lie, at a spacing (mm).
+
+    `home` is what `place` is part of.
+    """
 
     place: Path
     digest: str
     store: Store
     spacing: Spacing
+    home: Mirror = HERE
 
     def folder(self, case_id: str) -> Path:
         """The committed folder of a case, whether it is there or not."""
@@ -77,11 +83,15 @@ def cached(entry: Entry, *, case_id: str, member: Callable[[], Member]) -> CaseP
     Every byte of an entry is compared with its manifest before it is used. While they are computed, one case of one model is in memory.
     """
     folder = entry.folder(case_id)
-    try:
+    shared = entry.home.at(folder)
+    with contextlib.suppress(StoreError):
         return _opened(folder, case_id=case_id)
-    except StoreError:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _compute(entry, case_id=case_id, member=member())
+    shared.fetch()
+    with contextlib.suppress(StoreError):
+        return _opened(folder, case_id=case_id)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _compute(entry, case_id=case_id, member=member())
+    shared.send()
     return _opened(folder, case_id=case_id)
 
 

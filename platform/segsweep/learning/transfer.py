@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segsweep.errors import ModelError
+from segsweep.data import storage
+from segsweep.data.downloads import download_cache
+from segsweep.errors import ModelError, ResourceError
 from segsweep.learning import checkpoint
 from segsweep.learning.method import load_method
 from segsweep.learning.task import Task, task_from_json
@@ -71,16 +73,36 @@ def transfer_from(model: nn.Module, *, initial: str, task: Task) -> Report:
 
 
 def unpinned(initial: str) -> Path:
-    """The checkpoint folder that `pinned` wrote. Raises ModelError when it is absent or changed since."""
+    """The checkpoint folder that `pinned` wrote; of one in a bucket the copy in this machine's cache.
+
+    Raises ModelError when it is absent or changed since, ResourceError when the cache has no room.
+    """
     address = PINNED.fullmatch(initial)
     if address is None:
         raise ModelError(
             f"initial={initial!r} is no checkpoint with its digest; start the run by `segsweep train` or `tune`"
         )
-    folder = Path(address["folder"])
+    remote = storage.is_remote(address["folder"])
+    folder = _downloaded(address["folder"], digest=address["digest"]) if remote else Path(address["folder"])
     if checkpoint.verify(folder) != address["digest"]:
         raise ModelError(f"{folder}: the checkpoint changed since the run began; restore it, or start another run")
     return folder
+
+
+def _downloaded(uri: str, *, digest: str) -> Path:
+    def fill(folder: Path) -> None:
+        storage.download(uri, folder=folder)
+        checkpoint.verify(folder)
+
+    size = sum(storage.sizes(uri).values())
+    if not size:
+        raise ModelError(f"{uri}: no checkpoint found; expected the one that the run began with: restore it")
+    found = download_cache().entry(digest, size=size, fill=fill)
+    if found is None:
+        raise ResourceError(
+            f"{uri}: its {size / 1e9:.3g} GB find no room in the cache; set SEGSWEEP_CACHE_GB higher, or SEGSWEEP_CACHE to a larger disk"
+        )
+    return found
 
 
 def transfer(model: nn.Module, *, weights: Mapping[str, Tensor], fitted: Mapping[str, Tensor] | None = None) -> Report:

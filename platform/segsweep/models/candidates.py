@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segsweep.data.geometry import Spacing
 from segsweep.data.joint import JointStore
+from segsweep.data.mirror import shared
 from segsweep.data.resampling import resample_label
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
@@ -84,7 +85,9 @@ def compare(
     spacing = candidates[0].task.spacing
     kept: list[dict[str, CaseProbabilities]] = []
     for number, candidate in enumerate(candidates):
-        place = Entry(place=workspace.probabilities, digest=candidate.digest, store=store, spacing=spacing)
+        place = Entry(
+            place=workspace.probabilities, digest=candidate.digest, store=store, spacing=spacing, home=shared(workspace)
+        )
         member = functools.cache(functools.partial(load_member, candidate.folder))
         kept.append({})
         for done, case_id in enumerate(cases, start=number * len(cases) + 1):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data import storage
+from segsweep.data.mirror import shared
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, SegsweepError
 from segsweep.evaluation.measure import Measure
@@ -210,6 +211,7 @@ def _concluded(
         content = render(_report(decision, compared=compared))
         page.parent.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(page, content.encode())
+        shared(workspace).at(page.parent).send(lambda name: name == page.name)
         run_id = client.get_model_version(candidate.name, version).run_id
         if run_id:
             client.log_text(run_id, content, f"promotion/{page.name}")

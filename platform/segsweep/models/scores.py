@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segsweep.data import storage
 from segsweep.data.manifest import seal, unseal
+from segsweep.data.mirror import shared
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
 from segsweep.evaluation.measure import DICE, NSD, Measure
@@ -33,7 +34,8 @@ def scan_scores(
     Raises ModelError when the model is damaged. `progress` is told (scans done, scans to segment).
     """
     path = file_of(model, store=store, workspace=workspace)
-    kept = _read(path, model=model, store=store)
+    uri = shared(workspace).at(path).uri
+    kept = _read(uri, model=model, store=store)
     known = kept.setdefault(measure.key, {})
     nsd_tolerance = measure.nsd_tolerance if measure.metric == NSD else 0.0
     missing = [case_id for case_id in case_ids if case_id not in known]
@@ -45,22 +47,22 @@ def scan_scores(
             kept.setdefault(DICE, {})[case_id] = found.dice
             if found.nsd:
                 known[case_id] = found.nsd
-            storage.write_bytes(path, seal({"model": model.digest, "data": store.digest, **kept}))
+            storage.write_bytes(uri, seal({"model": model.digest, "data": store.digest, **kept}))
             if progress is not None:
                 progress(done, len(missing))
     return {case_id: known[case_id] for case_id in case_ids}
 
 
 def file_of(model: Registered, *, store: Store, workspace: Workspace) -> Path:
-    """Where the scores of a model on a store are kept, whether there are any or not."""
+    """Where the scores of a model on a store are kept, whether there are any or not; in a bucket under the same name."""
     name = hashlib.sha256(json.dumps([model.digest, store.digest]).encode()).hexdigest()
     return workspace.scores / f"{name[:32]}.json"
 
 
-def _read(path: Path, *, model: Registered, store: Store) -> dict[str, Scores]:
+def _read(uri: str, *, model: Registered, store: Store) -> dict[str, Scores]:
     """What is kept of exactly this model on exactly this store, by the measure's key."""
     try:
-        body = unseal(path.read_bytes(), name=path.name).body
+        body = unseal(storage.read_bytes(uri), name=uri.rpartition("/")[2]).body
     except (FileNotFoundError, StoreError):
         return {}
     if (body.get("model"), body.get("data")) != (model.digest, store.digest):

@@ -6,11 +6,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray._private import ray_constants
 
+from segsweep.data import storage
 from segsweep.errors import ResourceError
 from segsweep.sweeps.admission import demand_admission
 from segsweep.sweeps.token import keep_token, use_token
@@ -72,7 +72,7 @@ def connect() -> bool:
     """
     for name in PASSED_ON:
         if os.environ.get(name):
-            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+            os.environ[name] = storage.address(os.environ[name])
     if ray.is_initialized():
         return False
     for name, value in QUIET.items():

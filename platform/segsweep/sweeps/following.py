@@ -10,17 +10,18 @@ from typing import Any
 
 from ray.tune import Callback
 
+from segsweep.data.mirror import shared
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG, Status
 from segsweep.sweeps.folds import FOLD, FOLD_FOLDERS, fold_name, judged_folder, told
 from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
 from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.shortage import noted
-from segsweep.sweeps.training import RESULT, read_result
+from segsweep.sweeps.training import LOGGED, RESULT, light, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
-# What a trial's folder also holds: the log of a failed one, and a mark once MLflow was told how it ended.
-ERROR, LOGGED = "error.txt", "logged"
+# What a trial's folder also holds: the log of a failed one.
+ERROR = "error.txt"
 
 # Told what happens to trials: trial name, epochs done, epochs in all, a few words.
 Report = Callable[[str, int, int, str], None]
@@ -39,6 +40,7 @@ class Follow(Callback):
         self.tracker, self.sweep = outbox.tracker, sweep
         self._outbox, self._parent, self._report, self._lineage = outbox, parent, report, lineage
         self._open: set[str] = set()
+        self._home = shared(outbox.tracker.workspace)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a pickled copy for its own restore, which is never used: connections stay out of it."""
@@ -49,7 +51,7 @@ class Follow(Callback):
         name = trial_name(trial)
         params = {key: value for key, value in trial.config.items() if key != "folder"}
         self._begin(name, params=params)
-        (Path(trial.config["folder"]) / LOGGED).unlink(missing_ok=True)
+        (self._home.at(trial.config["folder"]).folder / LOGGED).unlink(missing_ok=True)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
     def on_trial_result(
@@ -71,13 +73,13 @@ class Follow(Callback):
         words = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "patch_dice", "dice") if key in values)
         self._report(name, step, int(own.get("epochs", 0)), words)
         if FOLD in result and not training:
-            place = judged_folder(Path(trial.config["folder"]), report=result)
+            place = judged_folder(self._seen(trial), report=result)
             publish(place, outbox=self._outbox, run=self.tags(name))
             self._conclude(name, own)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Close the trial's run with its status, its table of Dice per structure and what its folder keeps for people."""
-        name, folder = trial_name(trial), Path(trial.config["folder"])
+        name, folder = trial_name(trial), self._seen(trial)
         if not (folder / RESULT).is_file():
             return
         result = read_result(folder)
@@ -89,10 +91,11 @@ class Follow(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Close the trial's run as failed, keep its log in its folder and say where that is."""
-        name, folder = trial_name(trial), Path(trial.config["folder"])
+        name, folder = trial_name(trial), self._seen(trial)
         folder.mkdir(parents=True, exist_ok=True)
         if trial.error_file and Path(trial.error_file).is_file():
             shutil.copyfile(trial.error_file, folder / ERROR)
+            self._home.at(folder).send(lambda name: name == ERROR)
         # None where it failed before it started, and that of a fold besides.
         for run in [one for one in self._open if one.partition("/")[0] == name]:
             publish(folder.parent / run, outbox=self._outbox, run=self.tags(run))
@@ -125,6 +128,12 @@ class Follow(Callback):
         """Runs of trials that did not end become KILLED; a later sweep opens them again."""
         for name in list(self._open):
             self._finish(name, status="KILLED")
+
+    def _seen(self, trial: Any) -> Path:
+        """A trial's folder with all that its workers left in it, but for weights."""
+        place = self._home.at(trial.config["folder"])
+        place.fetch(light)
+        return place.folder
 
     def _begin(self, name: str, *, params: Mapping[str, Any]) -> None:
         """Open the run of a trial, or of a fold below its trial's, with where it comes from; or the one that an earlier driver left."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray.tune
 
+from segsweep.data.mirror import Mirror, shared
 from segsweep.errors import SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
@@ -22,7 +23,7 @@ from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of, scores_of
 from segsweep.sweeps.preparing import demand_memory, prepare
-from segsweep.sweeps.training import RESULT, as_trainable, read_result
+from segsweep.sweeps.training import MODEL, RESULT, as_trainable, light, read_result
 from segsweep.workspace import Workspace, current_workspace
 
 
@@ -48,6 +49,8 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     # Other data under the same address is another run.
     name = f"{run.trainable}-{dataset}-{run.digest}-{prepared.store.digest[:6]}"
     folder = place.runs / name
+    trained = shared(place).at(folder)
+    trained.fetch(light)
     tracker = Tracker(place, experiment=dataset)
     outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
     lineage = lineage_of(prepared.store, folds=(run.fold,), command=f"segsweep train {run.trainable}")
@@ -57,7 +60,7 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
             fitting = demand_fitting(prepared)
             if fitting is not None:
                 report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
-            _run(run, folder=folder, follow=follow)
+            _run(run, place=trained, follow=follow)
         follow.settle(folder, params=run.params)
         outbox.flush()
     result = read_result(folder)
@@ -69,17 +72,19 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     tags = {"segsweep.run": name, FOLD_TAG: str(run.fold), DATA_TAG: prepared.store.digest}
     if "dice" in result:
         tags[DICE_TAG] = f"{result['dice']:.4f}"
+    trained.at(folder / MODEL).fetch()
     registered = register(
-        folder / "model", name=model, tracker=tracker, run_id=run_id, tags=tags, scores=scores_of(folder)
+        folder / MODEL, name=model, tracker=tracker, run_id=run_id, tags=tags, scores=scores_of(folder)
     )
     return Trained(folder=folder, result=result, registered=registered)
 
 
-def _run(run: Run, *, folder: Path, follow: Follow) -> None:
+def _run(run: Run, *, place: Mirror, follow: Follow) -> None:
+    folder = place.folder
     scratch = folder / "tune"
     tuner = ray.tune.Tuner(
         as_trainable(run, resources=share(workers=run.workers)),
-        param_space={"folder": str(folder)},
+        param_space={"folder": place.uri},
         run_config=ray.tune.RunConfig(name="tune", storage_path=str(folder), callbacks=[follow], verbose=0),
     )
     try:

@@ -12,10 +12,11 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from segsweep.data.mirror import HERE, Mirror
 from segsweep.errors import RecipeError
 from segsweep.sweeps.folds import judged_folder
 from segsweep.sweeps.pairing import RATE, fewest_cases, verdict
-from segsweep.sweeps.training import request_stop
+from segsweep.sweeps.training import light, request_stop
 
 RULES = ("asha", "hyperband", "paired", "none")
 # Hyperband's: each gives its trials three times as long as the one before it until the first verdict.
@@ -72,22 +73,24 @@ class CooperativePaired(FIFOScheduler):
     """Stops a trial that is significantly worse than the best one on the same scans, whenever whole scans were validated.
 
     All that it knows lies in the trials' folders, beside each other: a driver that takes over a sweep decides as the one before it.
+    `home` is what they are part of.
     """
 
-    def __init__(self, *, grace: float) -> None:
+    def __init__(self, *, grace: float, home: Mirror = HERE) -> None:
         super().__init__()
-        self._grace = grace
+        self._grace, self._home = grace, home
         self._running: dict[Path, int] = {}
         self._ended: dict[Path, Mapping[str, Any]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """CONTINUE always; a trial that is worse gets a flag."""
-        folder, epoch = judged_folder(Path(trial.config["folder"]), report=result), result.get("epoch", 0)
+        folder, epoch = judged_folder(self._folder(trial), report=result), result.get("epoch", 0)
         if "dice_scan" in result:
+            self._home.at(folder).fetch(light)
             self._running[folder] = result["epochs"]
             known = {"running": self._running, "ended": self._ended}
             if epoch / result["epochs"] + ROUNDING >= self._grace and verdict(folder, **known):
-                request_stop(folder)
+                request_stop(self._home.at(folder).uri)
         return TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ARG002
@@ -98,17 +101,22 @@ class CooperativePaired(FIFOScheduler):
         """A trial that failed is no rival."""
         self._forget(trial)
 
+    def _folder(self, trial: Any) -> Path:
+        return self._home.at(trial.config["folder"]).folder
+
     def _forget(self, trial: Any) -> None:
-        folder = Path(trial.config["folder"])
+        folder = self._folder(trial)
         self._running = {own: epochs for own, epochs in self._running.items() if folder not in (own, own.parent)}
 
 
-def make_scheduler(rule: str, *, grace: float, curves: Mapping[str, Mapping[float, float]]) -> TrialScheduler | None:
+def make_scheduler(
+    rule: str, *, grace: float, curves: Mapping[str, Mapping[float, float]], home: Mirror = HERE
+) -> TrialScheduler | None:
     """The scheduler of `stop=RULE`; None where no trial is stopped. `grace`: share of a trial's epochs before it may be stopped
-    (above 0 but for `paired`); `curves` as for `recall`.
+    (above 0 but for `paired`); `curves` as for `recall`, `home` as for `CooperativePaired`.
     """
     if rule == "paired":
-        return CooperativePaired(grace=grace)
+        return CooperativePaired(grace=grace, home=home)
     if rule == "none":
         return None
     scheduler = CooperativeASHA(grace=grace, brackets=BRACKETS if rule == "hyperband" else 1)

@@ -4,15 +4,19 @@ A run's folder holds checkpoints/ (the last and the best one), model/ (weights w
 cascade's where to look), record/ (what people look at), validation.json (validation_nsd.json beside it, if asked for) and, last of all,
 result.json; validations between epochs are validation-EPOCH.json. A folder with a result is never trained again; one without goes on
 from its last checkpoint. `fit_folds` says what the folder of a trial of several folds holds.
+
+The folder may lie in a bucket. Then every worker has a copy of its own: it fetches what is there when it begins, the first one sends
+checkpoint and record before it reports an epoch, and whoever wrote pictures sends them.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
@@ -23,10 +27,13 @@ import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
 
 from segsweep import recipes
+from segsweep.data import storage
 from segsweep.data.conversion import derive
 from segsweep.data.manifest import write_json
+from segsweep.data.mirror import Mirror, working
 from segsweep.data.remote import RemoteGrid
 from segsweep.data.store import Store
+from segsweep.errors import StorageAwayError
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.inference.cascade import keep_finder
 from segsweep.learning import checkpoint
@@ -48,6 +55,9 @@ from segsweep.sweeps.validation import Validated, summarise, validate
 
 RESULT, STOP, TRANSFER = "result.json", "stop", "transfer.json"
 VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
+# A driver's mark in a trial's folder once MLflow was told how it ended: that machine's own, for MLflow may be too.
+LOGGED = "logged"
+CHECKPOINTS, MODEL = "checkpoints", "model"
 # Worker processes that die are replaced this often, unless memory was short; the new ones go on from the last checkpoint.
 MOST_RESTARTS = 2
 # Ray Train's own name.
@@ -58,10 +68,16 @@ TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
 def train_run(config: Mapping[str, Any]) -> None:
     """Body of a Ray Train worker. `config`: run (JSON), folder. Reports each epoch and, last, the result."""
-    run, folder = Run(**config["run"]), Path(config["folder"])
+    with working(config["folder"]) as place:
+        place.fetch()
+        _train(Run(**config["run"]), place=place)
+
+
+def _train(run: Run, *, place: Mirror) -> None:
+    folder = place.folder
     prepared = prepare(run)
     setting = _setting(prepared)
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     begin = checkpoint.latest(checkpoints)
     resume = None if begin is None else checkpoint.load(begin)
     if resume is None and prepared.params.initial:
@@ -79,7 +95,7 @@ def train_run(config: Mapping[str, Any]) -> None:
     held_out = prepared.store.validation(run.fold)
     inference = prepared.method.inference(prepared.params, task=prepared.task)
     finder = None if inference.margin_mm is None else folder / checkpoint.FINDER
-    if finder and rank() == 0:
+    if finder and (rank() == 0 or storage.is_remote(place.uri)):
         keep_finder(prepared.params.initial, task=prepared.task, folder=finder)
     score = partial(validate, task=prepared.task, store=prepared.store, inference=inference, finder=finder)
     every, meter = prepared.params.scan_validation_every, Meter()
@@ -94,13 +110,15 @@ def train_run(config: Mapping[str, Any]) -> None:
         seen = summarise(between, prefix="dice_scan")
         if rank() == 0:
             add_epoch(folder, {"epoch": epochs, **metrics, **seen})
+            place.send()
         told = {**metrics, **seen, **meter.read(), "epoch": epochs, "epochs": epoch.total}
         ray.train.report({**told, "status": "training"})
-        if epochs < epoch.total and _told_to_stop(folder):
+        if epochs < epoch.total and _told_to_stop(place):
             status = "stopped_early"
             break
-    if dist.is_initialized():
-        dist.barrier()  # rank 0 has written the checkpoint that all read now
+    _meet()  # rank 0 has written the checkpoint that all read now
+    if rank() != 0:
+        place.fetch(lambda name: name.startswith(f"{CHECKPOINTS}/"))
     final = chosen(checkpoints, select=prepared.params.select)
     setting.model.load_state_dict(dict(final.weights))
     measured = Validated(cases={}, memory=0)
@@ -111,6 +129,9 @@ def train_run(config: Mapping[str, Any]) -> None:
             nsd_tolerance=prepared.params.nsd_tolerance,
             pictures=folder / RECORD / OVERLAYS,
         )
+    if rank() != 0:
+        place.send()  # its pictures
+    _meet()  # a result says that all is there
     total = sum(stage.epochs for stage in setting.stages)
     result = {
         **metrics,
@@ -125,18 +146,29 @@ def train_run(config: Mapping[str, Any]) -> None:
         summary = {name: value for name, value in result.items() if isinstance(value, int | float)}
         summary |= {**final.metrics, "epoch": final.epoch + 1}
         result["digest"] = checkpoint.save(
-            folder / "model", snapshot=dataclasses.replace(final.final(), metrics=summary), run=document, finder=finder
+            folder / MODEL, snapshot=dataclasses.replace(final.final(), metrics=summary), run=document, finder=finder
         )
         write_scores(folder, dice=measured.scores, nsd=measured.nsd)
         write_json(folder / RESULT, result)
+        place.send()
     ray.train.report(result)
 
 
-def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | None = None) -> Mapping[str, Any]:
-    """Train a run with Ray Train into `folder` and return its result; an existing result is returned at once.
+def fit(run: Run, *, folder: str | Path, resources: Resources, callbacks: list[Any] | None = None) -> Mapping[str, Any]:
+    """Train a run with Ray Train into `folder`, a path or an address, and return its result; an existing one is returned at once.
 
     Raises ResourceError when the cluster can never hold its workers.
     """
+    with working(folder) as place:
+        place.fetch(light)
+        try:
+            return _fit(run, place=place, resources=resources, callbacks=callbacks or [])
+        finally:
+            place.send()  # what it ran out of
+
+
+def _fit(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any]) -> Mapping[str, Any]:
+    folder = place.folder
     if (folder / RESULT).is_file():
         return read_result(folder)
     demand_resources(resources, workers=run.workers)
@@ -145,7 +177,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
     for restarts_left in reversed(range(MOST_RESTARTS + 1)):
         tidy(folder)
         try:
-            _trainer(run, folder=folder, resources=resources, callbacks=callbacks or []).fit()
+            _trainer(run, place=place, resources=resources, callbacks=callbacks).fit()
             break
         except ray.train.TrainingFailedError as error:
             lacked = ran_out(error)
@@ -155,11 +187,12 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
             if lacked or not restarts_left:
                 raise
     tidy(folder)
+    place.fetch(light)
     return read_result(folder)
 
 
 def fit_told(
-    run: Run, *, folder: Path, resources: Resources, as_told: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    run: Run, *, folder: str | Path, resources: Resources, as_told: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 ) -> Mapping[str, Any]:
     """`fit` within a trial: Tune is told of every report, in the words of `as_told`."""
     return relayed(
@@ -168,28 +201,30 @@ def fit_told(
     )
 
 
-def fit_folds(run: Run, *, folds: Sequence[int], folder: Path, resources: Resources) -> None:
+def fit_folds(run: Run, *, folds: Sequence[int], place: Mirror, resources: Resources) -> None:
     """Train a trial's folds one after another, each as `fit` does in a folder of its own within the trial's, and tell Tune of them.
 
     The trial's folder then holds their validations together and, last of all, what they came to as its result. A trial whose first fold
     was stopped early trains no other.
     """
     results: list[Mapping[str, Any]] = []
-    places = fold_folders(folder, folds=folds)
-    for fold, place in places.items():
+    folder = place.folder
+    parts = fold_folders(folder, folds=folds)
+    for fold, part in parts.items():
         as_told = partial(report_of, fold=fold, first=fold == folds[0])
-        if (place / RESULT).is_file():  # the driver that saw it end may not have lived to write that down
-            ray.tune.report(as_told(read_result(place)))
-        results.append(
-            fit_told(dataclasses.replace(run, fold=fold), folder=place, resources=resources, as_told=as_told)
-        )
+        if (part / RESULT).is_file():  # the driver that saw it end may not have lived to write that down
+            ray.tune.report(as_told(read_result(part)))
+        own, uri = dataclasses.replace(run, fold=fold), place.at(part).uri
+        results.append(fit_told(own, folder=uri, resources=resources, as_told=as_told))
         if results[-1]["status"] != "finished":
             break
-    trained = list(places.values())[: len(results)]
+    place.fetch(light)
+    trained = list(parts.values())[: len(results)]
     dice, nsd = (_joined_scores(trained, name=name) for name in (VALIDATION, NSD_VALIDATION))
     merged = merge(results, dice=dice, nsd=nsd)
     write_scores(folder, dice=dice, nsd=nsd)
     write_json(folder / RESULT, merged)
+    place.send()
     ray.tune.report(merged)
 
 
@@ -198,6 +233,12 @@ def write_scores(folder: Path, *, dice: Scores, nsd: Scores) -> None:
     write_json(folder / VALIDATION, dice)
     if nsd:
         write_json(folder / NSD_VALIDATION, nsd)
+
+
+def light(name: str) -> bool:
+    """Whether a file of a run's folder, or of one above it, is what a driver looks at: all but weights, and its own marks."""
+    parts = PurePosixPath(name).parts
+    return parts[-1] != LOGGED and not {CHECKPOINTS, MODEL, checkpoint.FINDER} & set(parts)
 
 
 def read_result(folder: Path) -> Mapping[str, Any]:
@@ -223,18 +264,22 @@ def as_trainable(
     run = dataclasses.replace(run, store=prepared.store.uri)
 
     def trial(config: dict[str, Any]) -> None:
-        folder = Path(config.get("folder") or Path(ray.tune.get_context().get_trial_dir() or ".") / "run")
-        if (folder / RESULT).is_file():
-            ray.tune.report(dict(read_result(folder)))
+        with working(config.get("folder") or Path(ray.tune.get_context().get_trial_dir() or ".") / "run") as place:
+            place.fetch(light)
+            _try(config, place=place)
+
+    def _try(config: dict[str, Any], *, place: Mirror) -> None:
+        if (place.folder / RESULT).is_file():
+            ray.tune.report(dict(read_result(place.folder)))
             return
         chosen = changed(run, config={key: value for key, value in config.items() if key != "folder"})
         prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
         derive(prepared.store, spacing=prepared.task.spacing)
         each = resources or plain_resources()
         if len(folds) > 1:
-            fit_folds(chosen, folds=folds, folder=folder, resources=each)
+            fit_folds(chosen, folds=folds, place=place, resources=each)
         else:
-            fit_told(chosen, folder=folder, resources=each)
+            fit_told(chosen, folder=place.uri, resources=each)
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -253,10 +298,12 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def request_stop(folder: Path) -> None:
+def request_stop(folder: str | Path) -> None:
     """Ask the run in a folder to stop after its current epoch; it saves, reports `stopped_early` and ends by itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOP).touch()
+    uri = storage.address(folder)
+    if not storage.is_remote(uri):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(f"{uri}/{STOP}", b"")
 
 
 def training_cases(
@@ -288,16 +335,17 @@ class _LeanTrainer(TorchTrainer):
         return [one for one in callbacks if type(one).__name__ != CLEANER or OURS not in os.environ]
 
 
-def _trainer(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
+def _trainer(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     return _LeanTrainer(
         train_run,
-        train_loop_config={"run": run.to_json(), "folder": str(folder)},
+        train_loop_config={"run": run.to_json(), "folder": place.uri},
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
         ),
+        # Of this machine alone: Ray wants a disk that nodes share for its own checkpoints, which nobody writes.
         run_config=ray.train.RunConfig(
-            name=f"train-{os.getpid()}", storage_path=str(folder / "ray"), callbacks=callbacks
+            name=f"train-{os.getpid()}", storage_path=str(place.folder / "ray"), callbacks=callbacks
         ),
     )
 
@@ -328,9 +376,19 @@ def _joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
     return {case_id: scores for file in files for case_id, scores in json.loads(file.read_text()).items()}
 
 
-def _told_to_stop(folder: Path) -> bool:
+def _meet() -> None:
+    """Wait for the other workers."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _told_to_stop(place: Mirror) -> bool:
     """Rank 0 looks for the stop flag and tells the others, so that all leave after the same epoch."""
-    flag = torch.tensor([int((folder / STOP).exists())])
+    asked = False
+    if rank() == 0:
+        with contextlib.suppress(StorageAwayError):  # then it is looked for after the next epoch
+            asked = storage.exists(f"{place.uri}/{STOP}")
+    flag = torch.tensor([int(asked)])
     if dist.is_initialized():
         flag = flag.to(get_device())
         dist.broadcast(flag, src=0)

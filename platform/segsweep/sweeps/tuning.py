@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 import ray.tune
 
 from segsweep import recipes
-from segsweep.data.lock import held
+from segsweep.data.lock import held, leased
+from segsweep.data.mirror import Mirror, shared
+from segsweep.data.storage import is_remote
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError, ResourceError, SegsweepError
 from segsweep.models.catalogue import Registered
@@ -29,11 +31,12 @@ from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.stopping import demand_pairs, make_scheduler
-from segsweep.sweeps.training import as_trainable, changed, tidy
+from segsweep.sweeps.training import as_trainable, changed, light, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_models import register_best, sweep_note
 from segsweep.sweeps.tuning_options import SweepOptions
+from segsweep.sweeps.tuning_record import FILE, StudyRecord
 from segsweep.sweeps.tuning_sampling import FixedTrial, queued
 from segsweep.sweeps.tuning_shared import base_run, first_config, folds_of, settings_of
 from segsweep.sweeps.tuning_start import Start, search_start
@@ -51,8 +54,10 @@ from segsweep.sweeps.tuning_study import (
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace
 
-# Ray Tune's own records, in a sweep's folder while its trials run.
+# Ray Tune's own records, in a sweep's folder while its trials run; the driver alone reads them.
 TUNE = "tune"
+# Who runs a sweep, in its folder in a bucket.
+LEASE = "driver.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +105,23 @@ def tune(
     connect()
     least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1, gpus=chosen.gpus)
     settings = {**settings_of(space, base=base, store=opened, options=chosen), "fixed": fixed}
-    study = open_study(place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler)
-    sweep = place.sweeps / name
-    rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep)
-    # Rows differ in the memory that they need, and without GPUs they would share it.
-    left = 1 if rows and not least.gpus else trials_left(study, trials=chosen.trials)
-    concurrent = chosen.concurrent or _most_at_once(prepared, left=left, gpus=chosen.gpus)
-    resources = share(workers=chosen.workers, concurrent=concurrent, gpus=chosen.gpus)
-    memory = memory_per_worker(workers=chosen.workers * concurrent, gpus=chosen.gpus)
-    suggest = partial(
-        _suggest, recipe=rows or recipe, base=base, fixed=fixed, store=opened, memory=memory, workspace=place
-    )
-    with _alone(sweep):
+    sweep, home = place.sweeps / name, shared(place)
+    with _alone(home.at(sweep)):
+        kept = f"{home.at(sweep).uri}/{FILE}" if place.uri else ""
+        study = open_study(
+            place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler, record=kept
+        )
+        record = StudyRecord(study, uri=kept)
+        home.at(sweep).fetch(_seen)
+        rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep, home=home)
+        # Rows differ in the memory that they need, and without GPUs they would share it.
+        left = 1 if rows and not least.gpus else trials_left(study, trials=chosen.trials)
+        concurrent = chosen.concurrent or _most_at_once(prepared, left=left, gpus=chosen.gpus)
+        resources = share(workers=chosen.workers, concurrent=concurrent, gpus=chosen.gpus)
+        memory = memory_per_worker(workers=chosen.workers * concurrent, gpus=chosen.gpus)
+        suggest = partial(
+            _suggest, recipe=rows or recipe, base=base, fixed=fixed, store=opened, memory=memory, workspace=place
+        )
         tracker = Tracker(place, experiment=opened.dataset)
         outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
         parent = {SWEEP_TAG: name, KIND_TAG: "sweep"}
@@ -131,11 +141,15 @@ def tune(
         try:
             for trials in _queue(rows=rows, start=start, study=study, trials=chosen.trials, report=report):
                 ask = start.ask if start else queued
-                search = StudySearch(study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask)
+                search = StudySearch(
+                    study, suggest_config=suggest, sweep=sweep, trials=trials, report=report, ask=ask, home=home,
+                    record=record,
+                )  # fmt: skip
                 _settle(ended_trials(study, sweep=sweep), follow=follow)
                 if search.remaining:
                     trainable = as_trainable(base, resources=resources, folds=folds)
-                    rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=learning_curves(study, sweep=sweep))
+                    curves = learning_curves(study, sweep=sweep)
+                    rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=curves, home=home)
                     _run_trials(
                         trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep
                     )
@@ -161,19 +175,37 @@ def tune(
             summary = tuning_page.write(study, sweep=sweep, title=told, folds=folds, comparison=published)
             for file in (tuning_page.PAGE, tuning_page.FIGURES):
                 outbox.file(parent, (sweep / file).read_text(), path=file)
+            home.at(sweep).send(_page)
             status = "FINISHED"
             return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page, report=summary)
         finally:
             outbox.finish(parent, status=status)
             outbox.close()
+            record.save(now=True)
+
+
+def _seen(name: str) -> bool:
+    """Whether a driver looks at a file of the sweep's folder; two of a bucket's are read there and nowhere else."""
+    return light(name) and name not in (FILE, LEASE)
+
+
+def _page(name: str) -> bool:
+    """Whether a file of the sweep's folder is its own, and no trial's."""
+    return _seen(name) and "/" not in name
 
 
 @contextmanager
-def _alone(sweep: Path) -> Iterator[None]:
-    """Hold a sweep's folder for this driver. Raises ResourceError while another one runs the sweep."""
-    sweep.mkdir(parents=True, exist_ok=True)
-    busy = f"sweep {sweep.name!r} runs in another process, which may have outlived its terminal"
-    with held(sweep, otherwise=ResourceError(f"{busy}; wait until it ends, end it, or choose another name=…")):
+def _alone(sweep: Mirror) -> Iterator[None]:
+    """Hold a sweep's folder for this driver. Raises ResourceError while another one runs the sweep, on whatever machine."""
+    folder = sweep.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"sweep {folder.name!r} runs in another process, which may have outlived its terminal"
+    advice = "wait until it ends, end it, or choose another name=…"
+    with ExitStack() as stack:
+        stack.enter_context(held(folder, otherwise=ResourceError(f"{busy}; {advice}")))
+        if is_remote(sweep.uri):
+            busy = f"sweep {folder.name!r} runs in another process or on another machine, or did two minutes ago"
+            stack.enter_context(leased(f"{sweep.uri}/{LEASE}", otherwise=ResourceError(f"{busy}; {advice}")))
         yield
 
 
@@ -264,10 +296,14 @@ def _demand_any(trials: tuple[SweptTrial, ...], *, name: str) -> None:
         )
 
 
-def _rows(comparison: Comparison | None, *, options: SweepOptions, study: Any, sweep: Path) -> Rows | None:
+def _rows(
+    comparison: Comparison | None, *, options: SweepOptions, study: Any, home: Mirror, sweep: Path
+) -> Rows | None:
     if comparison is None:
         return None
-    return Rows(comparison=comparison, scale=options.scale, pretrained=options.pretrained, study=study, sweep=sweep)
+    return Rows(
+        comparison=comparison, scale=options.scale, pretrained=options.pretrained, study=study, sweep=sweep, home=home
+    )
 
 
 def _queue(*, rows: Rows | None, start: Start | None, study: Any, trials: int, report: Report) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import ray
 
 from segsweep.data.joint import open_stores
 from segsweep.data.manifest import write_json
+from segsweep.data.mirror import HERE, Mirror
 from segsweep.data.planning import Plan
+from segsweep.data.storage import mirrored
 from segsweep.data.store import Store
 from segsweep.errors import RecipeError
 from segsweep.evaluation.comparison import render
@@ -22,7 +25,7 @@ from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.comparison import Comparison, Row, config_of, published_params
 from segsweep.sweeps.following import failure
 from segsweep.sweeps.initial import INITIAL
-from segsweep.sweeps.training import read_result
+from segsweep.sweeps.training import MODEL, read_result
 from segsweep.sweeps.tuning_study import CONFIG, FAILED, OUT_OF_MEMORY, SweptTrial, failed, swept
 from segsweep.sweeps.validation import summarise
 
@@ -34,7 +37,7 @@ PAGE, FIGURES = "comparison.html", "comparison.json"
 class Rows:
     """The rows of a comparison in a sweep: its search space, and afterwards its report.
 
-    `pretrained` is a pinned checkpoint, or nothing; `study` the sweep's, `sweep` its folder.
+    `pretrained` is a pinned checkpoint, or nothing; `study` the sweep's, `sweep` its folder, `home` what that is part of.
     """
 
     comparison: Comparison
@@ -42,6 +45,7 @@ class Rows:
     pretrained: str
     study: Any
     sweep: Path
+    home: Mirror = HERE
 
     def space(self, trial: Any, plan: Plan) -> dict[str, Any]:
         """The row that a trial was made for. Raises RecipeError when the row that it starts from has no model."""
@@ -57,6 +61,7 @@ class Rows:
             raise RecipeError(
                 f"{row.name!r} starts from the model of {row.initial!r}, which was not trained to its end"
             )
+        self.home.at(before.folder / MODEL).fetch()
         return {**config, INITIAL: str(before.folder)}
 
     def waves(self) -> tuple[tuple[Row, ...], ...]:
@@ -111,11 +116,12 @@ def report(rows: Rows, *, title: str, base: Run, store: Store, shared: Mapping[s
     return page
 
 
-def ensemble_scores(folders: Sequence[Path], store: str, case_ids: Sequence[str]) -> Scores:
-    """Scan Dice of the mean of several checkpoints: case -> structure -> Dice."""
-    predictor = Predictor(members=tuple(load_member(folder) for folder in folders))
-    opened = open_stores(store)
-    return {case_id: score_case(predictor, store=opened, case_id=case_id).dice for case_id in case_ids}
+def ensemble_scores(folders: Sequence[str], store: str, case_ids: Sequence[str]) -> Scores:
+    """Scan Dice of the mean of several checkpoints, given by their addresses: case -> structure -> Dice."""
+    with ExitStack() as stack:
+        members = [load_member(stack.enter_context(mirrored(folder))) for folder in folders]
+        predictor, opened = Predictor(members=tuple(members)), open_stores(store)
+        return {case_id: score_case(predictor, store=opened, case_id=case_id).dice for case_id in case_ids}
 
 
 def _entry(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resources) -> dict[str, Any]:
@@ -148,7 +154,8 @@ def _trained(row: Row, *, rows: Rows) -> dict[str, Any]:
     if trial.state in (FAILED, OUT_OF_MEMORY):
         return {**entry, "reason": failure(trial.folder)}
     result = read_result(trial.folder)
-    task = json.loads((trial.folder / "model" / checkpoint.RUN).read_text())["task"]
+    rows.home.at(trial.folder / MODEL).fetch()
+    task = json.loads((trial.folder / MODEL / checkpoint.RUN).read_text())["task"]
     return {**entry, "reason": "", "epochs": trial.epochs, "patch_size": task["patch_size"], "figures": result}
 
 
@@ -158,15 +165,20 @@ def _ensemble(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resou
     lacking = [name for name, trial in trials.items() if trial is None or trial.dice is None]
     if lacking:
         return {**entry, "state": "left out", "reason": f"needs the model of {', '.join(lacking)}"}
-    folders = [trial.folder / "model" for trial in trials.values() if trial is not None]
-    digests = [checkpoint.verify(folder) for folder in folders]
+    models = [rows.home.at(trial.folder / MODEL) for trial in trials.values() if trial is not None]
+    for model in models:
+        model.fetch()
+    digests = [checkpoint.verify(model.folder) for model in models]
     kept = rows.sweep / f"ensemble-{rows.comparison.rows.index(row):04d}.json"
     known = json.loads(kept.read_text()) if kept.is_file() else {}
     if known.get("members") != digests:
         # A worker's work: it has the GPU, where there is one.
         score = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(ensemble_scores)
         held_out = store.validation(base.fold)
-        known = {"members": digests, "scores": ray.get(score.remote(folders, store.uri, held_out))}
+        known = {
+            "members": digests,
+            "scores": ray.get(score.remote([model.uri for model in models], store.uri, held_out)),
+        }
         write_json(kept, known)
     return {**entry, "state": "finished", "reason": "", "figures": summarise(known["scores"])}
 

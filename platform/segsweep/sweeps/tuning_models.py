@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from segsweep.data.mirror import shared
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
 from segsweep.models.cards import markdown_table, overall, span
@@ -13,7 +14,7 @@ from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, SWEEP_TAG, TR
 from segsweep.sweeps.folds import fold_folders
 from segsweep.sweeps.following import Follow, describe
 from segsweep.sweeps.lineage import scores_of
-from segsweep.sweeps.training import read_result
+from segsweep.sweeps.training import MODEL, read_result
 from segsweep.sweeps.tuning_study import SweptTrial
 from segsweep.workspace import Workspace
 
@@ -45,9 +46,10 @@ def register_best(
                 DICE_TAG: f"{read_result(place)['dice']:.4f}",
                 DATA_TAG: store.digest,
             }
+            shared(follow.tracker.workspace).at(place / MODEL).fetch()
             registered.append(
                 register(
-                    place / "model",
+                    place / MODEL,
                     name=name,
                     tracker=follow.tracker,
                     run_id=run_id,

@@ -18,12 +18,14 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from segsweep.data.mirror import HERE, Mirror
 from segsweep.errors import RecipeError, ResourceError
 from segsweep.models.databases import public, reason
 from segsweep.sweeps.following import ERROR, Report
 from segsweep.sweeps.shortage import noted
-from segsweep.sweeps.training import RESULT, read_result
+from segsweep.sweeps.training import RESULT, light, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, Direction, front, parse_objectives, worst
+from segsweep.sweeps.tuning_record import StudyRecord, restore
 from segsweep.sweeps.tuning_sampling import WARM, Ask, drawn, make_sampler
 
 # Seconds between tries to reach a study database that was there before: five minutes in all.
@@ -67,10 +69,11 @@ def studied() -> Iterator[None]:
 
 @studied()
 def open_study(
-    storage: str, *, name: str, settings: Mapping[str, Any], seed: int, sampler: str = "tpe"
+    storage: str, *, name: str, settings: Mapping[str, Any], seed: int, sampler: str = "tpe", record: str = ""
 ) -> optuna.Study:
     """Make the study or open it again; it optimises what the settings' `objective` names, the mean Dice where they name none.
 
+    What the `record` at an address knows, the study knows afterwards.
     Raises RecipeError when it was begun with other settings, ResourceError when its database cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -79,6 +82,7 @@ def open_study(
     directions: list[Direction] = [
         DIRECTIONS[objective] for objective in parse_objectives(settings.get(OBJECTIVE, DICE))
     ]
+    restore(database, name=name, uri=record)
     study = optuna.create_study(storage=database, study_name=name, directions=directions, load_if_exists=True)
     # Trials that exist have used up the first draws: a resumed sweep must not draw them again.
     study.sampler = make_sampler(sampler, seed=seed + len(study.trials))
@@ -140,7 +144,7 @@ class StudySearch(Searcher):
     """Hands Tune first the trials that an earlier driver left unfinished, then new ones up to `trials` in all.
 
     `ask` says where new ones come from. `suggest_config` makes a trial's parameters and raises when they cannot be trained: such a
-    trial fails here and another is asked for.
+    trial fails here and another is asked for. `home` is what the sweep's folder is part of, `record` what outlives this machine.
     """
 
     def __init__(
@@ -152,8 +156,11 @@ class StudySearch(Searcher):
         trials: int,
         report: Report,
         ask: Ask = drawn,
+        home: Mirror = HERE,
+        record: StudyRecord | None = None,
     ) -> None:
         super().__init__()
+        self._home, self._record = home, record or StudyRecord(study, uri="")
         self._ask_study = ask
         self._objectives = objectives_of(study)
         self._study, self._suggest_config, self._sweep, self._report = study, suggest_config, sweep, report
@@ -180,7 +187,9 @@ class StudySearch(Searcher):
         if trial is None:
             return Searcher.FINISHED  # type: ignore[return-value]  Tune's own word, which its signature omits
         self._open[trial_id] = trial
-        return {**trial.user_attrs[CONFIG], "folder": str(trial_folder(self._sweep, number=trial.number))}
+        self._record.save(now=True)
+        folder = trial_folder(self._sweep, number=trial.number)
+        return {**trial.user_attrs[CONFIG], "folder": self._home.at(folder).uri}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep the learning curve: Optuna's samplers and plots use it."""
@@ -202,11 +211,14 @@ class StudySearch(Searcher):
         trial = self._open.pop(trial_id, None)
         if trial is None:  # Tune says it a second time when a callback failed
             return
-        lacked = noted(trial_folder(self._sweep, number=trial.number)) is not None
+        folder = trial_folder(self._sweep, number=trial.number)
+        self._home.at(folder).fetch(light)
+        lacked = noted(folder) is not None
         if error and not lacked:
             self._study.tell(trial.number, state=TrialState.FAIL)
         elif self._ended(trial.number):
             self._tell(trial)
+        self._record.save(now=False)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study holds everything."""
@@ -246,6 +258,7 @@ class StudySearch(Searcher):
         folder = trial_folder(self._sweep, number=trial.number)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).write_text(reason + "\n")
+        self._home.at(folder).send(lambda name: name == ERROR)
         self._study.tell(trial.number, state=TrialState.FAIL)
         self._report(folder.name, 0, 0, f"failed: {reason}")
 
