@@ -19,7 +19,7 @@ class StoreError(SegsweepError):
     """A store that is absent, damaged, of another format, or lacks what was asked of it."""
 
 
-class StorageAway(StoreError):
+class StorageAwayError(StoreError):
     """An object storage that does not answer now, or answers that it cannot: it may a moment later."""
 
 

@@ -14,7 +14,7 @@ import pytest
 from segsweep.data import downloads, storage
 from segsweep.data.downloads import Download
 from segsweep.data.manifest import MANIFEST, Manifest, committed
-from segsweep.errors import ResourceError, StorageAway, StoreError
+from segsweep.errors import ResourceError, StorageAwayError, StoreError
 
 CONTENT = bytes(range(256)) * 100
 
@@ -206,7 +206,7 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(
 def test_a_storage_that_stays_away_is_given_up(uri: str, object_storage: Any, cache: Path) -> None:
     one = download(uri)
     object_storage.faults = {"/image/c/0": [503] * 100}
-    with pytest.raises(StorageAway, match=r"image/c/0: the object storage failed \(UNKNOWN, status 503\)"):
+    with pytest.raises(StorageAwayError, match=r"image/c/0: the object storage failed \(UNKNOWN, status 503\)"):
         one.fetch()
     assert len(object_storage.faults["/image/c/0"]) == 97
     assert entries(cache) == []

@@ -22,7 +22,7 @@ from segsweep.data.cache import (
     configured_limit,
 )
 from segsweep.data.manifest import MANIFEST, Manifest, check_folder, read_manifest
-from segsweep.errors import ResourceError, StorageAway, StoreError
+from segsweep.errors import ResourceError, StorageAwayError, StoreError
 from segsweep.terminal import complain
 
 Opened = TypeVar("Opened")
@@ -91,7 +91,7 @@ class Download(Generic[Opened]):
         """What `use` makes of the opened copy, which stays until then. A copy that is damaged is downloaded again, once."""
         try:
             return self._read(use)
-        except StorageAway:
+        except StorageAwayError:
             raise
         except (StoreError, FileNotFoundError):
             if not self._manifest:
@@ -144,7 +144,7 @@ def patiently(work: Callable[[], Result]) -> Result:
     for pause in PAUSES:
         try:
             return work()
-        except StorageAway as error:
+        except StorageAwayError as error:
             _say_once(f"{error}; reading goes on once it answers")
             time.sleep(pause)
     return work()

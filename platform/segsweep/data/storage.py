@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from segsweep.errors import InputError, StorageAway, StoreError
+from segsweep.errors import InputError, StorageAwayError, StoreError
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
@@ -308,7 +308,7 @@ def _asking(uri: str) -> Iterator[None]:
         match = _AWS_ERROR.search(str(error))
         word, status = (match[1], match[2]) if match else ("unknown", None)
         passing = word in _PASSING or (status or "").startswith("5")
-        raise (StorageAway if passing else StoreError)(f"{uri}: {_reason(word, status=status)}") from None
+        raise (StorageAwayError if passing else StoreError)(f"{uri}: {_reason(word, status=status)}") from None
 
 
 def _reason(word: str, *, status: str | None) -> str:
