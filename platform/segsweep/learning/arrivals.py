@@ -1,4 +1,4 @@
-"""Cases whose voxels lie elsewhere, fetched before the batches that draw from them: a later batch takes no room that an earlier one needs."""
+"""Cases whose voxels lie elsewhere, fetched before the batches that draw from them, in the order of these batches."""
 
 import threading
 from collections.abc import Sequence
