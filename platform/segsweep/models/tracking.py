@@ -276,8 +276,8 @@ def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
 
 
 def _artifact_location(workspace: Workspace) -> str | None:
-    """Where artifacts go: beside an embedded database; a server decides for itself."""
-    embedded = urlparse(workspace.tracking_uri).scheme.startswith("sqlite")
+    """Where artifacts go: into the workspace when a database is written to directly; a server decides for itself."""
+    embedded = urlparse(workspace.tracking_uri).scheme.startswith(("sqlite", "postgresql"))
     return workspace.artifacts.absolute().as_uri() if embedded else None
 
 
