@@ -53,6 +53,7 @@ VERBS = {
     "list": (("WHAT",), ()),
     "ui": ((), ("--port",)),
     "server": ((), ("--port", "--host", "--allowed-hosts", "--artifacts")),
+    "cluster": ((), ()),
 }
 GRID = Geometry(shape=(6, 7, 8), spacing=(2.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
 
@@ -136,6 +137,15 @@ def scan(path: Path) -> Path:
     return path
 
 
+def test_the_cluster_s_verbs_and_their_options_are_settled(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = typer.main.get_command(cli.cluster).commands  # type: ignore[attr-defined]
+    found = {name: [option for param in command.params for option in param.opts] for name, command in commands.items()}
+    assert found == {"up": ["file", "--insecure"], "status": ["file"], "down": ["file"]}
+    for verb in found:
+        assert cli.main(["cluster", verb, "--help"]) == 0
+        assert f"segsweep cluster {verb} my-cluster.yaml" in capsys.readouterr().out
+
+
 def test_the_verbs_and_their_options_are_settled() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     found = {
@@ -159,7 +169,8 @@ def test_help_fits_80_columns_and_lines_stand_as_written(
     lines = [line.strip() for line in shown.splitlines()]
     assert max(map(len, shown.splitlines())) <= 80
     written = {"": cli.about, "list": cli.list_}.get(verb) or getattr(cli, verb.replace("-", "_"))
-    for line in inspect.cleandoc(written.__doc__ or "").splitlines():
+    words = written.info.help if written is cli.cluster else written.__doc__
+    for line in inspect.cleandoc(words or "").splitlines():
         assert line.strip() in lines, f"re-wrapped or lost: {line!r}"
     if verb in ("", "list"):
         for name in VERBS:

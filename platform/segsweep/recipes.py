@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import pkgutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -20,6 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 from segsweep.errors import RecipeError, unknown
 
 Kind = Literal["trainables", "search_spaces", "datasets"]
+
+# Part of the folders into which Ray unpacks `py_modules`, which `sweeps/cluster.py` makes of a project.
+SENT = "py_modules_files"
 
 # What a recipe of each kind must define (CONTRIBUTING.md says what each is); "A or b" is either of the two.
 EXPORTS: Mapping[Kind, tuple[str, ...]] = {
@@ -37,8 +41,14 @@ def search_path(kind: Kind, *, packaged: Iterable[str]) -> list[str]:
         folders.insert(0, str(checkout / kind))
     project = os.environ.get("SEGSWEEP_PROJECT")
     if project:
-        folders.insert(0, str(Path(project).expanduser().resolve() / kind))
+        folders.insert(0, str(_sent(Path(project).expanduser().resolve()) / kind))
     return folders
+
+
+def _sent(project: Path) -> Path:
+    """The project, or the copy of it that its driver sent: other nodes of a cluster have no such folder, or one of yesterday."""
+    copies = (Path(entry) / project.name for entry in sys.path if SENT in entry)
+    return next((copy for copy in copies if copy.is_dir()), project)
 
 
 def names(kind: Kind) -> list[str]:

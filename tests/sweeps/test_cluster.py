@@ -1,12 +1,17 @@
 """What fits is counted node by node: a worker cannot lie on two; folders of the environment reach every worker."""
 
 import os
+import socket
+import zipfile
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private.runtime_env.packaging import create_package
 
+from segsweep import recipes
 from segsweep.errors import ResourceError
-from segsweep.sweeps.cluster import Node, Resources, connect, demand_room, divide, room
+from segsweep.sweeps.cluster import Node, Resources, _project, connect, demand_room, divide, room
 
 HEAD: Node = {"memory": 1e9, "node:internal": 1.0}
 PLAIN: Node = {"CPU": 10.0, "memory": 4e9}
@@ -128,3 +133,58 @@ def test_folders_of_the_environment_become_absolute(tmp_path: Path, monkeypatch:
     connect()
     assert os.environ["SEGSWEEP_PROJECT"] == str(tmp_path / "mine")
     assert os.environ["SEGSWEEP_WORKSPACE"] == ""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_our_own_ray_listens_on_loopback_only() -> None:
+    (node,) = ray.nodes()
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+    ports = {int(ray.get_runtime_context().gcs_address.rpartition(":")[2])}
+    ports |= {
+        node[name] for name in ("NodeManagerPort", "ObjectManagerPort", "MetricsExportPort", "RuntimeEnvAgentPort")
+    }
+    listening = [(address, port) for address, port in _listening() if port in ports]
+    assert {port for _, port in listening} == ports
+    assert {address for address, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def _listening() -> list[tuple[str, int]]:
+    """Address and port of every socket of this machine that listens; the kernel writes addresses as words of its own byte order."""
+    found = []
+    for family, path in ((socket.AF_INET, "/proc/net/tcp"), (socket.AF_INET6, "/proc/net/tcp6")):
+        for line in Path(path).read_text().splitlines()[1:]:
+            _, place, _, state = line.split()[:4]
+            address, port = place.split(":")
+            words = b"".join(bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8))
+            if state == "0A":
+                found.append((socket.inet_ntop(family, words), int(port, 16)))
+    return found
+
+
+def test_a_project_is_sent_without_what_lies_beside_its_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own packing, and found again where Ray unpacks it."""
+    project = tmp_path / "mine"
+    for name in (
+        "trainables/a.py",
+        "datasets/_part/b.py",
+        "workspace/mlflow.db",
+        "notes.txt",
+        "trainables/__pycache__/a.pyc",
+    ):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("x")
+    monkeypatch.setenv("SEGSWEEP_PROJECT", str(project))
+    sent = _project()
+    assert sent["py_modules"] == [str(project)]
+    parcel = tmp_path / "parcel.zip"
+    create_package(str(project), parcel, include_gitignore=True, include_parent_dir=True, excludes=sent["excludes"])
+    node = tmp_path / "runtime_resources" / recipes.SENT / "parcel"
+    with zipfile.ZipFile(parcel) as opened:
+        assert sorted(opened.namelist()) == ["mine/datasets/_part/b.py", "mine/trainables/a.py"]
+        opened.extractall(node)
+    monkeypatch.syspath_prepend(node)
+    assert recipes.search_path("trainables", packaged=["packaged"])[0] == str(node / "mine" / "trainables")
+    monkeypatch.setenv("SEGSWEEP_PROJECT", str(tmp_path / "absent"))
+    assert _project() == {}

@@ -96,7 +96,11 @@ def down(file: File = Path("cluster.yaml")) -> None:
 
 def _show(nodes: list[dict[str, Any]]) -> None:
     for node in sorted(nodes, key=lambda node: (not node["head"], node["address"])):
-        parts = [f"{node['busy'][name]:g} of {node['all'][name]:g} {name} busy" for name in ("CPU", "GPU") if node["all"][name]]
+        parts = [
+            f"{node['busy'][name]:g} of {node['all'][name]:g} {name} busy"
+            for name in ("CPU", "GPU")
+            if node["all"][name]
+        ]
         memory = f"{node['all']['memory'] / 1e9:.0f} GB"
         say(f"  {node['address']:16} {'head' if node['head'] else 'worker':7} {', '.join([*parts, memory])}")
 

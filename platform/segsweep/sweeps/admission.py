@@ -56,4 +56,6 @@ def _refusal(token: str) -> str:
         return f"the cluster does not take the token in {found}; {copy}"
     if os.environ.get(MODE, "token").lower() != "token":
         return f"the cluster asks for a token, but {MODE}={os.environ[MODE]} here; unset it"
-    return f"the cluster asks for a token, and there is none in {token_file()}; {copy}, or name the file in {TOKEN_PATH}"
+    return (
+        f"the cluster asks for a token, and there is none in {token_file()}; {copy}, or name the file in {TOKEN_PATH}"
+    )

@@ -6,10 +6,13 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
 
 import ray
 from ray._private import ray_constants
 
+from segsweep import recipes
 from segsweep.data import storage
 from segsweep.errors import ResourceError
 from segsweep.sweeps.admission import demand_admission
@@ -113,9 +116,24 @@ def _join(address: str) -> None:
     demand_admission(address, token=use_token())
     known = {name: os.environ[name] for name in (*PASSED_ON, *READ_IN_TRIALS) if name in os.environ}
     try:
-        ray.init(address=address, runtime_env={"env_vars": known}, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": known, **_project()},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, RuntimeError) as error:
         raise ResourceError(f"RAY_ADDRESS={address}: cannot connect ({error}); check the address") from None
+
+
+def _project() -> dict[str, list[str]]:
+    """The user's own recipes for nodes that do not have their folder (`recipes.search_path` finds the copy), and nothing beside them."""
+    project = os.environ.get("SEGSWEEP_PROJECT")
+    if not project or not Path(project).is_dir():
+        return {}
+    kinds = get_args(recipes.Kind)
+    # In the manner of .gitignore, for paths without a slash at their end; the folder itself is `.`.
+    return {"py_modules": [project], "excludes": ["/*", "!/.", *(f"!/{kind}" for kind in kinds), "__pycache__"]}
 
 
 def share(*, workers: int, concurrent: int = 1, gpus: float = 1.0) -> Resources:

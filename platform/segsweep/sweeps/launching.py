@@ -17,17 +17,19 @@ from segsweep.sweeps.hosts import Launch
 from segsweep.sweeps.token import DEFAULT_PATH, TOKEN, TOKEN_PATH, find_token, keep_token
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
+# Run on the head, in the environment of a login.
+NODES = "python -m segsweep.sweeps.nodes"
 # Packages are installed on workers after the head is up, several at a time.
 WAIT_FOR_NODES = 1800
 SSH_SECONDS = 15
 COLOUR = re.compile(r"\x1b\[[0-9;]*m|\r")
 # Ray's steps, `[3/7] Processing file mounts`.
-STEP = re.compile(r"^\s*(\[\d(?:-\d)?/\d\].*|<\d/\d>.*)")
+STEP = re.compile(r"(\[\d(?:-\d)?/7\] .*)")
 TROUBLE = re.compile(r"error|fail|denied|refused|not found|no such|unreachable|timed out|cannot|\*\*\*", re.IGNORECASE)
 # Lines that say that something failed, not what.
 EMPTY_WORDS = re.compile(
     r"!!!|update-failed|Failed to setup head node|(Setup|SSH|Initialization) command failed|Full traceback|^Traceback|Shared connection|"
-    r"cannot set terminal process group|no job control|^Command failed|aborted|Failed to connect to .*mux"
+    r"cannot set terminal process group|no job control|Command failed|ExitOnForwardFailure"
 )
 # Everything that Ray starts, but not the shell that asks.
 LEFT = "pgrep -f '[r]aylet|[g]cs_server|[r]ay::|[r]ay/dashboard|[r]ay/autoscaler|[r]ay/_private|[r]ay.util.client'"
@@ -53,9 +55,8 @@ def up(launch: Launch, *, tell: Tell) -> list[dict[str, Any]]:
         _demand_hosts(launch)
     _ray(launch, "up", "--yes", "--no-config-cache", str(launch.file), tell=lambda line: _tell_step(line, tell=tell))
     found: list[dict[str, Any]] = []
-    command = f"python -m segsweep.sweeps.nodes {launch.wanted} {WAIT_FOR_NODES}"
     try:
-        _ray(launch, "exec", "--no-config-cache", str(launch.file), command, tell=lambda line: _count(line, found, launch, tell))
+        _exec(launch, f"{NODES} {launch.wanted} {WAIT_FOR_NODES}", tell=lambda line: _count(line, found, launch, tell))
     except ResourceError as error:
         missing = sorted(set(launch.hosts) - {node["address"] for node in found})
         if not missing:
@@ -70,14 +71,13 @@ def up(launch: Launch, *, tell: Tell) -> list[dict[str, Any]]:
 def status(launch: Launch) -> list[dict[str, Any]]:
     """The nodes of a cluster that runs; see `nodes.census`."""
     found: list[dict[str, Any]] = []
-    command = "python -m segsweep.sweeps.nodes"
-    _ray(launch, "exec", "--no-config-cache", str(launch.file), command, tell=lambda line: found.__setitem__(slice(None), _nodes(line) or found))
+    _exec(launch, NODES, tell=lambda line: found.extend(_nodes(line)))
     return found
 
 
 def down(launch: Launch, *, tell: Tell) -> list[Left]:
     """End the cluster, and on hosts of one's own every Ray process, which `ray down` leaves on workers. Returns what is left."""
-    _ray(launch, "down", "--yes", str(launch.file), tell=lambda line: None)
+    _ray(launch, "down", "--yes", str(launch.file), tell=_say_nothing)
     tell("stopping Ray on every host" if launch.local else "the cloud ends the instances")
     with ThreadPoolExecutor(max_workers=16) as threads:
         found = list(threads.map(lambda host: _stop(launch, host), launch.hosts))
@@ -94,9 +94,9 @@ def head_address(launch: Launch) -> str:
     return f"{launch.config['auth']['ssh_user']}@{lines[-1]}"
 
 
-def log_file(launch: Launch) -> Path:
-    """All that Ray said at the last command on this cluster."""
-    return Path(f"~/.ray/segsweep-{launch.name}.log").expanduser()
+def log_file(launch: Launch, verb: str) -> Path:
+    """All that Ray said at its last command of this name (up, exec, down) on this cluster."""
+    return Path(f"~/.ray/segsweep-{launch.name}-{verb}.log").expanduser()
 
 
 def demand_token(launch: Launch) -> None:
@@ -127,11 +127,17 @@ def _ray(launch: Launch, *words: str, tell: Tell) -> None:
         # The newer autoscaler, which `ray up` takes by default, starts no worker of a local provider.
         environment["RAY_UP_enable_autoscaler_v2"] = "0"
     lines: list[str] = []
-    log_file(launch).parent.mkdir(mode=0o700, exist_ok=True)
+    kept = log_file(launch, words[0])
+    kept.parent.mkdir(mode=0o700, exist_ok=True)
     with (
-        log_file(launch).open("w") as log,
+        kept.open("w") as log,
         subprocess.Popen(
-            (*RAY, *words), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            (*RAY, *words),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process,
     ):
         for line in process.stdout or ():
@@ -141,8 +147,17 @@ def _ray(launch: Launch, *words: str, tell: Tell) -> None:
     if process.returncode:
         raise ResourceError(
             f"{launch.file}: `ray {words[0]}` failed: {useful(lines)}; correct it and give the same command again (all it said is in "
-            f"{log_file(launch)})"
+            f"{kept})"
         )
+
+
+def _exec(launch: Launch, command: str, *, tell: Tell) -> None:
+    """Run a command on the head."""
+    _ray(launch, "exec", "--no-config-cache", str(launch.file), command, tell=tell)
+
+
+def _say_nothing(_: str) -> None:
+    """`ray down` has nothing to say that `down` does not."""
 
 
 def _tell_step(line: str, *, tell: Tell) -> None:
@@ -168,7 +183,7 @@ def _told_by_head(launch: Launch, error: ResourceError) -> str:
     lines: list[str] = []
     tail = "tail -q -n 300 /tmp/ray/session_latest/logs/monitor.*"
     try:
-        _ray(launch, "exec", "--no-config-cache", str(launch.file), tail, tell=lines.append)
+        _exec(launch, tail, tell=lines.append)
     except ResourceError:
         return str(error)
     return useful(lines)
@@ -176,14 +191,14 @@ def _told_by_head(launch: Launch, error: ResourceError) -> str:
 
 def _demand_hosts(launch: Launch) -> None:
     """Raise ResourceError for hosts that ssh does not reach: Ray would try for a quarter of an hour."""
+    user, key = launch.config["auth"]["ssh_user"], launch.config["auth"].get("ssh_private_key")
     with ThreadPoolExecutor(max_workers=16) as threads:
-        troubles = list(threads.map(lambda host: _ssh(launch, host, "true"), launch.hosts))
-    for host, done in zip(launch.hosts, troubles, strict=True):
-        if done.returncode:
-            user, key = launch.config["auth"]["ssh_user"], launch.config["auth"].get("ssh_private_key")
+        answers = list(threads.map(lambda host: _ssh(launch, host, "true"), launch.hosts))
+    for host, answer in zip(launch.hosts, answers, strict=True):
+        if answer.returncode:
+            by_hand = f"ssh {f'-i {key} ' if key else ''}{user}@{host}"
             raise ResourceError(
-                f"{launch.file}: no ssh to {user}@{host}: {useful(done.stderr.splitlines())}; `ssh {f'-i {key} ' if key else ''}{user}@{host}` "
-                "must work without a question"
+                f"{launch.file}: no ssh to {user}@{host}: {useful(answer.stderr.splitlines())}; `{by_hand}` must work without a question"
             )
 
 
@@ -208,6 +223,10 @@ def _ssh(launch: Launch, host: str, command: str, *, seconds: float = SSH_SECOND
     remote = f"bash --login -i -c {shlex.quote(command)}"
     argv = ["ssh", *key, *words, f"{auth['ssh_user']}@{host}", remote]
     try:
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False)
+        return subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(argv, 255, "", "ssh is not installed here")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(argv, 255, "", f"no answer in {seconds:.0f} s")

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray._private.state import available_resources_per_node
 
+from segsweep.errors import SegsweepError
 from segsweep.sweeps.admission import demand_admission
 from segsweep.sweeps.token import use_token
 
@@ -56,4 +57,8 @@ def main(wanted: int, *, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), seconds=float(sys.argv[2])) if len(sys.argv) > 1 else main(0, seconds=0.0))
+    wanted, seconds = sys.argv[1:] or ("0", "0")
+    try:
+        sys.exit(main(int(wanted), seconds=float(seconds)))
+    except SegsweepError as error:
+        sys.exit(f"segsweep: {error}")

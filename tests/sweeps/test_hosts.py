@@ -1,0 +1,142 @@
+"""The clusters' files that we give away are Ray's by its own schema, complete but for named gaps, and closed to others."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segsweep.errors import InputError, ResourceError
+from segsweep.sweeps import hosts
+from segsweep.sweeps.hosts import read_launch
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("cluster.yaml", "docs/cluster-onprem.yaml")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name)  # boto3, which only users of AWS have
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """The file for hosts of one's own, its gaps filled."""
+    file = tmp_path / "mine.yaml"
+    text = (ROOT / "docs/cluster-onprem.yaml").read_text()
+    file.write_text(hosts.GAP.sub("10.0.0.1", text.replace("[<worker address>]", "[10.0.0.2, 10.0.0.3]")))
+    return file
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_gaps_are_refused_by_name(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: still holds <.*put your own there$") as refused:
+        read_launch(Path(name))
+    for gap in set(
+        hosts.GAP.findall("\n".join(line.partition("#")[0] for line in Path(name).read_text().splitlines()))
+    ):
+        assert f"<{gap}> in " in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "wanted", "local"), [(FILES[0], 1, False), (FILES[1], 2, True)])
+def test_filled_files_are_ray_s(name: str, wanted: int, local: bool, tmp_path: Path) -> None:
+    file = tmp_path / "filled.yaml"
+    file.write_text(hosts.GAP.sub("filled", (ROOT / name).read_text()))
+    launch = read_launch(file)
+    assert (launch.name, launch.wanted, launch.local) == ("segsweep", wanted, local)
+    types = launch.config["available_node_types"]
+    if not local:
+        assert types["head"]["resources"] == {"CPU": 0}
+        assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert types["spot"]["priority"] > types["on_demand"]["priority"]
+        assert types["spot"]["node_config"]["ImageId"] == types["on_demand"]["node_config"]["ImageId"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_field_says_why(name: str) -> None:
+    """A comment stands above it, or inside."""
+    lines = (ROOT / name).read_text().splitlines()
+    starts = [number for number, line in enumerate(lines) if re.match(r"[a-z_]+:", line)]
+    assert len(starts) == len(yaml.safe_load((ROOT / name).read_text()))
+    for start, end in itertools.pairwise([*starts, len(lines)]):
+        assert any(line.lstrip().startswith("#") for line in lines[start - 1 : end - 1]), lines[start]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("cluster_name: segsweep", "cluster_nam: segsweep", "the file: .*cluster_nam.*; correct it"),
+        ("  ssh_user:", "  ssh_usr:", "auth: .*ssh_usr.*; correct it"),
+        ("  head_ip:", "  head:", "Ray cannot use it .*head_ip.*; correct it"),
+        ("provider:\n", "provider: [\n", "is no YAML"),
+        ("provider:\n", "providers:\n", "has no `provider`"),
+        (
+            "platform: platform",
+            "platform: nowhere",
+            "file_mounts: nowhere does not exist; expected what goes to ~/segsweep/platform",
+        ),
+    ],
+)
+def test_what_ray_could_not_use_is_refused(filled: Path, old: str, new: str, sentence: str) -> None:
+    assert old in filled.read_text()
+    filled.write_text(filled.read_text().replace(old, new))
+    with pytest.raises(InputError, match=rf"mine\.yaml: {sentence}"):
+        read_launch(filled)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            "RAY_AUTH_MODE=token ray start --head",
+            "ray start --head",
+            "head_start_ray_commands: `ray start` without RAY_AUTH_MODE=token",
+        ),
+        (
+            "RAY_AUTH_MODE=token ray start --add",
+            "ray start --add",
+            "worker_start_ray_commands: `ray start` without RAY_AUTH_MODE=token",
+        ),
+        (
+            "--dashboard-host=127.0.0.1",
+            "--dashboard-host=0.0.0.0",
+            "--dashboard-host=0.0.0.0 shows the dashboard to the network",
+        ),
+    ],
+)
+def test_a_cluster_open_to_others_is_refused_unless_asked_for(filled: Path, old: str, new: str, sentence: str) -> None:
+    filled.write_text(filled.read_text().replace(old, new))
+    with pytest.raises(ResourceError, match=f"{sentence}.*--insecure"):
+        read_launch(filled)
+    assert read_launch(filled, insecure=True).hosts == ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+
+
+def test_start_commands_that_ray_would_fill_in_are_refused(filled: Path) -> None:
+    """Its own start without a token, whatever stands in the file's other fields."""
+    config = yaml.safe_load(filled.read_text())
+    del config["worker_start_ray_commands"]
+    filled.write_text(yaml.safe_dump(config))
+    with pytest.raises(ResourceError, match="worker_start_ray_commands: `ray start` without"):
+        read_launch(filled)
+
+
+def test_elsewhere_than_in_the_checkout_it_is_refused(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"pyproject.toml is no file of segsweep; give the command in the root of the checkout"
+    ):
+        read_launch(filled)
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
+        read_launch(Path("nowhere.yaml"))
+
+
+def test_aws_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    file = tmp_path / "filled.yaml"
+    file.write_text(hosts.GAP.sub("filled", (ROOT / "cluster.yaml").read_text()))
+    with pytest.raises(ResourceError, match="provider aws needs boto3"):
+        read_launch(file)
