@@ -60,7 +60,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, cluster: None) -> None:  # noqa: ARG001
-    """`fit` and `segsweep train` train in this process, by Ray Train's local mode, which tells no callbacks. Saves 20 s of processor a run."""
+    """`fit` and `segsweep train` train in this process, by Ray Train's local mode: 20 s of processor less. It tells no callbacks."""
     from ray import train  # noqa: PLC0415
 
     from segsweep.sweeps import single, training  # noqa: PLC0415
