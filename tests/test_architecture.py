@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def sources() -> list[Path]:
     return sorted(ENGINE.rglob("*.py"))
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Absolute names of everything that a module imports, wherever in the file."""
     names = set()

@@ -201,6 +201,7 @@ def ray_session() -> Path:
     return Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[union-attr]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_dicom(write_patient: WritePatient, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole walk with two good patients and three that cannot be used."""
     store, scans, canaries = tmp_path / "store", tmp_path / "scans", Canaries()

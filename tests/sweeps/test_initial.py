@@ -120,7 +120,7 @@ def test_training_starts_from_the_model_and_says_so_once(initial: Path, run: Run
     assert pin(started.params, workspace=workspace) != pinned, "other weights under the same address are another run"
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("in_process")
 def test_resuming_does_not_transfer_again(initial: Path, run: Run, workspace: Workspace, tmp_path: Path) -> None:
     pinned = dataclasses.replace(run, params=pin({**run.params, "initial": str(initial)}, workspace=workspace))
     folder, document = tmp_path / "run", json.loads((initial / "model" / checkpoint.RUN).read_text())

@@ -223,7 +223,7 @@ def write_untrained(run: Run, *, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("in_process")
 def test_a_fine_run_segments_scans_by_itself(phantom_store: Path, tmp_path: Path) -> None:
     workspace = Workspace(root=tmp_path / "workspace")
     tiny = {

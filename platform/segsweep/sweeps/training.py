@@ -62,6 +62,7 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 MOST_RESTARTS = 2
 # Ray Train's own name.
 CLEANER = "PlacementGroupCleanerCallback"
+DATASETS = "DatasetsCallback"
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
@@ -326,13 +327,13 @@ def training_cases(
 
 
 class _LeanTrainer(TorchTrainer):
-    """Starts one process less on a cluster of our own: the one that frees what a dead trainer leaves, which asks the dashboard who is
-    alive. There is none, and it would outlive its driver.
+    """Starts one process less a run, that of Ray's own data sets, which none of ours uses, and two less on a cluster of our own: the
+    one that frees what a dead trainer leaves asks the dashboard who is alive. There is none, and it would outlive its driver.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ != CLEANER or OURS not in os.environ]
+        left_out = {DATASETS, CLEANER} if OURS in os.environ else {DATASETS}
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in left_out]
 
 
 def _trainer(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
