@@ -40,8 +40,24 @@ os.environ |= {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests wait for Ray come first, so that none of them is left alone at the end of a run in several processes."""
+# Tests so marked run only when asked for by a flag of the same name; pyproject.toml says what each costs.
+ASKED_FOR = ("hosts", "slow")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for name in ASKED_FOR:
+        parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what was not asked for. Files whose tests wait for Ray come first, so that none of them is left alone at the end of a run
+    in several processes.
+    """
+    for name in ASKED_FOR:
+        if not config.getoption(f"--{name}"):
+            for item in items:
+                if item.get_closest_marker(name):
+                    item.add_marker(pytest.mark.skip(reason=f"run with --{name}"))
     items.sort(key=lambda item: not ({"sweeps", "test_walk.py", "test_killed_drivers.py"} & set(item.path.parts)))
 
 
