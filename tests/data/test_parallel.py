@@ -1,11 +1,14 @@
 import errno
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import ray
 
-from segsweep.data.parallel import Piece, run_all
+from segsweep.data import parallel
+from segsweep.data.parallel import Piece, known_nodes, largest_memory, run_all, to_come
 from segsweep.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -59,3 +62,26 @@ def test_pieces_wait_for_memory_rather_than_fail() -> None:
     most = int(max(node["Resources"]["memory"] for node in ray.nodes()))
     pieces = [Piece(name=name, arguments=(name,), num_bytes=most - 1) for name in ("a", "b", "c")]
     assert [outcome.value for outcome in run_all(pieces, work=work, label="cases").values()] == ["a", "b", "c"]
+
+
+def test_nodes_that_the_autoscaler_may_start_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = known_nodes()
+    gpu = {"CPU": 16, "GPU": 1, "memory": 6e10}
+    kinds = {
+        "head": {"resources": {"CPU": 0}, "max_workers": 0},
+        "spot": {"resources": gpu, "max_workers": 3},
+        "unknown": {"resources": {}, "max_workers": 5},
+    }
+    assert to_come({"available_node_types": kinds}, there=[{"CPU": 0}]) == [gpu] * 3
+    assert to_come({"available_node_types": kinds}, there=[{"CPU": 0}, {**gpu, "node:1": 1.0}]) == [gpu] * 2
+    assert to_come({"provider": {"type": "local"}}, there=there) == []
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    monkeypatch.setattr(parallel, "AUTOSCALED", str(file))
+    assert known_nodes() == there
+    file.write_text("available_node_types: {spot: {max_workers: 2, resources: {CPU: 99}}}")
+    assert known_nodes() == [*there, {"CPU": 99}, {"CPU": 99}]
+
+
+def test_memory_counts_where_there_is_a_core() -> None:
+    assert largest_memory([{"memory": 9e9}, {"CPU": 1, "memory": 2e9}, {"CPU": 1}]) == 2e9
+    assert largest_memory([{"CPU": 0, "memory": 9e9}, {"CPU": 4}]) == sys.maxsize

@@ -49,7 +49,7 @@ def test_share_is_the_largest_that_nodes_hold(
         ([PLAIN, SMALL], 15, 1, "15 workers were asked for, one CPU core a worker; the cluster has 14; .* workers=14"),
         ([EIGHT, PLAIN], 3, 3, "3 runs of 3 workers at once .* one GPU a worker; the cluster has 8; .* concurrent=2"),
         ([{"CPU": 2.0, "GPU": 8.0}], 3, 1, "the cluster has 2"),
-        ([HEAD], 1, 1, "the cluster has 0"),
+        ([HEAD], 1, 1, "the cluster has 0; add nodes"),
     ],
 )
 def test_what_no_nodes_hold_is_refused(nodes: list[Node], workers: int, concurrent: int, sentence: str) -> None:

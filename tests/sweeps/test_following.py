@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,8 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     one = trial(tmp_path / "trial-0000")
     follow.on_trial_start(0, [], one)
     follow.on_trial_result(0, [], one, {**epoch(1, loss=3.0), "system/cpu_percent": 150.0, "date": 7})
+    follow.on_trial_result(0, [], one, {"waiting": 2, "since": datetime(2026, 1, 2, 14, 3).timestamp()})
+    assert said[-1] == "waiting for room for 2 workers since 14:03"
     tracker.away = True
     follow.on_trial_result(0, [], one, epoch(2, loss=2.0))
     follow.on_trial_result(0, [], one, epoch(3, loss=1.0))

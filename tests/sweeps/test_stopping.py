@@ -277,3 +277,13 @@ def test_stopped_trial_saves_reports_and_frees_its_workers_at_once(
     assert checkpoint.load(kept).epoch == result["epoch"] - 1
     assert checkpoint.verify(folder / "model") == result["digest"]
     assert (results[0].metrics or {})["status"] == "stopped_early"
+
+
+def test_a_trial_that_is_begun_again_stays_in_its_bracket() -> None:
+    scheduler, trial = CooperativeASHA(grace=0.1, brackets=3), SimpleNamespace(trial_id="t", config={})
+    brackets = set()
+    for _ in range(20):
+        scheduler.on_trial_add(None, trial)
+        brackets.add(scheduler._trial_info["t"])
+        scheduler.on_trial_error(None, trial)  # type: ignore[arg-type]
+    assert len(brackets) == 1

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.train import UserCallback, WorkerGroupError
 from ray.train.v2._internal.callbacks import datasets
 
 from segsweep.data.fingerprint import patch_and_batch
+from segsweep.data.mirror import Mirror
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
@@ -22,7 +24,7 @@ from segsweep.run import Run
 from segsweep.sweeps import preparing, training
 from segsweep.sweeps.cluster import OURS, Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
-from segsweep.sweeps.record import epochs_of
+from segsweep.sweeps.record import add_epoch, epochs_of
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import as_trainable, fit
 from segsweep.sweeps.validation import summarise
@@ -108,7 +110,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(run: Run) -> N
 
 
 @pytest.mark.usefixtures("cluster")
-def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
+def test_request_beyond_the_cluster_names_what_there_is() -> None:
     cores = int(ray.cluster_resources()["CPU"])
     with pytest.raises(ResourceError, match=f"{cores + 1} workers were asked for.*has {cores}; .*workers={cores}"):
         share(workers=cores + 1)
@@ -119,9 +121,6 @@ def test_request_beyond_the_cluster_names_what_there_is(tmp_path: Path) -> None:
     assert share(workers=1, concurrent=cores).cpus == plain_resources().cpus == 1
     assert share(workers=1).cpus == cores
     beyond = Run(trainable="unet", store="nowhere", workers=cores + 1)
-    with pytest.raises(ResourceError, match=f"{cores + 1} workers with 1 CPU each .*hold {cores}"):
-        fit(beyond, folder=tmp_path / "run", resources=plain_resources())
-    assert not (tmp_path / "run").exists()
     with pytest.raises(
         ResourceError, match=rf"{cores + 1} workers with 1 CPU each .*hold {cores} \(1 node of {cores} CPU"
     ):
@@ -227,7 +226,7 @@ def test_ray_trains_own_cleaner_is_left_out_on_a_cluster_of_our_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(trainable="unet", store="nowhere")
-    trainer = training._trainer(run, folder=tmp_path, resources=Resources(cpus=1), callbacks=[])
+    trainer = training._trainer(run, place=Mirror(uri=str(tmp_path), folder=tmp_path), resources=Resources(cpus=1), callbacks=[])
     for ours in (False, True):
         monkeypatch.delenv(OURS, raising=False)
         if ours:
@@ -238,14 +237,19 @@ def test_ray_trains_own_cleaner_is_left_out_on_a_cluster_of_our_own(
 
 
 class Failing:
-    """A training whose workers fail as often as there are errors, and then finish."""
+    """A training whose workers fail as often as there are errors, and then finish. `None` is the end of an epoch."""
 
-    def __init__(self, *errors: Exception, folder: Path) -> None:
-        self.errors, self.folder = list(errors), folder
+    def __init__(self, *errors: Exception | None, folder: Path) -> None:
+        self.errors, self.folder, self.epochs = list(errors), folder, 0
 
     def fit(self) -> None:
-        if self.errors:
-            raise WorkerGroupError("Connection closed by peer", {0: self.errors.pop(0)})
+        while self.errors:
+            error = self.errors.pop(0)
+            if error is not None:
+                raise error if isinstance(error, RayActorError) else WorkerGroupError("closed by peer", {0: error})
+            self.epochs += 1
+            (self.folder / "record").mkdir(exist_ok=True)
+            add_epoch(self.folder, {"epoch": self.epochs})
         (self.folder / "result.json").write_text('{"status": "finished"}')
 
 
@@ -258,14 +262,14 @@ def test_dead_workers_are_replaced_unless_memory_was_short(
     pair = ",".join(str(tiny_store(name, labels=liver, cases={"c": label})) for name in "ab")
     params = {"patch_size": [16, 32, 32], "batch_size": 3}
     chosen, folder = Run(trainable="unet", store=pair, fold="all", params=params), tmp_path / "run"
-    monkeypatch.setattr(training, "demand_resources", lambda *_, **__: None)
+    monkeypatch.setattr(training, "free_orphans", lambda: None)
 
-    def fitted(*errors: Exception) -> Any:
+    def fitted(*errors: Exception | None) -> Any:
         failing = Failing(*errors, folder=folder)
         monkeypatch.setattr(training, "_trainer", lambda *_, **__: failing)
         try:
             return fit(chosen, folder=folder, resources=Resources(cpus=1))
-        except WorkerGroupError:
+        except (WorkerGroupError, RayActorError):
             return f"{len(failing.errors)} not met"
 
     lost = RuntimeError("a worker died")
@@ -273,5 +277,9 @@ def test_dead_workers_are_replaced_unless_memory_was_short(
     assert noted(folder) is None
     assert fitted(lost, torch.OutOfMemoryError("CUDA out of memory."), lost) == "1 not met"
     assert noted(folder) == {"patch_size": [16, 32, 32], "batch_size": 3}
-    assert fitted(lost, lost) == {"status": "finished"}
+    shutil.rmtree(folder)
+    assert fitted(None, lost, None, None, *[lost] * 5) == "1 not met", "the first of the five followed an epoch"
+    shutil.rmtree(folder)
+    died = ActorDiedError()
+    assert fitted(*[lost, None] * 9, died, lost) == {"status": "finished"}
     assert noted(folder) is None, "it had memory enough in the end"

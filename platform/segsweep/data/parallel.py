@@ -1,11 +1,13 @@
 """Pieces of work as Ray tasks: as many at once as cores and memory allow, each failure an outcome of its own."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray.exceptions import RayError
 
 from segsweep.errors import SegsweepError
@@ -15,8 +17,13 @@ Progress = Callable[[str, int, int], None]
 
 # Starts again after its worker died, for example because the machine ran out of memory.
 RETRIES = 2
+# Where `ray up` leaves the cluster's own file: on its head, where drivers run.
+AUTOSCALED = "~/ray_bootstrap_config.yaml"
 # Memory is asked for in such steps (bytes): tasks that ask for the same follow one another in a worker at once.
 STEP = 2**26
+
+# What a node offers, by Ray's names: CPU, GPU, memory (bytes).
+Node = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +55,34 @@ def run_all(
     return outcomes
 
 
+def known_nodes() -> list[Node]:
+    """The nodes that are there, and those that the cluster's autoscaler may still start: one that begins with a head alone has room."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    file = Path(AUTOSCALED).expanduser()
+    return [*there, *to_come(yaml.safe_load(file.read_text()), there=there)] if file.is_file() else there
+
+
+def to_come(config: Mapping[str, Any], *, there: Sequence[Node]) -> list[Node]:
+    """Nodes that a cluster.yaml allows for beyond those that are there; of a type without resources nothing is known."""
+    missing: list[Node] = []
+    for kind in config.get("available_node_types", {}).values():
+        offered = kind.get("resources") or {}
+        alike = [node for node in there if all(node.get(name, 0) == offered.get(name, 0) for name in ("CPU", "GPU"))]
+        missing += [offered] * (kind.get("max_workers", 0) - len(alike)) if offered else []
+    return missing
+
+
+def largest_memory(nodes: Sequence[Node]) -> int:
+    """Bytes that the largest node with a core to work on has; where none says how much, more than anything needs."""
+    return int(max((node["memory"] for node in nodes if node.get("CPU") and "memory" in node), default=sys.maxsize))
+
+
 def _as_they_end(pieces: Sequence[Piece], *, work: Callable[..., Any]) -> Iterator[tuple[str, Outcome]]:
     """Few tasks are in flight, so what the driver holds does not grow with their number."""
     # Named, or a caller that Ray Tune started would hold its tasks to its own resources, which are none.
     task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="DEFAULT")(_attempt)
-    most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+    known = known_nodes()
+    most, largest = max(2, 2 * int(sum(node.get("CPU", 0) for node in known))), largest_memory(known)
     running: dict[ray.ObjectRef, str] = {}
     for piece in pieces:
         if piece.num_bytes > largest:

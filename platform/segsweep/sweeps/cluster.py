@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,6 +14,7 @@ from ray._private import ray_constants
 
 from segsweep import recipes
 from segsweep.data import storage
+from segsweep.data.parallel import Node, known_nodes, largest_memory
 from segsweep.errors import ResourceError
 from segsweep.sweeps.admission import demand_admission
 from segsweep.sweeps.token import keep_token, use_token
@@ -21,7 +22,10 @@ from segsweep.sweeps.token import keep_token, use_token
 # Users meet Ray's own words only where they help: warnings and errors.
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    # Workers that find no room are asked for again each minute, and whoever waits is told (`relay.py`).
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # A worker that does not answer so long hangs, and is replaced: 10 minutes by default. The network may be cut for less.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -44,9 +48,6 @@ ALONE = {OURS: "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRI
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
 # What is read in a trial's process, not in the driver's.
 READ_IN_TRIALS = tuple(name for name in QUIET if name.startswith(("RAY_TRAIN_", "TUNE_FUNCTION_")))
-
-# What a node offers, by Ray's names: CPU, GPU, memory (bytes).
-Node = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def share(*, workers: int, concurrent: int = 1, gpus: float = 1.0) -> Resources:
     With GPUs each worker gets the share `gpus` of one; otherwise the cores are divided. Raises ResourceError when the cluster can
     never hold them all.
     """
-    return divide(_nodes(), workers=workers, concurrent=concurrent, gpus=gpus)
+    return divide(known_nodes(), workers=workers, concurrent=concurrent, gpus=gpus)
 
 
 def divide(nodes: Sequence[Node], *, workers: int, concurrent: int, gpus: float = 1.0) -> Resources:
@@ -155,7 +156,8 @@ def divide(nodes: Sequence[Node], *, workers: int, concurrent: int, gpus: float 
     if wanted > there:
         asked = f"{workers} workers" if concurrent == 1 else f"{concurrent} runs of {workers} workers at once"
         hint = f"workers={there}" if concurrent == 1 else f"concurrent={there // workers}"
-        advice = f"ask for at most {hint}, or add nodes" if there >= workers else f"ask for at most workers={there}"
+        fewer = f"ask for at most {hint}, or add nodes" if there >= workers else f"ask for at most workers={there}"
+        advice = fewer if there else "add nodes"
         kind = {0.0: "one CPU core", 1.0: "one GPU"}.get(least.gpus, f"{least.gpus:g} of a GPU")
         found = f"room for {there}" if least.gpus % 1 else there
         raise ResourceError(f"{asked} were asked for, {kind} a worker; the cluster has {found}; {advice}")
@@ -172,12 +174,12 @@ def room(nodes: Sequence[Node], *, each: Resources) -> int:
 
 def plain_resources() -> Resources:
     """One core a worker, and one GPU where the cluster has any."""
-    return Resources(cpus=1, gpus=1.0 if ray.cluster_resources().get("GPU", 0) else 0.0)
+    return Resources(cpus=1, gpus=1.0 if any(node.get("GPU", 0) for node in known_nodes()) else 0.0)
 
 
 def demand_resources(resources: Resources, *, workers: int) -> None:
     """Raise ResourceError when the cluster can never start that many workers at once: Ray Train would wait for ever."""
-    demand_room(_nodes(), each=resources, workers=workers)
+    demand_room(known_nodes(), each=resources, workers=workers)
 
 
 def demand_room(nodes: Sequence[Node], *, each: Resources, workers: int) -> None:
@@ -193,8 +195,8 @@ def demand_room(nodes: Sequence[Node], *, each: Resources, workers: int) -> None
 
 def most_concurrent(*, workers: int, gpus: float = 1.0) -> int:
     """How many runs of `workers` workers fit at once, one core a worker, and the share `gpus` of a GPU where the cluster has any."""
-    nodes = _nodes()
-    return max(1, room(nodes, each=_least(nodes, workers=workers, gpus=gpus)) // workers)
+    known = known_nodes()
+    return max(1, room(known, each=_least(known, workers=workers, gpus=gpus)) // workers)
 
 
 def memory_per_worker(*, workers: int, gpus: float = 1.0) -> int:
@@ -205,8 +207,9 @@ def memory_per_worker(*, workers: int, gpus: float = 1.0) -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory * gpus)
-    memory = [int(node.get("memory", 0)) for node in _nodes()]
-    return min(max(memory), sum(memory) // workers)
+    known = known_nodes()
+    largest = largest_memory(known)
+    return min(largest, sum(int(node.get("memory", largest)) for node in known if node.get("CPU")) // workers)
 
 
 def _least(nodes: Sequence[Node], *, workers: int, gpus: float) -> Resources:
@@ -227,10 +230,6 @@ def _demand_own_gpus(each: Resources, *, workers: int) -> None:
             f"{workers} workers with {each.gpus:g} of a GPU each were asked for; workers that train together need a GPU each (NCCL takes "
             "one process a GPU); ask for workers=1, or for whole GPUs"
         )
-
-
-def _nodes() -> list[Node]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _listed(nodes: Sequence[Node]) -> str:

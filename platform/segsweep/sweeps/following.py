@@ -5,6 +5,7 @@ A trial of several folds has a run under its own for each of them, with that fol
 
 import shutil
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG,
 from segsweep.sweeps.folds import FOLD, FOLD_FOLDERS, fold_name, judged_folder, told
 from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
 from segsweep.sweeps.meter import SYSTEM
+from segsweep.sweeps.relay import SINCE, WAITING
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import LOGGED, RESULT, light, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
@@ -64,6 +66,9 @@ class Follow(Callback):
     ) -> None:
         """Log one epoch; of the last report only what the epoch before it did not have. It closes the run of a fold."""
         own = told(result)
+        if WAITING in own:
+            since = datetime.fromtimestamp(own[SINCE]).strftime("%H:%M")
+            self._report(trial_name(trial), 0, 0, f"waiting for room for {own[WAITING]} workers since {since}")
         if "epoch" not in own:
             return
         name, step, values = self._run_told_of(trial, result), int(own["epoch"]), measurements(own)

@@ -23,6 +23,7 @@ from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of, scores_of
 from segsweep.sweeps.preparing import demand_memory, prepare
+from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery
 from segsweep.sweeps.training import MODEL, RESULT, as_trainable, light, read_result
 from segsweep.workspace import Workspace, current_workspace
 
@@ -60,7 +61,7 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
             fitting = demand_fitting(prepared)
             if fitting is not None:
                 report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
-            _run(run, place=trained, follow=follow)
+            _run(run, place=trained, callbacks=[Recovery(report), follow])
         follow.settle(folder, params=run.params)
         outbox.flush()
     result = read_result(folder)
@@ -79,13 +80,15 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     return Trained(folder=folder, result=result, registered=registered)
 
 
-def _run(run: Run, *, place: Mirror, follow: Follow) -> None:
+def _run(run: Run, *, place: Mirror, callbacks: list[Any]) -> None:
     folder = place.folder
     scratch = folder / "tune"
     tuner = ray.tune.Tuner(
         as_trainable(run, resources=share(workers=run.workers)),
         param_space={"folder": place.uri},
-        run_config=ray.tune.RunConfig(name="tune", storage_path=str(folder), callbacks=[follow], verbose=0),
+        run_config=ray.tune.RunConfig(
+            name="tune", storage_path=str(folder), callbacks=callbacks, failure_config=BEGIN_AGAIN, verbose=0
+        ),
     )
     try:
         failed = tuner.fit().num_errors > 0

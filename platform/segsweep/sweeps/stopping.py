@@ -43,6 +43,11 @@ class CooperativeASHA(AsyncHyperBandScheduler):
             stop_last_trials=False,
         )
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial that is begun again after its process died stays in its bracket."""
+        if trial.trial_id not in self._trial_info:
+            super().on_trial_add(tune_controller, trial)
+
     def recall(self, curves: Mapping[str, Mapping[float, float]]) -> None:
         """Judge as if the trials that ended under an earlier driver had been seen: smoothed patch Dice by share, by a trial's name."""
         for name, curve in curves.items():

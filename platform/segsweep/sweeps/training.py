@@ -24,6 +24,7 @@ import ray.train
 import ray.tune
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer, get_device
 
 from segsweep import recipes
@@ -47,9 +48,11 @@ from segsweep.sweeps.cluster import OURS, Resources, demand_resources, plain_res
 from segsweep.sweeps.folds import fold_folders, merge, report_of
 from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.meter import Meter
+from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import Prepared, prepare
-from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record
-from segsweep.sweeps.relay import relayed
+from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record, epochs_of
+from segsweep.sweeps.recovery import own_errors
+from segsweep.sweeps.relay import Waiting, relayed
 from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
 from segsweep.sweeps.validation import Validated, summarise, validate
 
@@ -58,7 +61,8 @@ VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
 # A driver's mark in a trial's folder once MLflow was told how it ended: that machine's own, for MLflow may be too.
 LOGGED = "logged"
 CHECKPOINTS, MODEL = "checkpoints", "model"
-# Worker processes that die are replaced this often, unless memory was short; the new ones go on from the last checkpoint.
+# So often in a row are worker processes replaced that died before they finished an epoch, unless memory was short; the new ones go on
+# from the last checkpoint. Days on machines that are taken away may see any number of deaths with epochs in between.
 MOST_RESTARTS = 2
 # Ray Train's own name.
 CLEANER = "PlacementGroupCleanerCallback"
@@ -117,6 +121,8 @@ def _train(run: Run, *, place: Mirror) -> None:
         if epochs < epoch.total and _told_to_stop(place):
             status = "stopped_early"
             break
+        if ray.train.get_preemption_info():  # all workers ask, and are told the same
+            return  # a node is about to be taken away: what comes next is trained elsewhere
     _meet()  # rank 0 has written the checkpoint that all read now
     if rank() != 0:
         place.fetch(lambda name: name.startswith(f"{CHECKPOINTS}/"))
@@ -158,7 +164,7 @@ def _train(run: Run, *, place: Mirror) -> None:
 def fit(run: Run, *, folder: str | Path, resources: Resources, callbacks: list[Any] | None = None) -> Mapping[str, Any]:
     """Train a run with Ray Train into `folder`, a path or an address, and return its result; an existing one is returned at once.
 
-    Raises ResourceError when the cluster can never hold its workers.
+    Workers that die are started again where there is room, which is waited for. Their epochs are those of the last checkpoint on.
     """
     with working(folder) as place:
         place.fetch(light)
@@ -172,23 +178,26 @@ def _fit(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any])
     folder = place.folder
     if (folder / RESULT).is_file():
         return read_result(folder)
-    demand_resources(resources, workers=run.workers)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SHORTAGE).unlink(missing_ok=True)
-    for restarts_left in reversed(range(MOST_RESTARTS + 1)):
+    deaths = 0
+    while not (folder / RESULT).is_file():  # workers that left a node in time left none
         tidy(folder)
+        free_orphans()
+        begun = len(epochs_of(folder))
         try:
             _trainer(run, place=place, resources=resources, callbacks=callbacks).fit()
-            break
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            place.fetch(light)
             lacked = ran_out(error)
             if lacked:
                 prepared = prepare(run)
                 note(folder, patch_size=prepared.task.patch_size, batch_size=prepared.params.batch_size or 1)
-            if lacked or not restarts_left:
+            deaths = deaths + 1 if len(epochs_of(folder)) == begun else 0
+            if lacked or deaths > MOST_RESTARTS:
                 raise
+        place.fetch(light)
     tidy(folder)
-    place.fetch(light)
     return read_result(folder)
 
 
@@ -197,7 +206,7 @@ def fit_told(
 ) -> Mapping[str, Any]:
     """`fit` within a trial: Tune is told of every report, in the words of `as_told`."""
     return relayed(
-        lambda relay: fit(run, folder=folder, resources=resources, callbacks=[relay]),
+        lambda relay: fit(run, folder=folder, resources=resources, callbacks=[relay, Waiting(relay)]),
         tell=lambda report: ray.tune.report(as_told(report)),
     )
 
@@ -257,7 +266,8 @@ def as_trainable(
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
     Raises ResourceError when the cluster can never hold a trial's workers; where Ray was not started yet, the trials do.
     """
-    if resources and ray.is_initialized():
+    demanded = resources is not None and ray.is_initialized()
+    if resources and demanded:
         demand_resources(resources, workers=run.workers)
     # Tune runs every trial in a folder of its own, where a relative address means something else.
     prepared = prepare(run)
@@ -274,13 +284,16 @@ def as_trainable(
             ray.tune.report(dict(read_result(place.folder)))
             return
         chosen = changed(run, config={key: value for key, value in config.items() if key != "folder"})
-        prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
-        derive(prepared.store, spacing=prepared.task.spacing)
-        each = resources or plain_resources()
-        if len(folds) > 1:
-            fit_folds(chosen, folds=folds, place=place, resources=each)
-        else:
-            fit_told(chosen, folder=place.uri, resources=each)
+        with own_errors():
+            prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
+            derive(prepared.store, spacing=prepared.task.spacing)
+            each = resources or plain_resources()
+            if not demanded:  # else there was room at the start: for nodes that died since, it waits
+                demand_resources(each, workers=run.workers)
+            if len(folds) > 1:
+                fit_folds(chosen, folds=folds, place=place, resources=each)
+            else:
+                fit_told(chosen, folder=place.uri, resources=each)
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")

@@ -29,7 +29,9 @@ from segsweep.sweeps.comparison import Comparison, comparison_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of
+from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
+from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery
 from segsweep.sweeps.stopping import demand_pairs, make_scheduler
 from segsweep.sweeps.training import as_trainable, changed, light, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
@@ -151,8 +153,9 @@ def tune(
                     curves = learning_curves(study, sweep=sweep)
                     rule = make_scheduler(chosen.stop, grace=chosen.grace, curves=curves, home=home)
                     _run_trials(
-                        trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep
-                    )
+                        trainable, search=search, follow=follow, scheduler=rule, concurrent=concurrent, sweep=sweep,
+                        report=report,
+                    )  # fmt: skip
                 ended = ended_trials(study, sweep=sweep)
                 if search.remaining > 0 or has_unfinished(study):
                     return Swept(name=name, trials=ended, registered=(), interrupted=True)
@@ -265,7 +268,7 @@ def _settle(ended: Iterable[SweptTrial], *, follow: Follow) -> None:
 
 
 def _run_trials(
-    trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path
+    trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path, report: Report
 ) -> None:
     """Run all that the search hands out. Afterwards only the trials' own folders are left: Tune's records are not needed."""
     tuner = ray.tune.Tuner(
@@ -277,12 +280,19 @@ def _run_trials(
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # or every trial waits for a new process to import torch
         ),
-        run_config=ray.tune.RunConfig(name=TUNE, storage_path=str(sweep), callbacks=[follow], verbose=0),
+        run_config=ray.tune.RunConfig(
+            name=TUNE,
+            storage_path=str(sweep),
+            callbacks=[Recovery(report), follow],
+            failure_config=BEGIN_AGAIN,
+            verbose=0,
+        ),
     )
     try:
         tuner.fit()
     finally:
         follow.close()
+        free_orphans()
         shutil.rmtree(sweep / TUNE, ignore_errors=True)
 
 
