@@ -22,6 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+    from segsweep.data.mirror import Mirror
     from segsweep.run import Run
     from segsweep.workspace import Workspace
 
@@ -87,8 +88,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch, cluster: None) -> None:  # noqa:
     from segsweep.sweeps import single, training  # noqa: PLC0415
     from segsweep.sweeps.cluster import plain_resources  # noqa: PLC0415
 
-    def fit_here(run: "Run", *, folder: Path, **_told: object) -> None:
-        training.fit(run, folder=folder, resources=plain_resources())
+    def fit_here(run: "Run", *, place: "Mirror", **_told: object) -> None:
+        training.fit(run, folder=place.uri, resources=plain_resources())
 
     scaling = train.ScalingConfig
     monkeypatch.setattr(train, "ScalingConfig", lambda **values: scaling(**{**values, "num_workers": 0}))
