@@ -35,6 +35,7 @@ FENCES = {
     "pyarrow": {"data/storage.py"},
     "mlflow": {"models/*"},
     "optuna": {
+        "sweeps/tuning_database.py",
         "sweeps/tuning_page.py",
         "sweeps/tuning_record.py",
         "sweeps/tuning_sampling.py",

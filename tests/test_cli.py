@@ -198,6 +198,8 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("convert openkbp nowhere", "nowhere: no such folder; expected the raw scans of dataset 'openkbp'"),
         ("convert openkbp empty", "no cases.json in empty; expected the OpenKBP folder *"),
         ("convert phantom empty", "*empty*"),
+        ("server --host 0.0.0.0", "--host 0.0.0.0 listens on all addresses of this machine, and none is named *"),
+        ("server --artifacts s3://key:secret@bucket", "'s3://bucket' is no place for artifacts; expected a folder *"),
         ("train unett store", "no 'unett' among trainables/ (there are: *); did you mean 'unet'?"),
         ("train unet store epoch=3", "no 'epoch' among parameters of unet *; did you mean 'epochs'?"),
         ("train unet store preset=smal", "no 'smal' among presets of unet *; did you mean 'small'?"),

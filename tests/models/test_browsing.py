@@ -1,6 +1,7 @@
 """The pages of `segsweep ui`: both answer on this machine, on an empty workspace too, and end with the block."""
 
 import socket
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -46,6 +47,9 @@ def test_both_pages_answer_on_an_empty_workspace_and_end(tmp_path: Path, monkeyp
         assert b"study_summaries" in fetch(f"http://{HOST}:{port + 1}/api/studies")
         assert b"<html" in fetch(f"http://{HOST}:{port}/")
         assert [process.poll() for process in servers.processes.values()] == [None, None]
+        shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+        assert f"--port {port + 1}" in shown
+        assert str(tmp_path) not in shown, "an address, which may hold a password, is for everybody to see"
         assert list(servers.addresses.values()) == [f"http://{HOST}:{port}", f"http://{HOST}:{port + 1}"]
     assert all(process.poll() is not None for process in servers.processes.values())
     assert not answers(port) and not answers(port + 1)

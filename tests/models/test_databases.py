@@ -37,7 +37,9 @@ def test_a_database_that_cannot_be_used_is_one_sentence(
     demand_database(postgres.socket("asked"), variable="V")
     for address, sentence in {
         "postgresql://me:secret@127.0.0.1:1/runs": "'postgresql://127.0.0.1:1/runs' cannot be used .*refused",
-        postgres.network("asked", password="secret"): "password authentication failed for user .* see that it runs and V is",
+        postgres.network(
+            "asked", password="secret"
+        ): "password authentication failed for user .* see that it runs and V is",
         postgres.network("nowhere"): 'database "nowhere" does not exist',
         "postgresql://me:secret@127.0.0.1:port/runs": "cannot be used",
     }.items():

@@ -141,10 +141,8 @@ def bucket(storage_server: Any) -> Bucket:
     """A bucket with a file beside the artifacts."""
     from pyarrow.fs import S3FileSystem  # noqa: PLC0415  as in the fixture of all tests
 
-    name, files = (
-        f"group-{secrets.token_hex(4)}",
-        S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True),
-    )
+    name, address = f"group-{secrets.token_hex(4)}", os.environ["AWS_ENDPOINT_URL"]
+    files = S3FileSystem(endpoint_override=address, allow_bucket_creation=True, request_timeout=60)
     files.create_dir(name)
     with files.open_output_stream(f"{name}/outside.txt") as stream:
         stream.write(OUTSIDE)

@@ -1,9 +1,6 @@
 """The study alone knows which trials there are: handed out once, continued after a dead driver, told how they ended."""
 
 import json
-import multiprocessing
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from segsweep.errors import RecipeError, ResourceError
-from segsweep.sweeps import tuning_study
 from segsweep.sweeps.following import ERROR
 from segsweep.sweeps.shortage import note
 from segsweep.sweeps.tuning_sampling import Ask, drawn, make_sampler, queued
@@ -36,8 +32,8 @@ SETTINGS = {"space": "toy", "seed": 3, "params": {"levels": 3}}
 class Sweep:
     """A sweep's folder and storage; every `search` is what a new driver process would make."""
 
-    def __init__(self, folder: Path, *, storage: str | None = None) -> None:
-        self.folder, self.storage = folder, storage or f"sqlite:///{folder / 'studies.db'}"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.storage = folder, f"sqlite:///{folder / 'studies.db'}"
         self.said: list[tuple[str, str]] = []
 
     def study(self, **settings: Any) -> optuna.Study:
@@ -69,13 +65,6 @@ def propose(trial: optuna.Trial) -> dict[str, Any]:
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path)
-
-
-@pytest.fixture
-def shared(postgres: Any, tmp_path: Path) -> Sweep:
-    """A sweep whose study is in a PostgreSQL that nobody has used yet."""
-    postgres.create(tmp_path.name)
-    return Sweep(tmp_path, storage=postgres.network(tmp_path.name))
 
 
 def given(search: StudySearch, *, times: int) -> list[dict[str, Any]]:
@@ -191,70 +180,6 @@ def test_database_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ResourceError, match=r"study database '.*' cannot be used .* in SEGSWEEP_STUDIES") as raised:
             open_study(address, name="toy", settings=SETTINGS, seed=3)
         assert "secret" not in str(raised.value)
-
-
-def ask_often(sweep: Sweep, ready: Any, numbers: Any) -> None:
-    """What a driver does, in a process of its own; all of them begin at once."""
-    ready.wait()
-    numbers.put([sweep.study().ask().number for _ in range(50)])
-
-
-def test_four_drivers_on_one_new_database_share_out_the_trials(shared: Sweep) -> None:
-    # Forked: to import Ray and torch four times would take longer than all else here.
-    forked = multiprocessing.get_context("fork")
-    ready, numbers = forked.Barrier(4), forked.SimpleQueue()
-    drivers = [forked.Process(target=ask_often, args=(shared, ready, numbers)) for _ in range(4)]
-    for driver in drivers:
-        driver.start()
-    asked = [number for _ in drivers for number in numbers.get()]
-    for driver in drivers:
-        driver.join()
-    assert sorted(asked) == list(range(200))
-    assert [trial.number for trial in shared.study().trials] == list(range(200))
-
-
-def test_a_database_that_starts_again_between_two_trials_is_waited_for(
-    shared: Sweep, postgres: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tuning_study, "RECONNECT_WAITS", (0.1,) * 600)
-    search = shared.search(trials=3)
-    given(search, times=2)
-    shared.end(0, dice=0.5)
-    search.on_trial_complete("tune-0")
-    postgres.control("restart", "-m", "fast")
-    shared.end(1, dice=0.75)
-    search.on_trial_complete("tune-1")
-    postgres.control("stop", "-m", "immediate")
-    starting = threading.Timer(0.5, postgres.control, args=("start",))
-    starting.start()
-    assert search.suggest("tune-2") != Searcher.FINISHED
-    starting.join()
-    assert [(trial.state, trial.value) for trial in shared.study().trials] == [
-        (TrialState.COMPLETE, 0.5),
-        (TrialState.COMPLETE, 0.75),
-        (TrialState.RUNNING, None),
-    ]
-    again = shared.search(trials=3)
-    assert [Path(config["folder"]).name for config in given(again, times=1)] == ["trial-0002"], "a driver that died"
-
-
-def test_what_a_database_refuses_is_one_sentence_without_its_password(
-    shared: Sweep, postgres: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared.study()
-    shared.storage += "?options=-cdefault_transaction_read_only%3Don"  # as full a database answers: to writers alone
-    refused = {
-        shared.storage: r"could not do what was asked of it \(cannot execute .* in a read-only transaction\); all that was",
-        "postgresql://me:secret@127.0.0.1:1/x": r"'postgresql://127\.0\.0\.1:1/x' cannot be used .*refused",
-        postgres.network(shared.folder.name, password="secret"): r"password authentication failed for user",
-    }
-    for storage, sentence in refused.items():
-        with pytest.raises(ResourceError, match=sentence) as raised:
-            open_study(storage, name="another", settings=SETTINGS, seed=3)
-        assert not [word for word in ("secret", postgres.password, "\n") if word in str(raised.value)]
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ResourceError, match=r"its driver psycopg is not installed; pip install 'segsweep\[cluster\]'"):
-        shared.study()
 
 
 def test_trials_left_are_the_unfinished_and_those_still_asked_for(sweep: Sweep) -> None:

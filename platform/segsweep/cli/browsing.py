@@ -125,11 +125,13 @@ def server(
     or a proxy with TLS, and name it with --allowed-hosts.
 
     Environment:
-      MLFLOW_BACKEND_STORE_URI  database       (a SQLite file in the workspace)
-      AWS_…                     credentials of the bucket, for the server alone
+      MLFLOW_BACKEND_STORE_URI  database  (a SQLite file in the workspace)
+      AWS_…                     of the bucket, for the server alone
 
-    Example:
-      export MLFLOW_BACKEND_STORE_URI=postgresql:///mlflow?host=/var/run/postgresql
+    Examples:
+      segsweep server
+      db="postgresql:///mlflow?host=/run/postgresql"
+      export MLFLOW_BACKEND_STORE_URI="$db"
       segsweep server --artifacts s3://bucket/mlflow
     """
     from segsweep.models.server import serve_group

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsweep.errors import ModelError, unknown
+from segsweep.models.databases import public
 from segsweep.models.tracking import DICE_TAG, DIGEST_TAG, answered, connect
 from segsweep.workspace import Workspace
 
@@ -75,7 +76,7 @@ def set_alias(name: str, *, alias: str, version: int, workspace: Workspace) -> R
     try:
         connect(workspace).set_registered_model_alias(name, alias, str(version))
     except MlflowException as error:
-        raise ModelError(f"alias {alias!r} of {name} cannot be set: {error.message}") from error
+        raise ModelError(f"alias {alias!r} of {name} cannot be set: {public(error.message)}") from error
     return found
 
 

@@ -2,7 +2,8 @@
 
 import re
 
-import sqlalchemy
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from segsweep.errors import ResourceError
@@ -17,9 +18,9 @@ def public(text: str) -> str:
     return _SECRET.sub(lambda found: "//" if found[0].startswith("//") else "***", text)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What a database, its driver, or what is in between said of a failure: one line without statements, values and passwords."""
-    cause = error.__cause__ if isinstance(error.__cause__, sqlalchemy.exc.SQLAlchemyError | ImportError) else error
+    cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | ImportError) else error
     if isinstance(cause, ImportError):
         return f"its driver {cause.name} is not installed; {EXTRA} brings that of PostgreSQL"
     own = getattr(cause, "orig", None) or cause
@@ -34,7 +35,7 @@ def demand_database(address: str, *, variable: str) -> None:
     if not address.startswith("postgresql"):
         return
     try:
-        with sqlalchemy.create_engine(address, poolclass=NullPool).connect():
+        with create_engine(address, poolclass=NullPool).connect():
             pass
     except Exception as error:  # every driver raises its own
         raise ResourceError(

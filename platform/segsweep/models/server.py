@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 
-import sqlalchemy
-from sqlalchemy.engine import make_url
+from sqlalchemy import URL, create_engine, inspect, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from segsweep.errors import ResourceError
 from segsweep.models.browsing import Servers, demand_free, running
@@ -110,13 +110,13 @@ def _demand_usable(database: str, *, artifacts: str) -> None:
 
 def _knows_admin(database: str) -> bool:
     """Whether MLflow was here before: it sets the admin's password only once."""
-    engine = sqlalchemy.create_engine(database)
+    engine = create_engine(database)
     try:
         with engine.connect() as connection:
-            if not sqlalchemy.inspect(connection).has_table("users"):
+            if not inspect(connection).has_table("users"):
                 return False
-            return bool(connection.scalar(sqlalchemy.text("SELECT count(*) FROM users WHERE is_admin")))
-    except sqlalchemy.exc.SQLAlchemyError as error:
+            return bool(connection.scalar(text("SELECT count(*) FROM users WHERE is_admin")))
+    except SQLAlchemyError as error:
         raise ResourceError(f"{DATABASE}={public(database)!r} cannot be used ({reason(error)})") from None
     finally:
         engine.dispose()
@@ -125,7 +125,7 @@ def _knows_admin(database: str) -> bool:
 def _password_file(file: Path) -> Path:
     """The file with the admin's password, for its owner alone; a new password when there is none."""
     if not file.is_file():
-        _write_private(file, text=f"{secrets.token_urlsafe(24)}\n")
+        _write_private(file, words=f"{secrets.token_urlsafe(24)}\n")
     if file.stat().st_mode & 0o077:
         raise ResourceError(f"{file}: other users of this machine may read this password; chmod 600 it")
     return file
@@ -140,19 +140,19 @@ def _login(database: str, *, file: Path) -> dict[str, str]:
     query = {name: value for name, value in url.query.items() if name != "password"}
     password = url.password or url.query.get("password")
     found = {"PGPASSWORD": str(password)} if password else {}
-    address = sqlalchemy.URL.create(
-        url.drivername, url.username, None, url.host, url.port, url.database, query
-    ).render_as_string(hide_password=False)
-    _write_private(file, text=AUTHENTICATION.format(database=address.replace("%", "%%"), admin=ADMIN))
+    address = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query).render_as_string(
+        hide_password=False
+    )
+    _write_private(file, words=AUTHENTICATION.format(database=address.replace("%", "%%"), admin=ADMIN))
     found |= {DATABASE: address, "MLFLOW_AUTH_CONFIG_PATH": str(file)}
     # Signs what its pages send back; all its processes need the same one.
     return {**found, "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32)}
 
 
-def _write_private(file: Path, *, text: str) -> None:
+def _write_private(file: Path, *, words: str) -> None:
     """There whole or not at all, for its owner alone."""
     partial = file.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(text)
+        stream.write(words)
     partial.replace(file)

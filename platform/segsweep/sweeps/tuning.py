@@ -36,6 +36,7 @@ from segsweep.sweeps.stopping import demand_pairs, make_scheduler
 from segsweep.sweeps.training import as_trainable, changed, light, tidy
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
+from segsweep.sweeps.tuning_database import studied
 from segsweep.sweeps.tuning_models import register_best, sweep_note
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_record import FILE, StudyRecord
@@ -51,7 +52,6 @@ from segsweep.sweeps.tuning_study import (
     has_unfinished,
     learning_curves,
     open_study,
-    studied,
     trials_left,
 )  # fmt: skip
 from segsweep.workspace import Workspace, current_workspace

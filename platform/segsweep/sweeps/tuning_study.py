@@ -4,32 +4,27 @@
 study alone, without any pickled searcher, says which trials to continue (CONTRIBUTING.md, "Resuming a sweep").
 """
 
-import contextlib
 import json
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from segsweep.data.mirror import HERE, Mirror
-from segsweep.errors import RecipeError, ResourceError
-from segsweep.models.databases import public, reason
+from segsweep.errors import RecipeError
 from segsweep.sweeps.following import ERROR, Report
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import RESULT, light, read_result
+from segsweep.sweeps.tuning_database import open_database, studied
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, Direction, front, parse_objectives, worst
 from segsweep.sweeps.tuning_record import StudyRecord, restore
 from segsweep.sweeps.tuning_sampling import WARM, Ask, drawn, make_sampler
 
-# Seconds between tries to reach a study database that was there before: five minutes in all.
-RECONNECT_WAITS = (1.0, 2.0, 4.0, 8.0, *[15.0] * 19)
 # So many suggestions in a row that cannot be trained end a sweep.
 MOST_REFUSED = 20
 CONFIG, SETTINGS, SHORTAGE = "segsweep.config", "segsweep.settings", "segsweep.out_of_memory"
@@ -53,18 +48,6 @@ class SweptTrial:
     config: Mapping[str, Any]
     folder: Path
     values: Mapping[str, float] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def studied() -> Iterator[None]:
-    """A study database's failures as ResourceError: around (or as decorator of) whatever asks a study."""
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        raise ResourceError(
-            f"the study database could not do what was asked of it ({reason(error)}); all that was written is kept: see that it runs, "
-            "has room and SEGSWEEP_STUDIES is right, then give the same command again"
-        ) from error
 
 
 @studied()
@@ -97,42 +80,6 @@ def open_study(
             f"sweep {name!r} was begun with other settings ({detail}); choose another name=… or the same settings"
         )
     return study
-
-
-def open_database(storage: str) -> Any:
-    """Where studies are kept, as Optuna takes it. Raises ResourceError when it cannot be used.
-
-    A server that is started again in between is waited for.
-    """
-    try:
-        opened = _open(storage)
-    except Exception as error:  # every database's driver raises its own
-        raise ResourceError(
-            f"study database {public(storage)!r} cannot be used ({reason(error)}); "
-            "expected sqlite:///FILE or the address of a database that runs in SEGSWEEP_STUDIES"
-        ) from error
-    if opened.engine.dialect.name != "sqlite":
-        sqlalchemy.event.listen(opened.engine, "do_connect", _connect_patiently)
-    return optuna.storages.get_storage(opened)
-
-
-def _open(storage: str) -> optuna.storages.RDBStorage:
-    """Several drivers may make the tables of a new database at once: all but one find that they are there."""
-    # A connection that a server has closed is only noticed in use; this asks first, and opens another.
-    settings = {"pool_pre_ping": True}
-    try:
-        return optuna.storages.RDBStorage(storage, engine_kwargs=settings)
-    except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
-        return optuna.storages.RDBStorage(storage, engine_kwargs=settings)
-
-
-def _connect_patiently(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-    """Trials go on training while their driver waits here."""
-    for wait in RECONNECT_WAITS:
-        with contextlib.suppress(dialect.loaded_dbapi.OperationalError):
-            return dialect.connect(*arguments, **options)
-        time.sleep(wait)
-    return dialect.connect(*arguments, **options)
 
 
 def trial_folder(sweep: Path, *, number: int) -> Path:

@@ -7,8 +7,9 @@ import optuna
 from optuna.trial import TrialState
 
 from segsweep.errors import RecipeError, unknown
+from segsweep.sweeps.tuning_database import open_database
 from segsweep.sweeps.tuning_sampling import WARM, Draw, fitting
-from segsweep.sweeps.tuning_study import HAD, MEMORY, SETTINGS, failed, objectives_of, open_database, own_trials
+from segsweep.sweeps.tuning_study import HAD, MEMORY, SETTINGS, failed, objectives_of, own_trials
 
 # Settings that trials may differ in and still be comparable: how often one looks changes nothing in it.
 WITHOUT_EFFECT = ("scan_validation_every",)
