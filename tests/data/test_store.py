@@ -252,6 +252,13 @@ def test_an_index_is_short_and_parsed_once(phantom_store: Path, monkeypatch: pyt
     assert "structures" not in json.loads(path.read_text())["cases"][0]
 
 
+def test_what_cases_have_in_common_is_kept_once(phantom_store: Path) -> None:
+    cases = open_store(phantom_store).cases.values()
+    for name in ("atoms", "annotated"):
+        values = [getattr(case, name) for case in cases]
+        assert len({id(value) for value in values}) == len(set(values)) < len(values)
+
+
 def test_a_cut_index_is_named(copy: Path) -> None:
     (copy / "index.json").write_text((copy / "index.json").read_text()[:100])
     with pytest.raises(StoreError, match=r"index\.json: cannot be read"):

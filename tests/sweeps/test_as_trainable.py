@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import ray.tune
+from ray.util.placement_group import placement_group, remove_placement_group
 
+from segsweep.data.parallel import Piece, run_all
 from segsweep.run import Run
-from segsweep.sweeps.training import as_trainable
+from segsweep.sweeps.training import TRIAL_BYTES, as_trainable, trial_resources
 
 
 @pytest.mark.usefixtures("cluster")
@@ -36,3 +38,19 @@ def test_users_own_grid_of_losses(
     assert json.loads((model / "run.json").read_text())["run"]["trainable"] == "resenc_unet", "a trial chooses its own"
     assert "loss='nonsense' cannot be used" in Path(bad.error_file or "").read_text()
     assert not (Path(bad.local_path or "") / "run").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_trials_ask_for_memory_and_leave_room_for_what_they_convert() -> None:
+    """By memory Ray spreads them over nodes; a trial that waits for its training grids must not be what these wait for."""
+    asked = trial_resources()["memory"]
+    largest = max(node["Resources"]["memory"] for node in ray.nodes())
+    assert 2**20 < asked <= TRIAL_BYTES
+    trials = [placement_group([{"memory": asked}]) for _ in range(8)]
+    try:
+        assert all(trial.wait(30) for trial in trials)
+        piece = Piece(name="grid", arguments=(), num_bytes=int(largest))
+        assert run_all([piece], work=dict, label="training grids")["grid"].value == {}
+    finally:
+        for trial in trials:
+            remove_placement_group(trial)

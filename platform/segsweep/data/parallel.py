@@ -90,7 +90,8 @@ def _as_they_end(pieces: Sequence[Piece], *, work: Callable[..., Any]) -> Iterat
             continue
         if len(running) == most:
             yield _next(running)
-        reserved = min(largest, -(-piece.num_bytes // STEP) * STEP)
+        # An eighth is left to trials, which hold some while they wait for what they convert.
+        reserved = min(largest - largest // 8, -(-piece.num_bytes // STEP) * STEP)
         running[task.options(memory=reserved).remote(work, piece)] = piece.name
     while running:
         yield _next(running)

@@ -186,12 +186,13 @@ def open_store(uri: str | Path) -> Store:
 def store_from_index(index: Mapping[str, Any], *, uri: str) -> Store:
     """The store at an address as the content of its index describes it."""
     table = LabelTable(labels=labels_from_json(index["labels"]), atoms=tuple(tuple(atom) for atom in index["atoms"]))
+    alike: dict[tuple, tuple] = {}
     return Store(
         uri=uri,
         dataset=index["dataset"],
         channels=tuple(index["channels"]),
         table=table,
-        cases={case["case_id"]: _record(case, table=table) for case in index["cases"]},
+        cases={case["case_id"]: _record(case, table=table, alike=alike) for case in index["cases"]},
         digest=index["digest"],
         plan_digest=index["plan"],
         given_folds=tuple(map(tuple, index["folds"])) if index["folds"] else None,
@@ -225,12 +226,14 @@ def _read_index(uri: str) -> Mapping[str, Any]:
     return index
 
 
-def _record(values: Mapping[str, Any], *, table: LabelTable) -> CaseRecord:
+def _record(values: Mapping[str, Any], *, table: LabelTable, alike: dict[tuple, tuple]) -> CaseRecord:
+    """A case of the index. Most of a record is names and atoms that other cases have too: each is kept once, in `alike`."""
     atoms = tuple(tuple(atom) for atom in values["atoms"])
+    atoms, annotated = (alike.setdefault(own, own) for own in (atoms, tuple(values["annotated"])))
     target = lookup(atoms, target=table.atoms)
     return CaseRecord(
         case_id=values["case_id"],
-        annotated=tuple(values["annotated"]),
+        annotated=annotated,
         split=values["split"],
         group=values["group"],
         geometry=geometry_from_json(values["geometry"]),

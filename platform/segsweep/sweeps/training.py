@@ -67,8 +67,8 @@ MOST_RESTARTS = 2
 # Ray Train's own name.
 CLEANER = "PlacementGroupCleanerCallback"
 DATASETS = "DatasetsCallback"
-# A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
-TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
+# A trial only waits for its workers, so it needs no core. But it does so in some processes, which hold about so many bytes.
+TRIAL_BYTES = 2**30
 
 
 def train_run(config: Mapping[str, Any]) -> None:
@@ -297,7 +297,18 @@ def as_trainable(
 
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    return ray.tune.with_resources(trial, TRIAL_RESOURCES)  # type: ignore[return-value]
+    return ray.tune.with_resources(trial, trial_resources())  # type: ignore[return-value]
+
+
+def trial_resources() -> dict[str, float]:
+    """What a trial itself asks for, beside its workers. Ray puts it where most memory is free, so by this trials are spread over nodes:
+    those that ask for nothing all go to one.
+
+    On small nodes that is less than a trial takes, so that what it converts finds room beside it.
+    """
+    nodes = ray.nodes() if ray.is_initialized() else []
+    largest = max((node["Resources"].get("memory", 0) for node in nodes if node["Alive"]), default=0)
+    return {"CPU": 0, "memory": max(1, min(TRIAL_BYTES, int(largest // 64)))}
 
 
 def changed(run: Run, *, config: Mapping[str, Any]) -> Run:

@@ -27,6 +27,8 @@ from segsweep.sweeps.tuning_sampling import WARM, Ask, drawn, make_sampler
 
 # So many suggestions in a row that cannot be trained end a sweep.
 MOST_REFUSED = 20
+# Values of a trial's curve that the study keeps: a suggestion reads those of all trials that run, several times.
+MOST_POINTS = 100
 CONFIG, SETTINGS, SHORTAGE = "segsweep.config", "segsweep.settings", "segsweep.out_of_memory"
 OBJECTIVE = "objective"
 # The constraint by which samplers keep away from what ran out of memory: above 0 it did.
@@ -139,11 +141,11 @@ class StudySearch(Searcher):
         return {**trial.user_attrs[CONFIG], "folder": self._home.at(folder).uri}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep the learning curve: Optuna's samplers and plots use it."""
+        """Keep the learning curve, at most every hundredth of it: Optuna's samplers and plots use it."""
         trial, epoch = self._open.get(trial_id), result.get("epoch")
         if len(self._objectives) > 1:  # Optuna keeps curves of a single objective only
             return
-        if trial is not None and epoch is not None and "patch_dice_smoothed" in result:
+        if trial is not None and epoch is not None and "patch_dice_smoothed" in result and _is_kept(result):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a continued trial reports its last epoch a second time
                 trial.report(result["patch_dice_smoothed"], step=epoch)
@@ -241,6 +243,12 @@ class StudySearch(Searcher):
         trial.set_user_attr(SHORTAGE, dict(lacking))
         trial.set_constraint(MEMORY, LACKED)
         self._study.tell(trial.number, values)
+
+
+def _is_kept(report: Mapping[str, Any]) -> bool:
+    """Whether an epoch is one of those of a curve; the last one is."""
+    step = -(-report.get("epochs", 1) // MOST_POINTS)
+    return report["epoch"] % step == 0 or report.get("status", "training") != "training"
 
 
 def objectives_of(study: optuna.Study) -> tuple[str, ...]:
