@@ -12,6 +12,7 @@ is uploaded last. Grids of a store in a bucket are read from a local copy.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +21,15 @@ from typing import Any
 
 from segsweep.data import storage
 from segsweep.data.arrays import GridReader, geometry_from_json
-from segsweep.data.case import Split
+from segsweep.data.case import CASE_ID, Split
 from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
+from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, SPACING_MM
 from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
 from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
-from segsweep.errors import StoreError, unknown
+from segsweep.errors import StoreError, understood, unknown
 from segsweep.run import Fold
 
 FORMAT = 2
@@ -78,16 +80,13 @@ class Store:
         """The training plan. Raises StoreError when plan.json is absent or was edited into something unreadable."""
         path = f"{self.uri}/plan.json"
         try:
-            plan = plan_from_json(json.loads(storage.read_bytes(path)))
-            demand_usable(plan, num_channels=len(self.channels))
-            return plan
+            text = storage.read_bytes(path)
         except FileNotFoundError:
             raise StoreError(f"{path}: not found; convert the dataset again to plan it") from None
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            reason = f"{error!r}" if isinstance(error, KeyError) else f"{error}"
-            raise StoreError(
-                f"{path}: cannot be read as a plan ({reason}); correct it, or delete it and convert again"
-            ) from None
+        with understood(path, otherwise=StoreError, do="correct it, or delete it and convert again"):
+            plan = plan_from_json(json.loads(text))
+            demand_usable(plan, num_channels=len(self.channels))
+            return plan
 
     def held_out(self, split: Split) -> tuple[str, ...]:
         """Cases of a split, sorted."""
@@ -175,7 +174,10 @@ def open_store(uri: str | Path) -> Store:
         raise StoreError(
             f"{place}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {shown}`"
         )
-    return store_from_index(_read_index(place), uri=place)
+    with understood(
+        f"{place}/index.json", otherwise=StoreError, do="convert the dataset again, or get the store again"
+    ):
+        return store_from_index(_read_index(place), uri=place)
 
 
 def store_from_index(index: Mapping[str, Any], *, uri: str) -> Store:
@@ -205,7 +207,7 @@ def _read_index(uri: str) -> Mapping[str, Any]:
     text = storage.read_bytes(path)
     try:
         found = json.loads(text)["format"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise StoreError(f"{path}: cannot be read; delete it and convert again, the cases are kept") from None
     if found != FORMAT:
         raise StoreError(
@@ -223,15 +225,33 @@ def _read_index(uri: str) -> Mapping[str, Any]:
 def _record(values: Mapping[str, Any], *, table: LabelTable) -> CaseRecord:
     atoms = tuple(tuple(atom) for atom in values["atoms"])
     target = lookup(atoms, target=table.atoms)
+    if not CASE_ID.fullmatch(values["case_id"]):
+        raise ValueError(f"a case is called {values['case_id']!r}, which is no name for its files")
     return CaseRecord(
         case_id=values["case_id"],
         annotated=tuple(values["annotated"]),
         split=values["split"],
         group=values["group"],
-        geometry=geometry_from_json(values["geometry"]),
-        source_geometry=geometry_from_json(values["source_geometry"]),
+        geometry=_scanned(geometry_from_json(values["geometry"]), case_id=values["case_id"]),
+        source_geometry=_scanned(geometry_from_json(values["source_geometry"]), case_id=values["case_id"]),
         atoms=atoms,
         voxels={int(target[local]): count for local, count in enumerate(values["voxels"])},
         digest=values["digest"],
         source_digests=tuple(values["source_digests"]),
     )
+
+
+def _scanned(grid: Geometry, *, case_id: str) -> Geometry:
+    """The grid of a scan as a conversion lets it in: memory is taken by it."""
+    low, high = SPACING_MM
+    numbers = (*grid.origin, *grid.direction)
+    if not (
+        len(grid.shape) == len(grid.spacing) == len(grid.origin) == 3
+        and len(grid.direction) == 9
+        and all(type(size) is int and 1 <= size <= MAX_VOXELS_AN_AXIS for size in grid.shape)
+        and math.prod(grid.shape) <= MAX_BYTES
+        and all(low <= mm <= high for mm in grid.spacing)
+        and all(map(math.isfinite, numbers))
+    ):
+        raise ValueError(f"the grid of {case_id} is {grid}, which no scan has")
+    return grid
