@@ -131,10 +131,8 @@ def load_model(folder: Path) -> LoadedModel:
     method = load_method(document["run"]["trainable"])
     params = method.params(document["params"])
     model = method.build(params, task=task)
-    try:
-        model.load_state_dict(dict(snapshot.weights))
-    except RuntimeError as error:
-        raise ModelError(f"{folder.name}: weights do not fit the recipe {method.name!r}: {error}") from None
+    _demand_fitting(snapshot.weights, model=model, folder=folder, recipe=method.name)
+    model.load_state_dict(dict(snapshot.weights))
     return LoadedModel(
         model=model.eval(),
         task=task,
@@ -236,6 +234,19 @@ def _listed(manifest: Path) -> dict[str, tuple[int, str]]:
         raise ModelError(
             f"{manifest.parent.name}: {MANIFEST} is damaged (it lists no files with their sums); {ANOTHER}"
         ) from None
+
+
+def _demand_fitting(weights: Mapping[str, Tensor], *, model: nn.Module, folder: Path, recipe: str) -> None:
+    found, expected = (
+        {name: tuple(value.shape) for name, value in given.items()} for given in (weights, model.state_dict())
+    )
+    odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if odd:
+        shapes = f"{found.get(odd[0], 'nothing')}, expected {expected.get(odd[0], 'nothing')}"
+        raise ModelError(
+            f"{folder.name}: weights do not fit the recipe {recipe!r}: {len(odd)} tensors differ, the first, {odd[0][:100]!r}, is "
+            f"{shapes}; use the recipe that trained them"
+        )
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
