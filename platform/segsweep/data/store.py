@@ -12,7 +12,6 @@ is uploaded last. Grids of a store in a bucket are read from a local copy.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +20,14 @@ from typing import Any
 
 from segsweep.data import storage
 from segsweep.data.arrays import GridReader, geometry_from_json
-from segsweep.data.case import CASE_ID, Split
+from segsweep.data.case import Split
 from segsweep.data.downloads import downloaded
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, SPACING_MM
 from segsweep.data.manifest import MANIFEST, REPAIR, check_folder, read_manifest, unseal
 from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
+from segsweep.data.untrusted import demand_case
 from segsweep.errors import StoreError, understood, unknown
 from segsweep.run import Fold
 
@@ -207,7 +206,7 @@ def _read_index(uri: str) -> Mapping[str, Any]:
     text = storage.read_bytes(path)
     try:
         found = json.loads(text)["format"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise StoreError(f"{path}: cannot be read; delete it and convert again, the cases are kept") from None
     if found != FORMAT:
         raise StoreError(
@@ -225,33 +224,16 @@ def _read_index(uri: str) -> Mapping[str, Any]:
 def _record(values: Mapping[str, Any], *, table: LabelTable) -> CaseRecord:
     atoms = tuple(tuple(atom) for atom in values["atoms"])
     target = lookup(atoms, target=table.atoms)
-    if not CASE_ID.fullmatch(values["case_id"]):
-        raise ValueError(f"a case is called {values['case_id']!r}, which is no name for its files")
+    demand_case(values)
     return CaseRecord(
         case_id=values["case_id"],
         annotated=tuple(values["annotated"]),
         split=values["split"],
         group=values["group"],
-        geometry=_scanned(geometry_from_json(values["geometry"]), case_id=values["case_id"]),
-        source_geometry=_scanned(geometry_from_json(values["source_geometry"]), case_id=values["case_id"]),
+        geometry=geometry_from_json(values["geometry"]),
+        source_geometry=geometry_from_json(values["source_geometry"]),
         atoms=atoms,
         voxels={int(target[local]): count for local, count in enumerate(values["voxels"])},
         digest=values["digest"],
         source_digests=tuple(values["source_digests"]),
     )
-
-
-def _scanned(grid: Geometry, *, case_id: str) -> Geometry:
-    """The grid of a scan as a conversion lets it in: memory is taken by it."""
-    low, high = SPACING_MM
-    numbers = (*grid.origin, *grid.direction)
-    if not (
-        len(grid.shape) == len(grid.spacing) == len(grid.origin) == 3
-        and len(grid.direction) == 9
-        and all(type(size) is int and 1 <= size <= MAX_VOXELS_AN_AXIS for size in grid.shape)
-        and math.prod(grid.shape) <= MAX_BYTES
-        and all(low <= mm <= high for mm in grid.spacing)
-        and all(map(math.isfinite, numbers))
-    ):
-        raise ValueError(f"the grid of {case_id} is {grid}, which no scan has")
-    return grid

@@ -50,8 +50,8 @@ VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
 # Worker processes that die are replaced this often, unless memory was short; the new ones go on from the last checkpoint.
 MOST_RESTARTS = 2
 # Ray Train's own name.
-CLEANER = "PlacementGroupCleanerCallback"
 DATASETS = "DatasetsCallback"
+CLEANER = "PlacementGroupCleanerCallback"
 # A trial only waits for its workers: no core for it. (Ray wants at least one resource in a request: one byte of memory.)
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
