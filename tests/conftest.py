@@ -85,10 +85,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch, cluster: None) -> None:  # noqa:
     """`fit` and `segsweep train` train in this process, by Ray Train's local mode: 20 s of processor less. It tells no callbacks."""
     from ray import train  # noqa: PLC0415
 
+    from segsweep.data.conversion import derive  # noqa: PLC0415
     from segsweep.sweeps import single, training  # noqa: PLC0415
     from segsweep.sweeps.cluster import plain_resources  # noqa: PLC0415
+    from segsweep.sweeps.preparing import prepare  # noqa: PLC0415
 
     def fit_here(run: "Run", *, place: "Mirror", **_told: object) -> None:
+        prepared = prepare(run)
+        derive(prepared.store, spacing=prepared.task.spacing)
         training.fit(run, folder=place.uri, resources=plain_resources())
 
     scaling = train.ScalingConfig

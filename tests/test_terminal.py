@@ -19,6 +19,11 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return [line.strip() for line in capsys.readouterr().out.splitlines()]
 
 
+def test_no_name_in_a_complaint_reaches_the_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.complain("case \x1b[2J\x1b]0;title\x07 of a\nstore: größer als \u202e1 mm")
+    assert capsys.readouterr().err == "segsweep: case ?[2J?]0;title? of a store: größer als ?1 mm\n"
+
+
 def test_a_trial_tells_its_pace_and_its_end(lines: list[str]) -> None:
     assert lines[0] == "trial-0001  starting"
     assert lines[1] == "trial-0001  3/5  loss 0.3"

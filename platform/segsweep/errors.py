@@ -3,7 +3,8 @@
 The command line prints the sentence and exits with code 2; Python users catch `SegsweepError`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -33,6 +34,21 @@ class ResourceError(SegsweepError):
 
 class ModelError(SegsweepError):
     """A checkpoint or registered model that is absent, damaged, or does not fit the data."""
+
+
+# What reading a document that somebody else wrote runs into, where it is not what we write.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, InputError)
+_MOST_CHARACTERS = 200
+
+
+@contextmanager
+def understood(document: str, *, otherwise: type[SegsweepError], do: str) -> Iterator[None]:
+    """While a document is read that anyone may have written: whatever is wrong with it is told in one sentence. `do` is its advice."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+        raise otherwise(f"{document}: cannot be used ({reason[:_MOST_CHARACTERS]}); {do}") from None
 
 
 # More names than this are counted instead of listed.

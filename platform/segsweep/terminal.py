@@ -28,9 +28,10 @@ def counted(number: int, *, noun: str) -> str:
 
 
 def complain(*sentences: str) -> None:
-    """Each sentence as one line on stderr, whatever line breaks it holds."""
+    """Each sentence as one line on stderr, whatever line breaks it holds; no name in it can move the cursor or colour the terminal."""
     for sentence in sentences:
-        print(f"segsweep: {' '.join(sentence.split())}", file=sys.stderr)
+        line = " ".join(sentence.split())
+        print(f"segsweep: {''.join(letter if letter.isprintable() else '?' for letter in line)}", file=sys.stderr)
 
 
 class Bars:

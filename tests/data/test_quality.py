@@ -329,7 +329,7 @@ class Page(HTMLParser):
 
 
 def test_report_files(store, tmp_path: Path):
-    store.dataset = "<b>memory</b>"
+    store.dataset = "<b>memory</b><script>alert(1)</script>"
     label = store.grids["case_2"].label
     label[...] = np.array([0, CORD, RIGHT, LEFT, TUMOUR, BOTH], dtype=np.uint8)[label]
     store.grids["case_6"].image = np.maximum(store.grids["case_6"].image, 0)
@@ -345,6 +345,7 @@ def test_report_files(store, tmp_path: Path):
     text = path.read_text()
     page = Page()
     page.feed(text)
+    assert "script" not in page.tags and "default-src 'none'" in text, "and a browser would run none"
     assert "b" in page.tags and "&lt;b&gt;memory" in text and "<b>memory" not in text
     # Two pictures, both inside the page; the damaged case is named without one.
     assert len(page.addresses) == 2

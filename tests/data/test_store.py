@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from yaozarrs import v05, validate_zarr_store
 from segsweep import recipes
 from segsweep.data.building import build_case, derive_grid
 from segsweep.data.case import CaseSource
-from segsweep.data.manifest import committed, read_manifest, seal, write_json
+from segsweep.data.manifest import committed, read_manifest, seal, unseal, write_json
 from segsweep.data.planning import AIR_HU
 from segsweep.data.readers import read_labels, read_scan
 from segsweep.data.store import grid_key, open_store
@@ -274,7 +275,7 @@ def test_no_store_and_unknown_case(phantom_store: Path, tmp_path: Path) -> None:
 
 def test_an_unreadable_plan_is_named(copy: Path) -> None:
     (copy / "plan.json").write_text("{")
-    with pytest.raises(StoreError, match=r"plan\.json: cannot be read"):
+    with pytest.raises(StoreError, match=r"plan\.json: cannot be used"):
         _ = open_store(copy).plan
 
 
@@ -294,8 +295,81 @@ def test_an_unreadable_plan_is_named(copy: Path) -> None:
 def test_a_plan_edited_into_nonsense_is_refused(copy: Path, field: str, value: Any, message: str) -> None:
     plan = json.loads((copy / "plan.json").read_text())
     (copy / "plan.json").write_text(json.dumps({**plan, field: value}))
-    with pytest.raises(StoreError, match=rf"plan\.json: cannot be read as a plan \(.*{message}"):
+    with pytest.raises(StoreError, match=rf"plan\.json: cannot be used \(.*{message}"):
         _ = open_store(copy).plan
+
+
+DEEP = object()
+
+
+def altered(value: Any, *, path: tuple[str | int, ...], to: Any) -> Any:
+    """A document with another value at a place."""
+    if not path:
+        return to
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    changed = {key: altered(item, path=path[1:], to=to) if key == path[0] else item for key, item in items}
+    return changed if isinstance(value, dict) else list(changed.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("cases", 0, "case_id"), "../../outside"),
+        (("cases", 0, "case_id"), "/etc/passwd"),
+        (("cases", 0, "case_id"), "a\x1b[2Jb"),
+        (("cases", 0, "case_id"), ["a"]),
+        (("cases", 0, "geometry", "shape"), [10**6, 10**6, 10**6]),
+        (("cases", 0, "geometry", "shape"), [4096, 4096, 4096]),
+        (("cases", 0, "geometry", "shape"), [1, 1]),
+        (("cases", 0, "geometry", "shape"), [-1, 5, 5]),
+        (("cases", 0, "geometry", "spacing"), [float("nan"), 1, 1]),
+        (("cases", 0, "geometry", "spacing"), [1e-9, 1, 1]),
+        (("cases", 0, "geometry", "origin"), [1e999, 0, 0]),
+        (("cases", 0, "source_geometry", "direction"), [1]),
+        (("cases", 0, "atoms"), [[], [99]]),
+        (("cases", 0, "voxels"), {"a": 1}),
+        (("cases", 0, "annotated"), 5),
+        (("cases",), 7),
+        (("cases",), [[]]),
+        (("atoms",), [[], [99]]),
+        (("atoms",), [[], [-5]]),
+        (("atoms",), "a"),
+        (("labels",), {}),
+        (("labels", "structures"), [["a"], ["b"]]),
+        (("labels", "pairs"), [[1, 2, 3]]),
+        (("folds",), 3),
+        (("digest",), DEEP),
+    ],
+)
+def test_a_hostile_index_is_one_sentence(
+    okbp_store: Path, tmp_path: Path, path: tuple[str | int, ...], to: Any
+) -> None:
+    """Its checksum fits: whoever writes an index seals it too."""
+    body = unseal((okbp_store / "index.json").read_bytes(), name="index").body
+    text = seal(altered(dict(body), path=path, to="deep" if to is DEEP else to))
+    if to is DEEP:
+        rest = text[text.index(b",") + 1 :].replace(b'"deep"', b"[" * 100_000 + b"]" * 100_000)
+        text = b'{\n "sha256": "%s",%s' % (hashlib.sha256(rest).hexdigest().encode(), rest)
+    (tmp_path / "index.json").write_bytes(text)
+    with pytest.raises(StoreError, match=r"index\.json") as raised:
+        open_store(tmp_path)
+    assert len(str(raised.value)) < 600 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"source": "", "files": []},
+        {"source": "", "files": {"case.json": 1}},
+        {"source": "", "files": {"case.json": {"bytes": 1e999, "sha256": "", "tail": ""}}},
+        {"files": {}},
+    ],
+)
+def test_a_hostile_manifest_is_one_sentence(okbp_store: Path, tmp_path: Path, body: dict[str, Any]) -> None:
+    copy = Path(shutil.copytree(okbp_store, tmp_path / "store"))
+    (copy / "cases" / "okbp_000" / "manifest.json").write_bytes(seal(body))
+    with pytest.raises(StoreError, match=r"okbp_000: manifest\.json: cannot be used"):
+        open_store(copy).grid("okbp_000")
 
 
 def test_training_and_validation_cases_are_disjoint(phantom_store: Path) -> None:

@@ -15,7 +15,9 @@ def made(*, choices: int = 1, notices: tuple[str, ...] = ()) -> str:
     gain = np.linspace(0.01, 0.03, 12)[:, None] * np.array([1.0, -1.0, 2.0])
     candidate = champion + gain
     candidate[0, 2] = np.nan
-    verdict = compare(candidate, champion=champion, structures=["left <eye>", "right", "rare"], choices=choices)
+    verdict = compare(
+        candidate, champion=champion, structures=["left <eye>", "right\"'><script>", "rare"], choices=choices
+    )
     return render(
         PromotionReport(
             title="models:/a/2 against models:/a/1",
@@ -60,4 +62,5 @@ def test_the_rule_and_what_speaks_against_it_stand_there() -> None:
 def test_the_page_stands_alone() -> None:
     page = made()
     assert "<eye>" not in page and "<svg" in page
+    assert page.count("<script") == 1 and "\"'>" not in page
     assert not re.search(r"""(src|href)=|@import|url\(""", page)

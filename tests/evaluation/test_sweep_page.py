@@ -6,6 +6,18 @@ from typing import Any
 
 from segsweep.evaluation.sweep_page import render
 
+EVIL = "\"'><script>alert(1)</script>"
+
+
+def marked(value: Any, *, keys: bool = False) -> Any:
+    """A document whose texts, and names of parameters and measures, would be markup that runs."""
+    if isinstance(value, str):
+        return value + EVIL
+    if isinstance(value, dict):
+        free = ("values", "params", "shares")
+        return {name + EVIL * keys: marked(item, keys=name in free) for name, item in value.items()}
+    return [marked(item) for item in value] if isinstance(value, list) else value
+
 
 def trial(number: int, *, state: str = "finished", **params: Any) -> dict[str, Any]:
     dice = 0.5 + 0.04 * number
@@ -52,6 +64,16 @@ def test_all_trials_and_their_states_are_there_without_markup_of_theirs() -> Non
     assert "best: trial-0009" in page and "failed: ValueError: &lt;b&gt;" in page and "<sweep>" not in page
     assert page.count("<polyline class=") == 24, "a line a trial among the curves and over the parameters"
     assert ">levels</text>" not in page, "what never differs is no axis"
+
+
+def test_no_text_of_a_sweep_is_run() -> None:
+    row = {
+        "name": "plain", "state": "finished", "reason": "why", "members": [], "trainable": "unet", "start": "",
+        "metrics": {"dice": {"published": 0.8, "ours": 0.7, "difference": -0.1}},
+    }  # fmt: skip
+    page = render(marked(document(comparison={"source": "A paper", "notices": ["Scaled."], "rows": [row]})))
+    assert page.count("<script") == 1 and "&#x27;&gt;&lt;script&gt;alert(1)" in page
+    assert "\"'>" not in page
 
 
 def test_a_sweep_without_any_score_still_has_a_page() -> None:

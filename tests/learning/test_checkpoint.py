@@ -1,13 +1,24 @@
+import io
 import json
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from segsweep.errors import ModelError
+from segsweep.errors import ModelError, RecipeError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
+
+TASK = {
+    "channels": ["CT"], "table": {"labels": {"structures": ["a"], "pairs": []}, "atoms": [[], [0]]}, "head": "softmax",
+    "patch_size": [16, 16, 16], "spacing": [1, 1, 1], "normalisation": [{"scheme": "z-score"}],
+}  # fmt: skip
+RUN = {"run": {"trainable": "unet"}, "task": TASK, "params": {}}
+DEEP = b'{"epoch": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 @pytest.fixture
@@ -127,3 +138,88 @@ def test_the_latest_intact_checkpoint_is_found(tmp_path: Path) -> None:
     (tmp_path / "epoch-00002" / "weights.safetensors").write_bytes(b"cut")
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch-00001"
     assert checkpoint.latest(tmp_path / "nothing") is None
+
+
+class Bomb:
+    """A pickle of this makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def bombs(marker: Path) -> dict[str, bytes]:
+    """Files that run code where they are unpickled."""
+    found = {f"pickle {number}": pickle.dumps({"a": Bomb(marker)}, protocol=number) for number in range(6)}
+    for name, legacy in (("zip", False), ("legacy", True)):
+        stream = io.BytesIO()
+        state = {"state": {0: {"momentum_buffer": Bomb(marker)}}, "param_groups": []}
+        torch.save(state, stream, _use_new_zipfile_serialization=not legacy)
+        found[f"torch {name}"] = stream.getvalue()
+    return found
+
+
+def put(folder: Path, *, name: str, content: bytes) -> None:
+    """A file with a manifest that fits it: whoever makes a checkpoint makes that too."""
+    (folder / name).write_bytes(content)
+    if name != checkpoint.MANIFEST:
+        checkpoint.write_manifest(folder)
+
+
+FILES = (
+    "weights.safetensors", "raw.safetensors", "optimizer.safetensors", "optimizer.json", "metrics.json", "run.json", "manifest.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, name: str) -> None:
+    marker, weights = tmp_path / "executed", {"a": torch.ones(2)}
+    state = torch.optim.SGD([torch.zeros(2)], lr=0.1).state_dict()
+    for number, content in enumerate(bombs(marker).values()):
+        folder = tmp_path / str(number)
+        snapshot = Snapshot(weights=weights, raw=weights, metrics={}, epoch=0, optimizer=state)
+        checkpoint.save(folder, snapshot=snapshot, run=RUN)
+        put(folder, name=name, content=content)
+        with pytest.raises(ModelError) as raised:
+            checkpoint.load_model(folder)
+        assert name in str(raised.value) and "\n" not in str(raised.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", DEEP),
+        ("metrics.json", b"[1]"),
+        ("metrics.json", b"{}"),
+        ("metrics.json", b'{"epoch": 1e999}'),
+        ("metrics.json", b'{"epoch": NaN}'),
+        ("metrics.json", b'{"epoch": ' + b"9" * 5000 + b"}"),
+        ("metrics.json", b" " * (checkpoint.MOST_BYTES + 1)),
+        ("metrics.json", b"\xff\xfe"),
+        ("run.json", DEEP),
+        ("run.json", b'{"run": 1, "task": {}, "params": {}}'),
+        ("run.json", json.dumps({**RUN, "params": [1]}).encode()),
+        ("run.json", json.dumps({**RUN, "run": {"trainable": ["unet"]}}).encode()),
+        ("run.json", json.dumps({**RUN, "task": {**TASK, "patch_size": 1}}).encode()),
+        ("run.json", json.dumps({**RUN, "task": {**TASK, "table": {**TASK["table"], "atoms": [[], [7]]}}}).encode()),
+        ("manifest.json", DEEP),
+        ("manifest.json", b'{"files": {"run.json": {"bytes": 1e999, "sha256": ""}}}'),
+        ("manifest.json", b'{"files": {}}'),
+    ],
+)
+def test_a_hostile_document_is_one_sentence(saved: Path, name: str, content: bytes) -> None:
+    put(saved, name="run.json", content=json.dumps(RUN).encode())
+    put(saved, name=name, content=content)
+    with pytest.raises(ModelError) as raised:
+        checkpoint.load_model(saved)
+    assert len(str(raised.value)) < 500 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("trainable", ["../unet", "unet.os", "os", "_monai", "", "/etc/passwd"])
+def test_a_checkpoint_names_no_code_but_recipes(saved: Path, trainable: str) -> None:
+    put(saved, name="run.json", content=json.dumps({**RUN, "run": {"trainable": trainable}}).encode())
+    with pytest.raises(RecipeError, match="among trainables/"):
+        checkpoint.load_model(saved)

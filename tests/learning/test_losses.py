@@ -323,15 +323,19 @@ RANKED: list[tuple[LossName, bool, Head]] = [
     ("multitalent", True, "sigmoid"),
 ]
 ANNOTATED = ([1, 1, 1], [1, 0, 1])
-RANK = """
-import sys, torch
+# One process loads everything and becomes two.
+RANKS = """
+import os, sys, torch
 from torch import distributed
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[2])
 import test_losses as t
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-t.save_gradients(sys.argv[2] + f".{rank}", samples=slice(rank, rank + 1))
+child = os.fork()
+rank = 0 if child else 1
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+t.save_gradients(sys.argv[1] + f".{rank}", samples=slice(rank, rank + 1))
 distributed.destroy_process_group()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -349,9 +353,8 @@ def save_gradients(path, *, samples):
 
 def test_two_ranks_give_the_gradient_of_one_batch(tmp_path):
     meeting, here = tmp_path / "meeting", str(Path(__file__).parent)
-    python = (sys.executable, "-W", "error::FutureWarning", "-c", RANK)
-    ranks = [subprocess.Popen([*python, str(r), str(meeting), here]) for r in range(2)]
-    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
+    python = (sys.executable, "-W", "error::FutureWarning", "-c", RANKS)
+    subprocess.run([*python, str(meeting), here], check=True, timeout=200)
     save_gradients(tmp_path / "whole", samples=slice(None))
     paths = (f"{meeting}.0", f"{meeting}.1", tmp_path / "whole")
     first, second, whole = (torch.load(path, weights_only=True) for path in paths)

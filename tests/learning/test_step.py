@@ -28,21 +28,26 @@ ONE_STEP = {
     "learning_rate": 0.5,
     "oversampling": "deterministic",
 }
-RANK = """
-import sys, torch
+# One process loads everything and becomes two.
+RANKS = """
+import os, sys, torch
 from safetensors.torch import save_file
 from torch import distributed
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[2])
 import conftest
+import torch._dynamo  # which optimizers load
 from segsweep.learning.loop import train
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-for number, params in enumerate(eval(sys.argv[4])):
+child = os.fork()
+rank = 0 if child else 1
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+for number, params in enumerate(eval(sys.argv[3])):
     setting = conftest.make_setting(**params)
     (epoch,) = train(setting)
     found = {**setting.model.state_dict(), "loss": torch.tensor(epoch.metrics["loss"])}
-    save_file(found, sys.argv[2] + f".{rank}.{number}")
+    save_file(found, sys.argv[1] + f".{rank}.{number}")
 distributed.destroy_process_group()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -90,9 +95,8 @@ def test_parts_give_the_step_of_one_batch(ball_setting: Make) -> None:
 def test_two_workers_give_the_step_of_the_global_batch(ball_setting: Make, tmp_path: Path) -> None:
     settings = [{**ONE_STEP, "batch_dice": True}, {**ONE_STEP, "accumulate": 2}]
     meeting, here = tmp_path / "meeting", str(Path(__file__).parent)
-    command = [sys.executable, "-c", RANK]
-    ranks = [subprocess.Popen([*command, str(rank), str(meeting), here, repr(settings)]) for rank in range(2)]
-    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
+    command = [sys.executable, "-c", RANKS, str(meeting), here, repr(settings)]
+    subprocess.run(command, check=True, timeout=200)
     for number, params in enumerate(settings):
         first, second = (load_file(f"{meeting}.{rank}.{number}") for rank in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)

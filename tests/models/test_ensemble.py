@@ -125,6 +125,32 @@ def test_changed_member_is_refused(workspace, put, tmp_path: Path) -> None:
         load_predictor(tmp_path / "ensemble", workspace=workspace)
 
 
+PAIR = [{"uri": "models:/a/1", "digest": "0"}, {"uri": "models:/b/1", "digest": "0"}]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "[]", "{}", "[" * 100_000, " " * (checkpoint.MOST_BYTES + 1), json.dumps({"members": 5, "rule": "mean"}),
+        json.dumps({"members": [{"uri": "models:/a/1"}] * 2, "rule": "mean"}),
+        json.dumps({"members": [*PAIR, {**PAIR[0], "run": "rm"}], "rule": "mean"}),
+        json.dumps({"members": [*PAIR, {**PAIR[0], "uri": "../../../etc"}], "rule": "mean"}),
+        json.dumps({"members": [*PAIR, {**PAIR[0], "uri": ["models:/a/1"]}], "rule": "mean"}),
+        json.dumps({"members": [*PAIR, {**PAIR[0], "weight": "much"}], "rule": "mean"}),
+        json.dumps({"members": [*PAIR, {**PAIR[0], "weight": math.inf}], "rule": "mean"}),
+        json.dumps({"members": PAIR, "rule": ["mean"]}),
+    ],
+    ids=lambda text: text[:60],
+)  # fmt: skip
+def test_a_hostile_ensemble_is_one_sentence(workspace, tmp_path: Path, document: str) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "ensemble.json").write_text(document)
+    checkpoint.write_manifest(tmp_path / "e")
+    with pytest.raises(ModelError) as raised:
+        load_predictor(tmp_path / "e", workspace=workspace)
+    assert len(str(raised.value)) < 400 and "\n" not in str(raised.value)
+
+
 def test_damaged_ensemble_is_refused(workspace, tmp_path: Path) -> None:
     write(Ensemble(members=(member("models:/a/1"), member("models:/b/1"))), folder=tmp_path / "e")
     (tmp_path / "e" / "ensemble.json").write_text("{}")

@@ -117,7 +117,7 @@ class GridReader:
         path = self._folder / "zarr.json"
         try:
             return geometry_from_json(json.loads(path.read_bytes())["attributes"]["segsweep"]["geometry"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"{self._name} cannot be opened ({error!r}); {REPAIR}") from None
 
     @property

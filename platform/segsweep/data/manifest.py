@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from segsweep.data import storage
-from segsweep.errors import StoreError
+from segsweep.errors import StoreError, understood
 
 MANIFEST = "manifest.json"
 # The quick check reads so much of the end of each file: all of the metadata, and of a shard its index, which tells shards apart.
@@ -71,7 +71,8 @@ def unseal(text: bytes, *, name: str) -> Sealed:
     start = _SEAL.match(text)
     if start is None or not is_sealed(text):
         raise StoreError(f"{name} is damaged: its checksum does not fit its content; {REPAIR}")
-    return Sealed(digest=start[1].decode(), body=json.loads(b"{" + text[start.end() :]))
+    with understood(name, otherwise=StoreError, do=REPAIR):
+        return Sealed(digest=start[1].decode(), body=json.loads(b"{" + text[start.end() :]))
 
 
 def is_sealed(text: bytes) -> bool:
@@ -87,7 +88,8 @@ def read_manifest(folder: str | Path, *, name: str) -> Manifest:
     except OSError:
         raise StoreError(f"{name}: no readable {MANIFEST}; {REPAIR}") from None
     sealed = unseal(text, name=f"{name}: {MANIFEST}")
-    return Manifest(digest=sealed.digest, source=sealed.body["source"], files=sealed.body["files"])
+    with understood(f"{name}: {MANIFEST}", otherwise=StoreError, do=REPAIR):
+        return Manifest(digest=sealed.digest, source=str(sealed.body["source"]), files=_entries(sealed.body["files"]))
 
 
 def check_folder(folder: str | Path, *, name: str, depth: Depth = "quick") -> Manifest:
@@ -176,6 +178,14 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(path.rename(path.with_name(f".{secrets.token_hex(8)}.old")), ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _entries(files: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A manifest's files: that it fits its own checksum says nothing of who wrote it."""
+    return {
+        name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"]), "tail": str(entry["tail"])}
+        for name, entry in files.items()
+    }
 
 
 def _hidden(folder: Path, *, what: str) -> Path:

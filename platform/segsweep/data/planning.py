@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from segsweep.data.geometry import Size, Spacing
-from segsweep.data.intake import SPACING_MM
+from segsweep.data.intake import MAX_VOXELS_AN_AXIS, SPACING_MM
 
 # Values below are padding outside the scanner's field of view, not tissue (HU); they count as air before anything is resampled, and
 # wherever a scan is trained on or predicted from.
@@ -67,9 +67,9 @@ def demand_usable(plan: Plan, *, num_channels: int) -> None:
     low, high = SPACING_MM
     if not all(low <= mm <= high for mm in plan.spacing):
         raise ValueError(f"spacing is {plan.spacing}, expected {low} to {high} mm")
-    if not all(type(size) is int and size >= 1 for size in (*plan.patch_size, plan.batch_size)):
+    if not all(type(size) is int and 1 <= size <= MAX_VOXELS_AN_AXIS for size in (*plan.patch_size, plan.batch_size)):
         raise ValueError(
-            f"patch_size is {plan.patch_size}, batch_size {plan.batch_size}; expected whole numbers from 1"
+            f"patch_size is {plan.patch_size}, batch_size {plan.batch_size}; expected whole numbers from 1 to {MAX_VOXELS_AN_AXIS}"
         )
     if len(plan.normalisation) != num_channels:
         raise ValueError(f"normalisation has {len(plan.normalisation)} entries, expected {num_channels}, one a channel")

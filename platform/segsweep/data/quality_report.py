@@ -33,6 +33,8 @@ LOOKED_FOR = (
 # Okabe and Ito's colours, which colour-blind people tell apart.
 CONCERNED, OTHER = "#E69F00", "#56B4E9"
 
+# The browser itself holds the page to what it brings, and runs nothing.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0 2rem; }
@@ -59,7 +61,8 @@ def _page(report: QualityReport, *, store: Store) -> str:
     shown = [(report.num_cases, "cases"), *((counts[name], plural) for name, plural in PLURALS.items())]
     numbers = "".join(f'<span class="count"><b>{number}</b>{name}</span>' for number, name in shown)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Quality of {escape(report.dataset)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>Quality of {escape(report.dataset)}</title>"
         f"<style>{STYLE}</style><h1>Quality of {escape(report.dataset)}</h1><p>{numbers}</p>"
         f"<h2>Findings</h2>{_findings(report)}<h2>Structures</h2>{_structures(report)}"
         f"{_pictures(report, store=store)}<p class='info'>Digest of the store: {escape(report.digest)}</p></html>\n"

@@ -91,7 +91,7 @@ def open_shards(folder: Path, *, name: str, lasting: bool = True) -> "Shards | N
     """
     try:
         layout = known_layout(json.loads((folder / "zarr.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{name}: no readable zarr.json ({type(error).__name__}); {REPAIR}") from None
     return None if layout is None else Shards(folder, layout=layout, name=name, lasting=lasting)
 

@@ -27,7 +27,8 @@ from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
 from segsweep.data.remote import Grid, RemoteGrid
 from segsweep.data.splits import Candidate, Folds, draw_folds
 from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
-from segsweep.errors import StoreError, unknown
+from segsweep.data.untrusted import demand_case
+from segsweep.errors import StoreError, understood, unknown
 from segsweep.run import Fold
 
 FORMAT = 2
@@ -78,16 +79,13 @@ class Store:
         """The training plan. Raises StoreError when plan.json is absent or was edited into something unreadable."""
         path = f"{self.uri}/plan.json"
         try:
-            plan = plan_from_json(json.loads(storage.read_bytes(path)))
-            demand_usable(plan, num_channels=len(self.channels))
-            return plan
+            text = storage.read_bytes(path)
         except FileNotFoundError:
             raise StoreError(f"{path}: not found; convert the dataset again to plan it") from None
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            reason = f"{error!r}" if isinstance(error, KeyError) else f"{error}"
-            raise StoreError(
-                f"{path}: cannot be read as a plan ({reason}); correct it, or delete it and convert again"
-            ) from None
+        with understood(path, otherwise=StoreError, do="correct it, or delete it and convert again"):
+            plan = plan_from_json(json.loads(text))
+            demand_usable(plan, num_channels=len(self.channels))
+            return plan
 
     def held_out(self, split: Split) -> tuple[str, ...]:
         """Cases of a split, sorted."""
@@ -180,7 +178,10 @@ def open_store(uri: str | Path) -> Store:
         raise StoreError(
             f"{place}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {shown}`"
         )
-    return store_from_index(_read_index(place), uri=place)
+    with understood(
+        f"{place}/index.json", otherwise=StoreError, do="convert the dataset again, or get the store again"
+    ):
+        return store_from_index(_read_index(place), uri=place)
 
 
 def store_from_index(index: Mapping[str, Any], *, uri: str) -> Store:
@@ -231,6 +232,7 @@ def _record(values: Mapping[str, Any], *, table: LabelTable, alike: dict[tuple, 
     atoms = tuple(tuple(atom) for atom in values["atoms"])
     atoms, annotated = (alike.setdefault(own, own) for own in (atoms, tuple(values["annotated"])))
     target = lookup(atoms, target=table.atoms)
+    demand_case(values)
     return CaseRecord(
         case_id=values["case_id"],
         annotated=annotated,

@@ -29,6 +29,8 @@ class LabelSet:
     pairs: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.structures):
+            raise InputError(f"structures {self.structures} are not all texts; expected names")
         if len(set(self.structures)) != len(self.structures):
             raise InputError(f"structures {self.structures} hold a name twice; expected distinct names")
         for name in (name for pair in self.pairs for name in pair):
@@ -63,6 +65,10 @@ class LabelTable:
     def __post_init__(self) -> None:
         if not self.atoms or self.atoms[0] != ():
             raise InputError("an atom table starts with the empty set (background)")
+        if not all(
+            0 <= index < len(self.labels.structures) for atom in self.atoms for index in atom if atom != IGNORED
+        ):
+            raise InputError("an atom table holds a structure that the labels do not name")
         if IGNORED in self.atoms:
             raise InputError("an atom table holds the ignored atom (-1,); expected it in a case's own atoms only")
 

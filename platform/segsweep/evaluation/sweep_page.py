@@ -16,7 +16,9 @@ def render(document: Mapping[str, Any]) -> str:
     """The HTML text of what a sweep's sweep.json holds."""
     trials = document["trials"]
     ranks = _ranks(document)
-    counts = ", ".join(f"{count} {state}" for state, count in Counter(trial["state"] for trial in trials).items())
+    counts = ", ".join(
+        f"{count} {html.escape(state)}" for state, count in Counter(trial["state"] for trial in trials).items()
+    )
     best = next((trial for trial in trials if ranks.get(trial["name"]) == 1.0), None)
     first = document["objectives"][0]
     head = f"<h1>{html.escape(document['title'])}</h1><p>{len(trials)} trials ended: {counts}.</p>"
@@ -26,7 +28,7 @@ def render(document: Mapping[str, Any]) -> str:
             for name, value in best["params"].items()
         )
         head += (
-            f'<div class="cards"><div class="card"><b>best: {html.escape(best["name"])}</b><dl><dt>{first}</dt>'
+            f'<div class="cards"><div class="card"><b>best: {html.escape(best["name"])}</b><dl><dt>{html.escape(first)}</dt>'
             f'<dd class="mean">{best["values"][first]:.4f}</dd><dd>{html.escape(drawn)}</dd></dl></div></div>'
         )
     parts = {
@@ -129,4 +131,4 @@ def _cost(cost: Mapping[str, Any], *, trials: Sequence[Trial], score: str) -> st
         for trial in trials
         if name in trial["values"] and score in trial["values"]
     }
-    return f"<h3>{score} against {name}</h3>{scatter(points, front=cost['front'], x=name, y=score)}"
+    return f"<h3>{html.escape(f'{score} against {name}')}</h3>{scatter(points, front=cost['front'], x=name, y=score)}"

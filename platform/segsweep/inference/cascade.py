@@ -1,6 +1,5 @@
 """Two models one after the other: a finder shows the other one where to look, and travels with it (FLARE22's coarse-to-fine)."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def keep_finder(initial: str, *, task: Task, folder: Path) -> None:
         return
     given = unpinned(initial)
     source = checkpoint.finder_of(given) or given
-    channels = task_from_json(json.loads((source / checkpoint.RUN).read_text())["task"]).channels
+    channels = task_from_json(checkpoint.run_document(source)["task"]).channels
     if channels != task.channels:
         raise ModelError(
             f"{source}: takes the channels {channels}, the data has {task.channels}; "

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segsweep.data import storage
-from segsweep.errors import ModelError
+from segsweep.errors import ModelError, understood
 from segsweep.learning.inference import Inference
 from segsweep.learning.method import load_method
 from segsweep.learning.precision import Precision
@@ -30,6 +31,9 @@ METRICS = "metrics.json"
 # Sub-folder with the checkpoint of the model that shows this one where to look.
 FINDER = "finder"
 OPTIMIZER_STATE = "optimizer.json"
+# Of a JSON file: those of a network with thousands of tensors have some hundred thousand.
+MOST_BYTES = 16 * 2**20
+ANOTHER = "use another checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +98,24 @@ def save(folder: Path, *, snapshot: Snapshot, run: Mapping[str, Any], finder: Pa
 
 def save_plain(source: Path, *, to: Path) -> str:
     """Write another checkpoint's model, without what only its training needs, and return the copy's digest. Raises ModelError."""
-    return save(to, snapshot=load(source).final(), run=json.loads((source / RUN).read_text()))
+    return save(to, snapshot=load(source).final(), run=read_json(source / RUN))
 
 
 def load(folder: Path) -> Snapshot:
     """The snapshot in a folder, after its sums were verified. Raises ModelError when it is damaged."""
     verify(folder)
-    metrics = json.loads((folder / METRICS).read_text())
+    metrics = read_json(folder / METRICS)
     optimizer: dict[str, Any] = {}
     scaler: dict[str, float] = {}
     if (folder / OPTIMIZER).exists():
-        values = json.loads((folder / OPTIMIZER_STATE).read_text())
-        optimizer, scaler = _join(load_file(folder / OPTIMIZER), values), values.get("scaler", {})
-    epoch = int(metrics.pop("epoch"))
+        values = read_json(folder / OPTIMIZER_STATE)
+        with understood(f"{folder.name}: {OPTIMIZER_STATE}", otherwise=ModelError, do=ANOTHER):
+            optimizer, scaler = _join(_tensors(folder / OPTIMIZER), values), values.get("scaler", {})
+    with understood(f"{folder.name}: {METRICS}", otherwise=ModelError, do=ANOTHER):
+        epoch = int(metrics.pop("epoch"))
     return Snapshot(
-        weights=load_file(folder / WEIGHTS),
-        raw=load_file(folder / RAW) if (folder / RAW).exists() else {},
+        weights=_tensors(folder / WEIGHTS),
+        raw=_tensors(folder / RAW) if (folder / RAW).exists() else {},
         metrics=metrics,
         epoch=epoch,
         optimizer=optimizer,
@@ -120,15 +126,13 @@ def load(folder: Path) -> Snapshot:
 def load_model(folder: Path) -> LoadedModel:
     """The model of a checkpoint folder, built by its recipe, weights loaded, in evaluation mode. Raises ModelError."""
     snapshot = load(folder)
-    document = json.loads((folder / RUN).read_text())
+    document = run_document(folder)
     task = task_from_json(document["task"])
     method = load_method(document["run"]["trainable"])
     params = method.params(document["params"])
     model = method.build(params, task=task)
-    try:
-        model.load_state_dict(dict(snapshot.weights))
-    except RuntimeError as error:
-        raise ModelError(f"{folder.name}: weights do not fit the recipe {method.name!r}: {error}") from None
+    _demand_fitting(snapshot.weights, model=model, folder=folder, recipe=method.name)
+    model.load_state_dict(dict(snapshot.weights))
     return LoadedModel(
         model=model.eval(),
         task=task,
@@ -137,6 +141,29 @@ def load_model(folder: Path) -> LoadedModel:
         finder=finder_of(folder),
         precision=params.precision,
     )
+
+
+def run_document(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's run.json (run, task, params), all of which can be read. Raises ModelError."""
+    document = read_json(folder / RUN)
+    with understood(f"{folder.name}: {RUN}", otherwise=ModelError, do=ANOTHER):
+        task_from_json(document["task"])
+        if not (isinstance(document["run"]["trainable"], str) and isinstance(document["params"], dict)):
+            raise TypeError("it names no trainable and its parameters")
+    return document
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model, which anyone may have written. Raises ModelError."""
+    with understood(f"{path.parent.name}: {path.name}", otherwise=ModelError, do=ANOTHER):
+        if not path.is_file():
+            raise ValueError("there is none")
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {str(content)[:20]!r} and no object")
+        return content
 
 
 def finder_of(folder: Path) -> Path | None:
@@ -201,12 +228,33 @@ def _lies_within(name: str) -> bool:
 def _listed(manifest: Path) -> dict[str, tuple[int, str]]:
     """Bytes and sha256 of every file that a manifest names."""
     try:
-        files = json.loads(manifest.read_text())["files"]
+        files = read_json(manifest)["files"]
         return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ModelError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         raise ModelError(
-            f"{manifest.parent.name}: {MANIFEST} is damaged (it lists no files with their sums); use another checkpoint"
+            f"{manifest.parent.name}: {MANIFEST} is damaged (it lists no files with their sums); {ANOTHER}"
         ) from None
+
+
+def _demand_fitting(weights: Mapping[str, Tensor], *, model: nn.Module, folder: Path, recipe: str) -> None:
+    found, expected = (
+        {name: tuple(value.shape) for name, value in given.items()} for given in (weights, model.state_dict())
+    )
+    odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if odd:
+        shapes = f"{found.get(odd[0], 'nothing')}, expected {expected.get(odd[0], 'nothing')}"
+        raise ModelError(
+            f"{folder.name}: weights do not fit the recipe {recipe!r}: {len(odd)} tensors differ, the first, {odd[0][:100]!r}, is "
+            f"{shapes}; use the recipe that trained them"
+        )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Those of a safetensors file. Whatever else is in it, a pickle for one, is refused and not read by other means."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path.parent.name}: {path.name} holds no safetensors ({error}); {ANOTHER}") from None
 
 
 def _split(optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -65,7 +65,7 @@ def transfer_from(model: nn.Module, *, initial: str, task: Task) -> Report:
     """
     folder = unpinned(initial)
     weights = checkpoint.load(folder).weights
-    document = json.loads((folder / checkpoint.RUN).read_text())
+    document = checkpoint.run_document(folder)
     fitted = load_method(document["run"]["trainable"]).adapt(weights, model=model)
     if _meanings(task_from_json(document["task"])) != _meanings(task):
         fitted = {name: value for name, value in fitted.items() if not HEADS.fullmatch(name)}

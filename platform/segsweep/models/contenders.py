@@ -1,6 +1,5 @@
 """A registered model as one side of a comparison: the trainings it came from, its data, and the cases it never learned from."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 from segsweep.data.joint import open_stores
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, StoreError
-from segsweep.learning.checkpoint import RUN
 from segsweep.learning.task import task_from_json
 from segsweep.learning.transfer import unpinned
 from segsweep.models.catalogue import Registered, resolve, versions
-from segsweep.models.ensemble import ensemble_from_json, member_folder, run_document
+from segsweep.models.ensemble import member_folder, read_ensemble, run_document
 from segsweep.models.outoffold import out_of_fold
 from segsweep.models.registry import ENSEMBLE, fetch
 from segsweep.models.tracking import DATA_TAG, PARENT_TAG, TRIAL_TAG, answered, connect
@@ -66,7 +64,7 @@ def contender(version: Registered, *, workspace: Workspace) -> Contender:
     if not (folder / ENSEMBLE).is_file():
         return Contender(version=version, trainings=(_training(version, folder=folder, workspace=workspace),))
     trainings = []
-    for member in ensemble_from_json(json.loads((folder / ENSEMBLE).read_text())).members:
+    for member in read_ensemble(folder).members:
         found = resolve(member.uri, workspace=workspace)
         trainings.append(_training(found, folder=member_folder(member, workspace=workspace), workspace=workspace))
     return Contender(version=version, trainings=tuple(trainings))
@@ -166,7 +164,7 @@ def _inherited(training: Training) -> tuple[set[str], list[str]]:
     document = training.document
     while initial := document["params"].get("initial"):
         try:
-            document = json.loads((unpinned(initial) / RUN).read_text())
+            document = run_document(unpinned(initial), uri=initial)
             run = Run(**document["run"])
             scans |= _trained_scans(run.store, fold=run.fold)
         except (ModelError, StoreError) as error:

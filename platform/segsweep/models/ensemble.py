@@ -5,6 +5,7 @@ An ensemble stores the addresses and digests of its members, not their weights; 
 
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segsweep.data import storage
-from segsweep.errors import ModelError, unknown
+from segsweep.errors import ModelError, understood, unknown
 from segsweep.inference.predictor import Predictor, load_member
-from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
+from segsweep.learning import checkpoint
+from segsweep.learning.checkpoint import MANIFEST, RUN, read_json, write_manifest
 from segsweep.learning.task import Task, task_from_json
 from segsweep.models.catalogue import Registered, models, resolve, versions
 from segsweep.models.registry import ENSEMBLE, fetch, register
@@ -54,7 +56,11 @@ class Ensemble:
         if len(self.members) < least:
             raise ModelError(f"an ensemble of {len(self.members)} cannot be built; expected at least {least} members")
         for member in self.members:
-            if not member.weight > 0:
+            if not member.uri.startswith("models:"):
+                raise ModelError(
+                    f"member {member.uri!r} cannot be used; expected a registered model, models:/NAME/VERSION"
+                )
+            if not 0 < member.weight < math.inf:
                 raise ModelError(f"{member.uri}: weight {member.weight} cannot be used; expected a number above 0")
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +71,12 @@ class Ensemble:
 def ensemble_from_json(values: Mapping[str, Any]) -> Ensemble:
     """The Ensemble that `to_json` wrote."""
     return Ensemble(members=tuple(EnsembleMember(**member) for member in values["members"]), rule=values["rule"])
+
+
+def read_ensemble(folder: Path) -> Ensemble:
+    """The Ensemble that `write` put into a folder, whoever it came from. Raises ModelError."""
+    with understood(f"{folder.name}: {ENSEMBLE}", otherwise=ModelError, do="build the ensemble again"):
+        return ensemble_from_json(read_json(folder / ENSEMBLE))
 
 
 def write(ensemble: Ensemble, *, folder: Path, record: Mapping[str, str] | None = None) -> str:
@@ -164,8 +176,7 @@ def load_predictor(uri: str | Path, *, workspace: Workspace) -> Predictor:
     folder = fetch(uri, workspace=workspace)
     if not (folder / ENSEMBLE).is_file():
         return Predictor(members=(load_member(folder),))
-    document = json.loads((folder / ENSEMBLE).read_text())
-    ensemble = ensemble_from_json(document)
+    ensemble, document = read_ensemble(folder), read_json(folder / ENSEMBLE)
     folders = [member_folder(member, workspace=workspace) for member in ensemble.members]
     pairs = zip(folders, ensemble.members, strict=True)
     first, *others = (load_member(folder, weight=member.weight) for folder, member in pairs)
@@ -190,7 +201,7 @@ def run_document(folder: Path, *, uri: str) -> Mapping[str, Any]:
     """What a single model's folder says of its training (run, task, params). Raises ModelError for an ensemble's."""
     if not (folder / RUN).is_file():
         raise ModelError(f"{uri} holds no {RUN}; expected a single trained model, not an ensemble")
-    return json.loads((folder / RUN).read_text())
+    return checkpoint.run_document(folder)
 
 
 def member_folder(member: EnsembleMember, *, workspace: Workspace) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from segsweep.data.store import Store
 from segsweep.errors import ModelError
 from segsweep.evaluation.postprocessing import Found, choose, try_case
-from segsweep.learning.checkpoint import MANIFEST, RUN, write_manifest
+from segsweep.learning.checkpoint import MANIFEST, RUN, read_json, write_manifest
 from segsweep.learning.inference import CLEAN_UP
 from segsweep.models.catalogue import Registered, resolve, versions
 from segsweep.models.contenders import contender, demand_comparable, open_data, unseen
@@ -91,7 +91,7 @@ def _register(version: Registered, *, found: Found, store: Store, workspace: Wor
         folder = Path(scratch) / "model"
         _copy(fetch(version.uri, workspace=workspace), to=folder)
         document = folder / (ENSEMBLE if (folder / ENSEMBLE).is_file() else RUN)
-        values = json.loads(document.read_text()) | {CLEAN_UP: _record(found, version=version, store=store)}
+        values = read_json(document) | {CLEAN_UP: _record(found, version=version, store=store)}
         document.write_text(json.dumps(values, indent=1, sort_keys=True))
         write_manifest(folder)
         return register(
@@ -106,7 +106,7 @@ def _register(version: Registered, *, found: Found, store: Store, workspace: Wor
 
 def _copy(source: Path, *, to: Path) -> None:
     """The files that a manifest lists, but not the manifest."""
-    for name in json.loads((source / MANIFEST).read_text())["files"]:
+    for name in read_json(source / MANIFEST)["files"]:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, to / name)
 

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from segsweep.errors import ModelError
 from segsweep.evaluation.whole_scans import Scores
-from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, verify
+from segsweep.learning.checkpoint import MANIFEST, METRICS, RUN, read_json, verify
 from segsweep.learning.inference import CLEAN_UP
 from segsweep.models.cards import card, in_words, structures
 from segsweep.models.catalogue import Registered, listed_versions, resolve
@@ -122,19 +122,19 @@ def describe(folder: Path, *, scores: Scores | None = None) -> str:
     lines: list[str] = []
     document: dict[str, Any] = {}
     if (folder / RUN).is_file():
-        document = _read_json(folder / RUN)
+        document = read_json(folder / RUN)
         run = document["run"]
         facts = [f"{key} `{run[key]}`" for key in ("trainable", "store", "fold", "seed") if key in run]
         lines.append(f"Checkpoint: {', '.join(facts)}.")
     if (folder / ENSEMBLE).is_file():
-        document = _read_json(folder / ENSEMBLE)
+        document = read_json(folder / ENSEMBLE)
         lines.append(f"Ensemble ({document['rule']}) of {len(document['members'])} members:\n")
         lines += [f"* `{member['uri']}`, weight {member['weight']:g}" for member in document["members"]]
     if found := document.get(CLEAN_UP):
         lines.append(f"\nClean-up `{json.dumps(found['rules'])}`, found for `{found['from']['uri']}`.")
     if scores and structures(scores):
         return "\n".join([card(scores), "", *lines])
-    metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
+    metrics = read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
     rows = [f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, int | float)]
     if rows:
         lines += ["", "| metric | value |", "|---|---|", *rows]
@@ -146,7 +146,7 @@ def _upload(folder: Path, *, client: MlflowClient, model_id: str, run_id: str) -
     with tempfile.TemporaryDirectory(prefix="segsweep-") as scratch:
         staged = Path(scratch) / DATA.name
         staged.mkdir()
-        for name in (MANIFEST, *_read_json(folder / MANIFEST)["files"]):
+        for name in (MANIFEST, *read_json(folder / MANIFEST)["files"]):
             (staged / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, staged / name)
         verify(staged)
@@ -212,7 +212,3 @@ def _ensure_name(client: MlflowClient, *, name: str) -> None:
 def _logged_name(name: str) -> str:
     """MLflow's logged models allow no '.' in a name."""
     return name.replace(".", "-")
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())

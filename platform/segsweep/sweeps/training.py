@@ -65,8 +65,8 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 # from the last checkpoint. Days on machines that are taken away may see any number of deaths with epochs in between.
 MOST_RESTARTS = 2
 # Ray Train's own name.
-CLEANER = "PlacementGroupCleanerCallback"
 DATASETS = "DatasetsCallback"
+CLEANER = "PlacementGroupCleanerCallback"
 # A trial only waits for its workers, so it needs no core. But it does so in some processes, which hold about so many bytes.
 TRIAL_BYTES = 2**30
 
