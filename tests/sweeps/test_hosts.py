@@ -9,7 +9,7 @@ import yaml
 
 from segsweep.errors import InputError, ResourceError
 from segsweep.sweeps import hosts
-from segsweep.sweeps.hosts import read_launch
+from segsweep.sweeps.hosts import demand_startable, read_launch
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("cluster.yaml", "docs/cluster-onprem.yaml")
@@ -45,6 +45,7 @@ def test_filled_files_are_ray_s(name: str, wanted: int, local: bool, tmp_path: P
     file = tmp_path / "filled.yaml"
     file.write_text(hosts.GAP.sub("filled", (ROOT / name).read_text()))
     launch = read_launch(file)
+    demand_startable(launch, insecure=False)
     assert (launch.name, launch.wanted, launch.local) == ("segsweep", wanted, local)
     types = launch.config["available_node_types"]
     if not local:
@@ -72,11 +73,6 @@ def test_every_field_says_why(name: str) -> None:
         ("  head_ip:", "  head:", "Ray cannot use it .*head_ip.*; correct it"),
         ("provider:\n", "provider: [\n", "is no YAML"),
         ("provider:\n", "providers:\n", "has no `provider`"),
-        (
-            "platform: platform",
-            "platform: nowhere",
-            "file_mounts: nowhere does not exist; expected what goes to ~/segsweep/platform",
-        ),
     ],
 )
 def test_what_ray_could_not_use_is_refused(filled: Path, old: str, new: str, sentence: str) -> None:
@@ -108,9 +104,11 @@ def test_what_ray_could_not_use_is_refused(filled: Path, old: str, new: str, sen
 )
 def test_a_cluster_open_to_others_is_refused_unless_asked_for(filled: Path, old: str, new: str, sentence: str) -> None:
     filled.write_text(filled.read_text().replace(old, new))
+    launch = read_launch(filled)
     with pytest.raises(ResourceError, match=f"{sentence}.*--insecure"):
-        read_launch(filled)
-    assert read_launch(filled, insecure=True).hosts == ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+        demand_startable(launch, insecure=False)
+    demand_startable(launch, insecure=True)
+    assert launch.hosts == ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 
 
 def test_start_commands_that_ray_would_fill_in_are_refused(filled: Path) -> None:
@@ -119,7 +117,7 @@ def test_start_commands_that_ray_would_fill_in_are_refused(filled: Path) -> None
     del config["worker_start_ray_commands"]
     filled.write_text(yaml.safe_dump(config))
     with pytest.raises(ResourceError, match="worker_start_ray_commands: `ray start` without"):
-        read_launch(filled)
+        demand_startable(read_launch(filled), insecure=False)
 
 
 def test_elsewhere_than_in_the_checkout_it_is_refused(
@@ -127,9 +125,14 @@ def test_elsewhere_than_in_the_checkout_it_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"pyproject.toml is no file of segsweep; give the command in the root of the checkout"
+        InputError, match=r"pyproject\.toml is no file of segsweep; give the command in the root of the checkout"
     ):
-        read_launch(filled)
+        demand_startable(read_launch(filled), insecure=False)
+    (tmp_path / "pyproject.toml").write_text('name = "segsweep"')
+    with pytest.raises(
+        InputError, match=r"file_mounts: platform does not exist; expected what goes to ~/segsweep/platform"
+    ):
+        demand_startable(read_launch(filled), insecure=False)
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
         read_launch(Path("nowhere.yaml"))
 

@@ -8,12 +8,11 @@ from segsweep.sweeps.nodes import census
 
 @pytest.mark.usefixtures("cluster")
 def test_the_head_is_told_with_what_is_busy() -> None:
-    @ray.remote(num_cpus=1)
     class Busy:
         def ready(self) -> bool:
             return True
 
-    busy = Busy.remote()
+    busy = ray.remote(num_cpus=1)(Busy).remote()  # type: ignore[attr-defined]
     assert ray.get(busy.ready.remote())
     (node,) = census()
     assert (node["address"], node["head"]) == ("127.0.0.1", True)

@@ -31,10 +31,10 @@ def texts() -> Iterator[dict[str, str]]:
             self.end_headers()
             self.wfile.write((text or "").encode())
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *args: object) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     said["address"] = f"http://127.0.0.1:{server.server_port}"
     yield said
     server.shutdown()

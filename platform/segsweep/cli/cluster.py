@@ -46,9 +46,10 @@ def up(
       segsweep cluster up my-cluster.yaml
     """
     from segsweep.sweeps import launching
-    from segsweep.sweeps.hosts import read_launch
+    from segsweep.sweeps.hosts import demand_startable, read_launch
 
-    launch = read_launch(file, insecure=insecure)
+    launch = read_launch(file)
+    demand_startable(launch, insecure=insecure)
     _show(launching.up(launch, tell=say))
     say(f"next: ray attach {file}   (a shell on the head; there: segsweep tune SPACE STORE trials=20)")
     _tunnels(launching.head_address(launch))
@@ -64,7 +65,7 @@ def status(file: File = Path("cluster.yaml")) -> None:
     from segsweep.sweeps import launching
     from segsweep.sweeps.hosts import read_launch
 
-    launch = read_launch(file, insecure=True)
+    launch = read_launch(file)
     _show(launching.status(launch))
     _tunnels(launching.head_address(launch))
 
@@ -83,7 +84,7 @@ def down(file: File = Path("cluster.yaml")) -> None:
     from segsweep.sweeps import launching
     from segsweep.sweeps.hosts import read_launch
 
-    launch = read_launch(file, insecure=True)
+    launch = read_launch(file)
     left = launching.down(launch, tell=say)
     for host in left:
         complain(

@@ -54,8 +54,8 @@ class Launch:
         return 1 + sum(each.get("min_workers", 0) for each in self.config["available_node_types"].values())
 
 
-def read_launch(file: Path, *, insecure: bool = False) -> Launch:
-    """The file, checked. Raises InputError for one that cannot be used, ResourceError for a cluster that others could use."""
+def read_launch(file: Path) -> Launch:
+    """The file as Ray reads it. Raises InputError for one with gaps or that Ray cannot use, ResourceError where Ray lacks a package."""
     if not file.is_file():
         raise InputError(f"{file}: no such file; expected a cluster's file as docs/cluster-onprem.yaml")
     try:
@@ -66,11 +66,16 @@ def read_launch(file: Path, *, insecure: bool = False) -> Launch:
         raise InputError(f"{file}: has no `provider`; expected a cluster's file as docs/cluster-onprem.yaml")
     _demand_no_gaps(found, file=file)
     launch = Launch(file=file, config=_prepared(found, file=file))
-    _demand_drivers(launch)
+    if launch.config["provider"]["type"] == "aws" and not importlib.util.find_spec("boto3"):
+        raise ResourceError(f"{file}: provider aws needs boto3, which is not installed; `pip install boto3`")
+    return launch
+
+
+def demand_startable(launch: Launch, *, insecure: bool) -> None:
+    """Raise InputError for files that are not there, and ResourceError for a cluster that others could use, unless `insecure`."""
     _demand_files(launch)
     if not insecure:
         _demand_closed(launch)
-    return launch
 
 
 def _prepared(found: dict[str, Any], *, file: Path) -> dict[str, Any]:
@@ -104,11 +109,6 @@ def _texts(value: object, *, where: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part, where=where)
-
-
-def _demand_drivers(launch: Launch) -> None:
-    if launch.config["provider"]["type"] == "aws" and not importlib.util.find_spec("boto3"):
-        raise ResourceError(f"{launch.file}: provider aws needs boto3, which is not installed; `pip install boto3`")
 
 
 def _demand_files(launch: Launch) -> None:

@@ -15,7 +15,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import ray._private.services
 import ray.util
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  compiled, as what follows is generated
 from ray.core.generated import autoscaler_pb2, gcs_pb2
 
 from segsweep.sweeps.token import use_token
@@ -77,11 +77,11 @@ def drain_node(address: str, *, host: str, note: Note) -> None:
     alive = [
         node_id.hex()
         for node_id, node in cluster.get_all_node_info(timeout=NOTICE).items()
-        if node.node_manager_address == host and node.state == gcs_pb2.GcsNodeInfo.ALIVE
+        if node.node_manager_address == host and node.state == gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]
     ]
     if not alive:
         raise RuntimeError(f"Ray at {address} has no node {host}")
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     deadline = int((time.time() + note.seconds) * 1000)
     for node_id in alive:
         cluster.drain_node(node_id, reason, f"AWS takes the spot instance back: {note.action}", deadline)

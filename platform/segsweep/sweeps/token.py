@@ -4,7 +4,7 @@ import os
 import secrets
 from pathlib import Path
 
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  compiled
 
 # Ray's names. A token in the environment counts before one in a file.
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
