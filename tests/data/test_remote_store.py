@@ -17,7 +17,7 @@ from pyarrow.fs import S3FileSystem
 
 from segsweep import recipes
 from segsweep.cli import main
-from segsweep.data import storage
+from segsweep.data import building, storage
 from segsweep.data.conversion import ConversionOptions, convert, derive
 from segsweep.data.integrity import deep_check
 from segsweep.data.joint import is_store, open_stores
@@ -303,6 +303,22 @@ def test_grids_of_another_spacing_are_derived_in_the_bucket(local: Path, uri: st
         there, here = store.grid(case_id, spacing), open_store(local).grid(case_id, spacing)
         assert there.geometry == here.geometry
         assert np.array_equal(there.read_image(), here.read_image())
+
+
+def test_a_grid_that_another_node_derived_meanwhile_is_left_alone(
+    uri: str, object_storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, spacing, real = f"{uri}/cases/phantom_000", (6.0, 4.0, 4.0), building._derive
+
+    def slowly(*args: Any, **values: Any) -> None:
+        monkeypatch.setattr(building, "_derive", real)
+        building.derive_grid(case, spacing=spacing)
+        real(*args, **values)
+
+    monkeypatch.setattr(building, "_derive", slowly)
+    building.derive_grid(case, spacing=spacing)
+    written = [one for one in object_storage.requests if one.startswith("PUT") and one.endswith("6x4x4/manifest.json")]
+    assert len(written) == 1
 
 
 def test_places_without_a_store(raw: Path, object_storage: Any) -> None:

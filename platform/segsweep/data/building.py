@@ -77,10 +77,15 @@ def derive_grid(folder: str | Path, *, spacing: Spacing, depth: Depth = "quick")
     if key == NATIVE:
         return case.num_bytes
     target, grid = f"{folder}/grids/{key}", native.resampled(spacing)
-    if not _is_derived(target, source=case.digest, depth=depth):
+
+    def is_derived() -> bool:
+        return _is_derived(target, source=case.digest, depth=depth)
+
+    if not is_derived():
         with (
             storage.mirrored(folder, only=[*case.files, MANIFEST]) as local,
-            storage.replaced(target, last=MANIFEST) as derived,
+            # A bucket has no lock, and a grid that is uploaded again is away for a moment: others may be reading it.
+            storage.replaced(target, last=MANIFEST, unless=is_derived) as derived,
         ):
             check_folder(local, name=name)
             _derive(local, record=record, grid=grid, target=derived, source=case.digest)

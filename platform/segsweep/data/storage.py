@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,14 +200,18 @@ def mirrored(uri: str | Path, *, only: Collection[str] | None = None) -> Iterato
 
 
 @contextmanager
-def replaced(uri: str | Path, *, last: str) -> Iterator[Path]:
-    """A folder to write what shall lie at an address: the folder itself or, for a remote one, a passing one that is then uploaded."""
+def replaced(uri: str | Path, *, last: str, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """A folder to write what shall lie at an address: the folder itself or, for a remote one, a passing one that is then uploaded.
+
+    `unless` is asked before the upload: whether another node did it meanwhile.
+    """
     if not is_remote(uri):
         yield Path(uri)
         return
     with _scratch(str(uri)) as folder:
         yield folder
-        upload(folder, uri=str(uri), last=last)
+        if not unless():
+            upload(folder, uri=str(uri), last=last)
 
 
 def download(uri: str, *, folder: Path, only: Collection[str] | None = None) -> None:

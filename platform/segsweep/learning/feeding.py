@@ -18,7 +18,7 @@ from segsweep.learning.setting import Setting
 # On a CPU the network has all cores, and one thread suffices; a GPU leaves them to those that feed it.
 GPU_WORKERS = 4
 # Cases that lie elsewhere are fetched so many batches before their use, by so many threads, each for a batch of its own.
-AHEAD, FETCHERS = 16, 4
+AHEAD, FETCHERS = 16, 8
 
 _Numbered = tuple[int, Located]
 
