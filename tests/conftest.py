@@ -164,7 +164,9 @@ def object_storage(storage_server: ObjectStorage) -> ObjectStorage:
     from pyarrow.fs import S3FileSystem  # noqa: PLC0415
 
     bucket = f"bucket-{secrets.token_hex(4)}"
-    S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(bucket)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    # The server's first answer takes seconds, on a busy machine many.
+    S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True, request_timeout=120).create_dir(bucket)
     storage_server.uri = f"s3://{bucket}"
     storage_server.requests.clear()
     storage_server.faults.clear()

@@ -9,6 +9,7 @@ import pytest
 
 from segsweep.data import mirror, storage
 from segsweep.data.mirror import HERE, Mirror, shared, working
+from segsweep.data.storage import Found
 from segsweep.errors import StoreError
 from segsweep.workspace import Workspace
 
@@ -153,13 +154,22 @@ def test_a_storage_that_is_away_is_waited_for(
         one.send()
 
 
-def test_hidden_names_and_rays_records_stay(object_storage: Any, one: Mirror, other: Mirror) -> None:
+def test_hidden_names_and_rays_records_stay(
+    object_storage: Any, one: Mirror, other: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, there = storage.objects, Found(size=4, mtime_ns=0)
     write(one, ray__train__x="1", tune__x="2", **{".a.partial/x": "3", "a/.lock": "", "a/b": "4"})
     one.send()
     assert sorted(storage.objects(one.uri)) == ["a/b"]
     storage.write_bytes(f"{object_storage.uri}/run/.hidden", b"")
+    monkeypatch.setattr(
+        storage, "objects", lambda uri: {**objects(uri), f"{tmp_path}/outside": there, "../outside": there}
+    )
+    (tmp_path / "outside").write_text("mine")
+    before = (tmp_path / "outside").stat().st_mtime_ns
     other.fetch()
     assert files(other.folder) == {"a/b": "4"}
+    assert (tmp_path / "outside").stat().st_mtime_ns == before, "names are no way out of the folder"
 
 
 def test_parts_are_found_by_address_and_by_path(tmp_path: Path) -> None:

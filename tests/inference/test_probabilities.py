@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from torch import Tensor, nn
 
+from segsweep.data.mirror import Mirror
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.inference.predictor import Member, Predictor
@@ -79,6 +81,25 @@ def test_computed_once_and_then_read(store: Store, tmp_path: Path) -> None:
     assert made.seconds == again.seconds >= 0
     files = (path for path in entry(store, tmp_path).folder("a").rglob("*") if path.name != "manifest.json")
     assert made.num_bytes == sum(path.stat().st_size for path in files if path.is_file())
+
+
+def test_what_one_machine_computed_another_reads_from_the_bucket(
+    store: Store, object_storage: Any, tmp_path: Path
+) -> None:
+    one, two = (
+        dataclasses.replace(
+            entry(store, tmp_path / name), home=Mirror(uri=f"{object_storage.uri}/lab", folder=tmp_path / name)
+        )
+        for name in ("one", "two")
+    )
+    made = cached(one, case_id="a", member=member)
+    puts = [request for request in object_storage.requests if request.startswith("PUT") and request[-1] != "/"]
+    assert puts[-1].endswith("/a/manifest.json")
+    again = cached(two, case_id="a", member=refused)
+    assert np.array_equal(made.slices(slice(None)), again.slices(slice(None)))
+    object_storage.requests.clear()
+    cached(two, case_id="a", member=refused)
+    assert object_storage.requests == []
 
 
 def test_what_is_kept_is_what_the_predictor_would_say(store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Scores of whole scans are kept for one model and one store, and never trusted when they are damaged or of others."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from segsweep.data.manifest import seal
 from segsweep.data.store import Store
@@ -40,6 +42,24 @@ def test_no_scan_is_segmented_twice(enter: Callable[..., Registered], workspace:
     other = seal({"model": bad.digest, "data": organs.digest, "dice": {"c00": {"organ": 1.0}}})
     kept.write_bytes(other)
     assert scores(good, CASES[:1])["c00"] == every["c00"] and len(told) == 8
+
+
+def test_scores_in_a_bucket_are_every_machines(
+    enter: Callable[..., Registered], workspace: Workspace, organs: Store, object_storage: Any, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    good = enter("kept-there", 55.0)
+    found = []
+    for root in (workspace.root, tmp_path / "two"):
+        place = Workspace(root=root, uri=f"{object_storage.uri}/lab")
+        found.append(
+            scan_scores(
+                good, store=organs, case_ids=CASES[:1], workspace=place, measure=Measure(),
+                progress=lambda *done: told.append(done),
+            )
+        )  # fmt: skip
+    assert found[0] == found[1] and told == [(1, 1)]
+    assert not (tmp_path / "two").exists()
 
 
 def test_scores_of_surfaces_are_kept_beside_dice(

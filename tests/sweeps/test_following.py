@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from segsweep.data import storage
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import PARENT_TAG, Tracker
 from segsweep.sweeps.following import ERROR, Follow, failure
 from segsweep.sweeps.lineage import Lineage
 from segsweep.sweeps.record import add_epoch
 from segsweep.sweeps.shortage import note
+from segsweep.sweeps.training import LOGGED
 from segsweep.workspace import Workspace
 
 
@@ -199,6 +202,37 @@ def test_failed_trial_keeps_its_log_even_when_it_never_started(
     run_id = follow.run_of("trial-0000")
     assert run_id is not None
     assert tracker.client.get_run(run_id).info.status == "FAILED"
+
+
+def test_of_a_trial_in_a_bucket_what_it_left_comes_from_there_and_its_log_goes_there(
+    tracker: Flaky, box: Outbox, object_storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = replace(tracker.workspace, uri=f"{object_storage.uri}/lab")
+    monkeypatch.setattr(tracker, "workspace", place)
+    follow = Follow(box, parent=None, sweep="remote", report=lambda *_: None)
+    ended, broken = (f"{place.uri}/sweeps/remote/trial-000{number}" for number in range(2))
+    leave_record(tmp_path / "worker")
+    result = {**epoch(3, loss=1.0), "status": "finished", "dice": 0.5, "dice/Heart": 0.5, "digest": "abc"}
+    (tmp_path / "worker" / "result.json").write_text(json.dumps(result))
+    storage.upload(tmp_path / "worker", uri=ended, last="result.json")
+    log = tmp_path / "error.txt"
+    log.write_text("ValueError: no such loss")
+    for uri in (ended, broken):
+        one = SimpleNamespace(config={"folder": uri, "loss": "dice_ce"}, error_file=str(log))
+        follow.on_trial_start(0, [], one)
+        (follow.on_trial_complete if uri == ended else follow.on_trial_error)(0, [], one)
+    box.flush()
+    run_id = follow.run_of("trial-0000") or ""
+    pictures = tracker.workspace.artifacts / run_id / "artifacts" / "overlays"
+    assert [path.name for path in pictures.iterdir()] == ["c01.png"]
+    assert tracker.client.get_run(run_id).data.params == {"loss": "dice_ce"}
+    assert storage.read_bytes(f"{broken}/{ERROR}") == log.read_bytes()
+    assert not [name for name in storage.objects(place.uri) if name.endswith(LOGGED)], (
+        "each machine tells its own MLflow"
+    )
+    settled = place.sweeps / "remote" / "trial-0000" / LOGGED
+    follow.on_trial_complete(0, [], SimpleNamespace(config={"folder": ended}))
+    assert settled.exists(), "no fetching takes that away"
 
 
 def test_folds_have_runs_of_their_own_under_their_trials(tracker: Flaky, box: Outbox, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -10,10 +11,11 @@ import optuna
 import pytest
 import torch
 
+from segsweep.data import storage
 from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
-from segsweep.learning.transfer import PINNED
+from segsweep.learning.transfer import PINNED, unpinned
 from segsweep.models.registry import register
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
@@ -63,6 +65,29 @@ def test_every_address_of_a_model_means_its_folder_and_digest(initial: Path, wor
         assert found["initial"].endswith(f"@{digest}") and found["epochs"] == 3
         assert pin(found, workspace=workspace) == found
     assert pin({"epochs": 3}, workspace=workspace) == {"epochs": 3}
+
+
+def test_in_a_bucket_every_node_gets_the_model_from_there(
+    initial: Path, workspace: Workspace, object_storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "cache"))
+    place = dataclasses.replace(workspace, uri=f"{object_storage.uri}/lab")
+    digest = checkpoint.verify(initial / "model")
+    pinned = pin({"initial": str(initial)}, workspace=place)["initial"]
+    assert pinned == f"{place.uri}/initial/{digest}@{digest}"
+    object_storage.requests.clear()
+    assert pin({"initial": str(initial)}, workspace=place)["initial"] == pinned
+    assert not [request for request in object_storage.requests if request.startswith("PUT")], "it is there already"
+    shutil.rmtree(initial)
+    assert checkpoint.verify(unpinned(pinned)) == digest
+    object_storage.requests.clear()
+    assert unpinned(pinned).is_relative_to(tmp_path / "cache") and object_storage.requests[1:] == []
+    shutil.rmtree(tmp_path / "cache")
+    storage.write_bytes(f"{place.uri}/initial/{digest}/{checkpoint.WEIGHTS}", b"other")
+    with pytest.raises(ModelError, match="is damaged"):
+        unpinned(pinned)
+    with pytest.raises(ModelError, match="no checkpoint found; expected the one that the run began with"):
+        unpinned(f"{place.uri}/initial/absent@{digest}")
 
 
 def test_what_is_no_trained_model_is_refused(initial: Path, run: Run, workspace: Workspace, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.util import placement_group_table
 
 from segsweep import recipes
+from segsweep.data import storage
+from segsweep.data.mirror import Mirror
 from segsweep.data.structures import LabelSet
 from segsweep.errors import RecipeError
 from segsweep.learning import checkpoint
@@ -95,6 +97,24 @@ def test_a_trial_is_judged_by_its_first_fold_and_the_flag_lies_there(tmp_path: P
         assert not list(tmp_path.rglob(STOP)), "later folds are not judged"
         scheduler.on_trial_result(None, trial, {"epoch": 1, "epochs": 10, "patch_dice_smoothed": dice, "fold": 2})
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob(STOP)] == [Path("bad", "fold-2", STOP)]
+
+
+def test_of_trials_in_a_bucket_validations_come_from_there_and_flags_go_there(
+    object_storage: Any, tmp_path: Path
+) -> None:
+    home = Mirror(uri=f"{object_storage.uri}/sweep", folder=tmp_path)
+    asha, paired = CooperativeASHA(grace=0.1), CooperativePaired(grace=0.0, home=home)
+    for name, dice in (("trial-0000", 0.8), ("trial-0001", 0.2)):
+        uri = f"{home.uri}/{name}"
+        scores = {f"case {number}": {"Eye": dice + number / 1000} for number in range(9)}
+        storage.write_bytes(f"{uri}/validation-00005.json", json.dumps(scores).encode())
+        trial = SimpleNamespace(trial_id=name, config={"folder": uri})
+        paired.on_trial_result(None, trial, {"epoch": 5, "epochs": 10, "dice_scan": dice})  # type: ignore[arg-type]
+        assert storage.exists(f"{uri}/{STOP}") == (name == "trial-0001")
+        storage.remove(f"{uri}/{STOP}")
+        asha.on_trial_add(None, trial)  # type: ignore[arg-type]
+        asha.on_trial_result(None, trial, {"epoch": 5, "epochs": 10, "patch_dice_smoothed": dice})  # type: ignore[arg-type]
+        assert storage.exists(f"{uri}/{STOP}") == (name == "trial-0001")
 
 
 def test_a_pair_of_folds_ends_with_its_trials(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from segsweep.data import storage
+from segsweep.data.mirror import Mirror
 from segsweep.errors import RecipeError, ResourceError
 from segsweep.sweeps.following import ERROR
 from segsweep.sweeps.shortage import note
+from segsweep.sweeps.tuning_record import FILE, StudyRecord
 from segsweep.sweeps.tuning_sampling import Ask, drawn, make_sampler, queued
 from segsweep.sweeps.tuning_study import (
     CONFIG,
@@ -108,6 +111,24 @@ def test_dead_driver_leaves_nothing_behind_that_is_run_twice_or_lost(sweep: Swee
     assert sweep.states() == [TrialState.COMPLETE] * 4
     assert not has_unfinished(sweep.study())
     assert sweep.search(trials=4).remaining == 0
+
+
+def test_of_a_sweep_in_a_bucket_trials_are_known_there_before_they_begin(sweep: Sweep, object_storage: Any) -> None:
+    home = Mirror(uri=f"{object_storage.uri}/toy", folder=sweep.folder)
+    record = StudyRecord(sweep.study(), uri=f"{home.uri}/{FILE}")
+    search = StudySearch(
+        sweep.study(), suggest_config=propose, sweep=sweep.folder, trials=2, report=print, home=home, record=record
+    )
+    (config,) = given(search, times=1)
+    assert config["folder"] == f"{home.uri}/trial-0000"
+    (known,) = json.loads(storage.read_bytes(f"{home.uri}/{FILE}"))["trials"]
+    assert (known["state"], known["user_attrs"][CONFIG]["foreground"]) == ("RUNNING", config["foreground"])
+    result = json.dumps({"status": "finished", "dice": 0.25})
+    storage.write_bytes(f"{config['folder']}/result.json", result.encode())
+    storage.write_bytes(f"{config['folder']}/model/weights", b"large")
+    search.on_trial_complete("tune-0")
+    assert sweep.study().trials[0].value == 0.25
+    assert not (sweep.folder / "trial-0000" / "model").exists(), "weights are fetched where they are needed"
 
 
 def test_trial_without_parameters_that_cannot_be_trained_is_replaced(sweep: Sweep) -> None:

@@ -38,7 +38,7 @@ def about() -> None:
 
     Environment:
       SEGSWEEP_WORKSPACE   folder for runs, models and sweeps   (./workspace)
-                           s3://… where nodes share no disk
+                           or s3://BUCKET/FOLDER, for nodes without a shared disk
       SEGSWEEP_PROJECT     folder that holds your own recipes          (none)
       RAY_ADDRESS          Ray cluster to work on              (this machine)
       SEGSWEEP_CACHE       local folder for copies of grids            (none)

@@ -180,7 +180,9 @@ def _patiently(work: Callable[[], None]) -> None:
 
 
 def _travels(name: str) -> bool:
-    return not any(part.startswith(".") or part in RAYS_OWN for part in PurePosixPath(name).parts)
+    """Whether a relative path is one of a folder's own, and neither hidden nor Ray's."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and not any(part.startswith(".") or part in RAYS_OWN for part in path.parts)
 
 
 def _marker(name: str) -> str:

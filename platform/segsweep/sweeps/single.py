@@ -11,6 +11,7 @@ from typing import Any
 
 import ray.tune
 
+from segsweep.data import storage
 from segsweep.data.mirror import Mirror, shared
 from segsweep.errors import SegsweepError
 from segsweep.models.catalogue import Registered
@@ -51,6 +52,7 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     name = f"{run.trainable}-{dataset}-{run.digest}-{prepared.store.digest[:6]}"
     folder = place.runs / name
     trained = shared(place).at(folder)
+    storage.exists(f"{trained.uri}/{RESULT}")  # where there is no such bucket, that is said before anything is trained
     trained.fetch(light)
     tracker = Tracker(place, experiment=dataset)
     outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))

@@ -39,7 +39,7 @@ from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_database import studied
 from segsweep.sweeps.tuning_models import register_best, sweep_note
 from segsweep.sweeps.tuning_options import SweepOptions
-from segsweep.sweeps.tuning_record import FILE, StudyRecord
+from segsweep.sweeps.tuning_record import FILE, StudyRecord, restore
 from segsweep.sweeps.tuning_sampling import FixedTrial, queued
 from segsweep.sweeps.tuning_shared import base_run, first_config, folds_of, settings_of
 from segsweep.sweeps.tuning_start import Start, search_start
@@ -51,6 +51,7 @@ from segsweep.sweeps.tuning_study import (
     ended_trials,
     has_unfinished,
     learning_curves,
+    open_database,
     open_study,
     trials_left,
 )  # fmt: skip
@@ -109,7 +110,7 @@ def tune(
     settings = {**settings_of(space, base=base, store=opened, options=chosen), "fixed": fixed}
     sweep, home = place.sweeps / name, shared(place)
     with _alone(home.at(sweep)):
-        kept = f"{home.at(sweep).uri}/{FILE}" if place.uri else ""
+        kept = _kept(name, workspace=place)
         study = open_study(
             place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler, record=kept
         )
@@ -187,6 +188,11 @@ def tune(
             record.save(now=True)
 
 
+def _kept(sweep: str, *, workspace: Workspace) -> str:
+    """Where the record of a sweep's study lies; nowhere on a shared disk."""
+    return f"{shared(workspace).at(workspace.sweeps / sweep).uri}/{FILE}" if workspace.uri else ""
+
+
 def _seen(name: str) -> bool:
     """Whether a driver looks at a file of the sweep's folder; two of a bucket's are read there and nowhere else."""
     return light(name) and name not in (FILE, LEASE)
@@ -254,6 +260,8 @@ def _start(
             report("stop=paired", 0, 0, words)
     if comparison_of(recipe):
         return None
+    for earlier in options.earlier if workspace.uri else ():
+        restore(open_database(workspace.studies_uri), name=earlier, uri=_kept(earlier, workspace=workspace))
     return search_start(
         recipe, sampler=options.sampler, objective=options.objective, warm=options.earlier, storage=workspace.studies_uri,
         prepared=prepared, fixed=fixed,
