@@ -12,6 +12,7 @@ import ray
 
 from segsweep.data.parallel import Node, known_nodes, largest_memory
 from segsweep.errors import ResourceError
+from segsweep.sweeps.head import watch_head
 
 # Users meet Ray's own words only where they help: warnings and errors.
 QUIET = {
@@ -87,6 +88,8 @@ def connect() -> bool:
             raise ResourceError(
                 f"RAY_ADDRESS={address}: cannot connect ({error}); check the address and the token"
             ) from None
+        head = ray.get_runtime_context().gcs_address
+        watch_head(head, joined=lambda: ray.is_initialized() and ray.get_runtime_context().gcs_address == head)
         return True
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
