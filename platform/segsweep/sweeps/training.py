@@ -42,10 +42,10 @@ from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.meter import Meter
 from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import Prepared, prepare
-from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record
+from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record, epochs_of
 from segsweep.sweeps.recovery import own_errors
 from segsweep.sweeps.relay import Waiting, relayed
-from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
+from segsweep.sweeps.shortage import SHORTAGE, full_disks, note, ran_out
 from segsweep.sweeps.validation import Validated, summarise, validate
 
 RESULT, STOP, TRANSFER = "result.json", "stop", "transfer.json"
@@ -61,7 +61,12 @@ TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
 def train_run(config: Mapping[str, Any]) -> None:
     """Body of a Ray Train worker. `config`: run (JSON), folder. Reports each epoch and, last, the result."""
-    run, folder = Run(**config["run"]), Path(config["folder"])
+    folder = Path(config["folder"])
+    with full_disks(folder):
+        _train_run(Run(**config["run"]), folder=folder)
+
+
+def _train_run(run: Run, *, folder: Path) -> None:
     prepared = prepare(run)
     setting = _setting(prepared)
     checkpoints = folder / "checkpoints"
@@ -150,7 +155,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
     while not (folder / RESULT).is_file():  # workers that left a node in time left none
         tidy(folder)
         free_orphans()
-        begun = checkpoint.latest(folder / "checkpoints")
+        reached = len(epochs_of(folder))
         try:
             _trainer(run, folder=folder, resources=resources, callbacks=callbacks or []).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
@@ -158,7 +163,7 @@ def fit(run: Run, *, folder: Path, resources: Resources, callbacks: list[Any] | 
             if lacked:
                 prepared = prepare(run)
                 note(folder, patch_size=prepared.task.patch_size, batch_size=prepared.params.batch_size or 1)
-            deaths = deaths + 1 if checkpoint.latest(folder / "checkpoints") == begun else 0
+            deaths = 0 if len(epochs_of(folder)) > reached else deaths + 1
             if lacked or deaths > MOST_RESTARTS:
                 raise
     tidy(folder)
