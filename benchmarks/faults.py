@@ -214,13 +214,13 @@ def spot_notice(lab: Lab) -> Row:
 
 
 def hang(lab: Lab) -> Row:
-    """A worker stops answering; after 10 s (by default 120) it is given up."""
+    """A worker stops answering; after 30 s (by default 120) it is given up."""
 
     def disturb(_: Raylets) -> tuple[str, float]:
         hold("RayTrainWorker")
         return "nothing; a worker was stopped (SIGSTOP)", time.time()
 
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "10"
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "30"
     return disturbed(lab, nodes=2, trials=1, workers=2, disturb=disturb, quick=True)
 
 

@@ -17,7 +17,7 @@ from ray.util import placement_group_table
 
 from segsweep.sweeps.cluster import connect
 
-PATIENCE = 300.0
+PATIENCE = 900.0
 # A node is given up after two looks, half a second apart: with Ray's own settings it takes about 15 s.
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
 

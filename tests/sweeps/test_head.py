@@ -10,7 +10,7 @@ import sys, time
 from segsweep.sweeps.head import watch_head
 end = time.monotonic() + float(sys.argv[2])
 watch_head(sys.argv[1], joined=lambda: time.monotonic() < end, away=1.0)
-time.sleep(5 + float(sys.argv[2]))
+time.sleep(3 + float(sys.argv[2]))
 """
 
 
