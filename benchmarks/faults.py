@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
-from raylets import Raylets, hold, leftovers, nodes_of, raylets, wait_for
+from raylets import PATIENCE, Raylets, hold, leftovers, nodes_of, raylets, wait_for
 
 from segsweep import recipes
 from segsweep.data.conversion import convert
@@ -213,13 +214,13 @@ def spot_notice(lab: Lab) -> Row:
 
 
 def hang(lab: Lab) -> Row:
-    """A worker stops answering; after 10 s (by default 120) it is given up."""
+    """A worker stops answering; after 30 s (by default 120) it is given up."""
 
     def disturb(_: Raylets) -> tuple[str, float]:
         hold("RayTrainWorker")
         return "nothing; a worker was stopped (SIGSTOP)", time.time()
 
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "10"
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "30"
     return disturbed(lab, nodes=2, trials=1, workers=2, disturb=disturb, quick=True)
 
 
@@ -244,6 +245,43 @@ def conversion(lab: Lab) -> Row:
     )  # fmt: skip
 
 
+def head(lab: Lab) -> Row:
+    """The head goes with all nodes while `segsweep tune` runs elsewhere; the same command on a new cluster ends the sweep."""
+    code = "import sys; from segsweep.cli import main; sys.exit(main())"
+    options = ["trials=1", "workers=2", "register=0", "name=toy"]
+    command = [sys.executable, "-c", code, "tune", "tiny", str(lab.shared / "store"), *options]
+    os.environ["SEGSWEEP_WORKSPACE"] = str(lab.folder)
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    with raylets(nodes=2) as cluster:
+        driver = begin()
+        wait_for(lambda: lab.reached(epochs=2))
+        ray.shutdown()
+        moment = cluster.kill_head()
+        words, _ = driver.communicate(timeout=PATIENCE)
+    ended, told = time.time(), words.strip().splitlines()[-1:]
+    print(f"{ended - moment:.0f} s after the kill the driver ended with {driver.returncode}: {told}", file=sys.stderr)
+    wrong = (
+        []
+        if driver.returncode == 1 and "Traceback" not in words and told[0].startswith("segsweep: the head of")
+        else [words]
+    )
+    with raylets(nodes=2):
+        driver = begin()
+        words, _ = driver.communicate(timeout=PATIENCE)
+        wrong += [words] if driver.returncode else []
+    wrong += lab.unlike(Lab(shared=lab.shared, folder=lab.shared / "undisturbed-2"), trials=1)
+    again = len(lab.moments("epoch")) - EPOCHS
+    wrong += [f"{again} epochs were trained again"] if again > 1 else []
+    launched = [begun for begun in lab.moments("launch") if begun > ended]
+    return Row(
+        fault="", killed="the head, and its cluster begun anew", lost=f"{again} of {EPOCHS} epochs",
+        resumed=min(launched, default=ended) - ended, wrong=tuple(wrong),
+    )  # fmt: skip
+
+
 FAULTS: dict[str, Callable[[Lab], Row]] = {
     "worker-node": worker_node,
     "trial-node": trial_node,
@@ -251,16 +289,22 @@ FAULTS: dict[str, Callable[[Lab], Row]] = {
     "spot-notice": spot_notice,
     "hang": hang,
     "conversion": conversion,
+    "head": head,
 }
-NEEDED = {"worker-node": 2, "trial-node": 2, "node-in-sweep": 1, "spot-notice": 2, "hang": 2}
+NEEDED = {"worker-node": 2, "trial-node": 2, "node-in-sweep": 1, "spot-notice": 2, "hang": 2, "head": 2}
+
+
+def write_project(folder: Path) -> Path:
+    """A user's own project, with the recipes of the tiny sweep."""
+    for kind, name, text in (("trainables", "noted", TRAINABLE), ("search_spaces", "tiny", SPACE)):
+        (folder / kind).mkdir(parents=True)
+        (folder / kind / f"{name}.py").write_text(f'"""Toy."""\n{textwrap.dedent(text)}')
+    return folder
 
 
 def run_alone(lab: Lab, *, fault: str) -> Any:
     """In a process of its own, for its own Ray and its own recipes; a Row, if it is one, as JSON."""
-    project = lab.folder / "project"
-    for kind, name, text in (("trainables", "noted", TRAINABLE), ("search_spaces", "tiny", SPACE)):
-        (project / kind).mkdir(parents=True)
-        (project / kind / f"{name}.py").write_text(f'"""Toy."""\n{textwrap.dedent(text)}')
+    project = write_project(lab.folder / "project")
     command = [sys.executable, __file__, "--alone", fault, str(lab.shared), str(lab.folder)]
     done = subprocess.run(
         command, env={**os.environ, "SEGSWEEP_PROJECT": str(project)}, stdout=subprocess.PIPE, text=True, check=True

@@ -10,14 +10,14 @@ from typing import Any
 
 import ray
 from ray._private.state import actors
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  compiled
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
 from segsweep.sweeps.cluster import connect
 
-PATIENCE = 300.0
+PATIENCE = 900.0
 # A node is given up after two looks, half a second apart: with Ray's own settings it takes about 15 s.
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
 
@@ -44,18 +44,17 @@ class Raylets:
     def kill(self, node_id: str) -> float:
         """End a node and all its processes at once, as a power cut does; when that was (seconds of the epoch)."""
         node = self.nodes.pop(node_id)
-        doomed = _with_children(node.all_processes["raylet"][0].process.pid)
-        for pid in doomed:
-            os.kill(pid, signal.SIGSTOP)  # or some would still hear that others are gone
-        for pid in doomed:
-            os.kill(pid, signal.SIGKILL)
-        moment = time.time()
+        moment = _end(node, kinds=("raylet",))
         self.cluster.remove_node(node, allow_graceful=False)
         return moment
 
+    def kill_head(self) -> float:
+        """End the head at once; when that was (seconds of the epoch)."""
+        return _end(self.cluster.head_node, kinds=("raylet", "gcs_server"))
+
     def drain(self, node_id: str, *, seconds: int) -> float:
         """Say that a node will be taken away after so many seconds; when that was said (seconds of the epoch)."""
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]  made by protobuf
         moment = time.time()
         accepted, why = GcsClient(address=self.cluster.gcs_address).drain_node(
             node_id, reason, "spot notice", int((moment + seconds) * 1000)
@@ -69,7 +68,7 @@ class Raylets:
 def raylets(*, nodes: int, quick: bool = True) -> Iterator[Raylets]:
     """A cluster for the time of a `with` block, which this process has joined."""
     found = Raylets(nodes=nodes, quick=quick)
-    os.environ["RAY_ADDRESS"] = found.cluster.address
+    os.environ["RAY_ADDRESS"] = str(found.cluster.address)
     try:
         connect()
         yield found
@@ -109,6 +108,15 @@ def wait_for(condition: Callable[[], Any]) -> Any:
             raise SystemExit(f"waited in vain for {condition}")
         time.sleep(0.02)
     return found
+
+
+def _end(node: Any, *, kinds: tuple[str, ...]) -> float:
+    doomed = [pid for kind in kinds for pid in _with_children(node.all_processes[kind][0].process.pid)]
+    for pid in doomed:
+        os.kill(pid, signal.SIGSTOP)  # or some would still hear that others are gone
+    for pid in doomed:
+        os.kill(pid, signal.SIGKILL)
+    return time.time()
 
 
 def _with_children(pid: int) -> list[int]:

@@ -100,7 +100,6 @@ def test_only_errors_that_are_no_deaths_are_told(monkeypatch: pytest.MonkeyPatch
     assert told == [{OWN_ERROR: True}]
 
 
-@ray.remote(num_cpus=0)
 class Controller:
     """Holds a place for workers, as Ray Train's does."""
 
@@ -119,7 +118,8 @@ def test_places_of_workers_are_freed_when_their_controller_is_dead_and_not_befor
     before = states()
     mine = placement_group([{"memory": 1}])
     ray.get(mine.ready())
-    living, dying = Controller.remote(), Controller.remote()
+    controller: Any = ray.remote(num_cpus=0)(Controller)
+    living, dying = controller.remote(), controller.remote()
     ray.get([living.reserve.remote(), dying.reserve.remote()])
     assert states() == [*before, *["CREATED"] * 3]
     ray.kill(dying)

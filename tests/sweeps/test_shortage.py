@@ -1,5 +1,6 @@
 """A lack of memory is told from every other failure, in the words of whoever noticed it."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import ray.exceptions
 import torch
 from ray.train import WorkerGroupError
 
-from segsweep.sweeps.shortage import note, noted, ran_out
+from segsweep.errors import ResourceError
+from segsweep.sweeps.shortage import full_disks, note, noted, ran_out
 
 
 def failed(error: Exception, *, words: str = "") -> WorkerGroupError:
@@ -69,3 +71,14 @@ def test_a_folder_keeps_what_was_too_large(tmp_path: Path) -> None:
     (tmp_path / "trial" / "fold-1").mkdir(parents=True)
     note(tmp_path / "trial" / "fold-1", patch_size=(8, 8, 8), batch_size=1)
     assert noted(tmp_path / "trial") == {"patch_size": [8, 8, 8], "batch_size": 1}, "one fold's lack is its trial's"
+
+
+def test_a_full_disk_is_told_with_its_node_and_place(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ResourceError, match=f"^node {socket.gethostname()}: the disk of {tmp_path} is full; free space"),
+        full_disks(tmp_path),
+        Path("/dev/full").open("w") as stream,
+    ):
+        stream.write("a checkpoint")
+    with pytest.raises(FileNotFoundError), full_disks(tmp_path):
+        (tmp_path / "absent").read_text()

@@ -24,7 +24,7 @@ from segsweep.run import Run
 from segsweep.sweeps import preparing, training
 from segsweep.sweeps.cluster import OURS, Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
-from segsweep.sweeps.record import add_epoch, epochs_of
+from segsweep.sweeps.record import RECORD, add_epoch, epochs_of
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import as_trainable, fit
 from segsweep.sweeps.validation import summarise
@@ -248,7 +248,7 @@ class Failing:
             if error is not None:
                 raise error if isinstance(error, RayActorError) else WorkerGroupError("closed by peer", {0: error})
             self.epochs += 1
-            (self.folder / "record").mkdir(exist_ok=True)
+            (self.folder / RECORD).mkdir(exist_ok=True)
             add_epoch(self.folder, {"epoch": self.epochs})
         (self.folder / "result.json").write_text('{"status": "finished"}')
 

@@ -16,7 +16,8 @@ from segsweep import recipes
 from segsweep.data import storage
 from segsweep.data.parallel import Node, known_nodes, largest_memory
 from segsweep.errors import ResourceError
-from segsweep.sweeps.admission import demand_admission
+from segsweep.sweeps.admission import CLIENT, demand_admission
+from segsweep.sweeps.head import watch_head
 from segsweep.sweeps.token import keep_token, use_token
 
 # Users meet Ray's own words only where they help: warnings and errors.
@@ -125,6 +126,9 @@ def _join(address: str) -> None:
         )
     except (ConnectionError, RuntimeError) as error:
         raise ResourceError(f"RAY_ADDRESS={address}: cannot connect ({error}); check the address") from None
+    if not address.startswith(CLIENT):  # with Ray's client the driver is a process on the head
+        head = ray.get_runtime_context().gcs_address
+        watch_head(head, joined=lambda: ray.is_initialized() and ray.get_runtime_context().gcs_address == head)
 
 
 def _project() -> dict[str, list[str]]:

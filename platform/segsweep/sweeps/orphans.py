@@ -3,7 +3,7 @@
 import ray
 from ray import ActorID, PlacementGroupID
 from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  made by protobuf
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 # The maker of a group that no actor made.

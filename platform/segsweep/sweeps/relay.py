@@ -51,7 +51,7 @@ class Waiting(ControllerCallback):
             self._since, self._told = None, False
         elif isinstance(current_state, SchedulingState):
             self._since = self._since or time.time()
-            self._wanted = current_state.scaling_decision.num_workers
+            self._wanted = current_state.scaling_decision.num_workers  # type: ignore[attr-defined]  only a new size is scheduled
         elif isinstance(current_state, ReschedulingState):
             free_orphans()
             if not self._told:

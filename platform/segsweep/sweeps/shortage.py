@@ -1,12 +1,16 @@
-"""A training that ran out of memory: how its error tells so, and what its folder keeps of it for the study."""
+"""A training that ran out of memory, or of disk: how its error tells so, and what its folder keeps of it for the study."""
 
+import errno
 import json
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from segsweep.data.manifest import write_json
+from segsweep.errors import ResourceError
 from segsweep.sweeps.folds import FOLD_FOLDERS
 
 SHORTAGE = "out_of_memory.json"
@@ -31,3 +35,17 @@ def noted(folder: Path) -> dict[str, Any] | None:
     """What `note` wrote there, or in the folder of a trial's fold; None for a run that had memory enough."""
     found = [path for path in (folder / SHORTAGE, *folder.glob(f"{FOLD_FOLDERS}/{SHORTAGE}")) if path.is_file()]
     return json.loads(found[0].read_text()) if found else None
+
+
+@contextmanager
+def full_disks(folder: Path) -> Iterator[None]:
+    """Raise ResourceError, which says where, when a disk is full in the block; `folder` is told of when the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"node {socket.gethostname()}: the disk of {error.filename or folder} is full; "
+            "free space there, then give the same command again"
+        ) from error

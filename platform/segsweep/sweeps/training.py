@@ -53,7 +53,7 @@ from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record, epochs_of
 from segsweep.sweeps.recovery import own_errors
 from segsweep.sweeps.relay import Waiting, relayed
-from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
+from segsweep.sweeps.shortage import SHORTAGE, full_disks, note, ran_out
 from segsweep.sweeps.validation import Validated, summarise, validate
 
 RESULT, STOP, TRANSFER = "result.json", "stop", "transfer.json"
@@ -73,7 +73,7 @@ TRIAL_BYTES = 2**30
 
 def train_run(config: Mapping[str, Any]) -> None:
     """Body of a Ray Train worker. `config`: run (JSON), folder. Reports each epoch and, last, the result."""
-    with working(config["folder"]) as place:
+    with working(config["folder"]) as place, full_disks(place.folder):
         place.fetch()
         _train(Run(**config["run"]), place=place)
 
@@ -184,7 +184,7 @@ def _fit(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any])
     while not (folder / RESULT).is_file():  # workers that left a node in time left none
         tidy(folder)
         free_orphans()
-        begun = len(epochs_of(folder))
+        reached = len(epochs_of(folder))
         try:
             _trainer(run, place=place, resources=resources, callbacks=callbacks).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
@@ -193,7 +193,7 @@ def _fit(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any])
             if lacked:
                 prepared = prepare(run)
                 note(folder, patch_size=prepared.task.patch_size, batch_size=prepared.params.batch_size or 1)
-            deaths = deaths + 1 if len(epochs_of(folder)) == begun else 0
+            deaths = 0 if len(epochs_of(folder)) > reached else deaths + 1
             if lacked or deaths > MOST_RESTARTS:
                 raise
         place.fetch(light)
