@@ -1,5 +1,7 @@
 """A cluster's nodes, as the laptop hears of them."""
 
+from typing import Any
+
 import pytest
 import ray
 
@@ -12,7 +14,8 @@ def test_the_head_is_told_with_what_is_busy() -> None:
         def ready(self) -> bool:
             return True
 
-    busy = ray.remote(num_cpus=1)(Busy).remote()  # type: ignore[attr-defined]
+    remote: Any = ray.remote
+    busy = remote(num_cpus=1)(Busy).remote()
     assert ray.get(busy.ready.remote())
     (node,) = census()
     assert (node["address"], node["head"]) == ("127.0.0.1", True)
