@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from segsweep.data.arrays import IMAGE, LABEL, GridData, GridReader, write_grid
-from segsweep.data.copies import COPIED_AT
+from segsweep.data.copies import COPIED_AT, TOUCHED_EVERY
 from segsweep.data.geometry import Geometry
 from segsweep.errors import StoreError
 
@@ -149,6 +149,17 @@ def test_a_cache_without_room_changes_nothing(
     read_patches(opened)
     assert np.array_equal(opened.read_image(REGION), data.image[(slice(None), *REGION)])
     assert entries(cache) == []
+
+
+def test_a_copy_that_was_dropped_is_closed(grid: Path, data: GridData, cache: Path) -> None:
+    opened = reader(grid)
+    read_patches(opened)
+    (copy,) = entries(cache)
+    assert str(copy) in Path("/proc/self/maps").read_text()
+    shutil.rmtree(copy)
+    read_patches(opened, times=TOUCHED_EVERY)
+    assert str(copy) not in Path("/proc/self/maps").read_text(), "its mapping would hold the disk"
+    assert np.array_equal(opened.read_label(REGION), data.label[REGION])
 
 
 def test_copies_in_recent_use_are_not_traded_for_others(

@@ -214,7 +214,7 @@ def test_a_storage_that_stays_away_is_given_up(uri: str, object_storage: Any, ca
 
 def test_credentials_that_ran_out_are_named_at_once(uri: str, object_storage: Any) -> None:
     object_storage.faults = {"/image/c/0": [400] * 2}
-    with pytest.raises(StoreError, match=r"image/c/0: .* credentials, which may have run out; renew AWS_SESSION_TOKEN"):
+    with pytest.raises(StoreError, match=r"image/c/0: .* credentials that have run out; renew AWS_SESSION_TOKEN"):
         download(uri).fetch()
     assert len(object_storage.faults["/image/c/0"]) == 1
 

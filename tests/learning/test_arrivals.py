@@ -1,20 +1,26 @@
 """Cases come in the order of the batches that need them; a later batch takes nothing from an earlier one, and nobody waits for ever."""
 
+import dataclasses
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from itertools import cycle
 from typing import Any
 
 import pytest
 
+from segsweep.errors import StoreError
 from segsweep.learning.arrivals import Arrivals
+from segsweep.learning.feeding import feed
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.sampling import Turn
+from segsweep.learning.setting import Setting
 
 
 class Shelf:
     """A cache of so many places, where what is not spared makes room."""
 
     def __init__(self, places: int) -> None:
-        self.places, self.held = places, list[str]()
+        self.places, self.held, self.lock = places, list[str](), threading.Lock()
 
     def case(self, key: str) -> TrainingCase:
         grid: Any = None
@@ -27,13 +33,16 @@ class Item:
 
     def fetch(self, spare: Collection[str] = (), /) -> bool:
         held = self._shelf.held
-        if self.key not in held:
-            idle = [key for key in held if key not in spare]
-            if len(held) == self._shelf.places:
-                if not idle:
-                    return False
-                held.remove(idle[0])
-            held.append(self.key)
+        if self.key == "damaged":
+            raise StoreError("damaged")
+        with self._shelf.lock:
+            if self.key not in held:
+                idle = [key for key in held if key not in spare]
+                if len(held) == self._shelf.places:
+                    if not idle:
+                        return False
+                    held.remove(idle[0])
+                held.append(self.key)
         return True
 
 
@@ -71,6 +80,20 @@ def test_an_earlier_batch_takes_what_a_later_one_fetched(shelf: Shelf) -> None:
 def test_the_first_batch_never_waits(shelf: Shelf) -> None:
     Arrivals().fetch([shelf.case(key) for key in "abc"], number=0)
     assert shelf.held == ["a", "b"]
+
+
+def test_what_one_batch_may_not_fetch_ends_the_feeding_and_no_other_waits_for_it(
+    ball_setting: Callable[..., Setting], shelf: Shelf
+) -> None:
+    setting = ball_setting()
+    cases = [
+        dataclasses.replace(case, distant=shelf.case(name).distant)
+        for case, name in zip(cycle(setting.training), ("a", "b", "damaged", "c", "d"), strict=False)
+    ]
+    turns = [Turn(seed=setting.seed, step=step) for step in range(40)]
+    with pytest.raises(StoreError, match="damaged"):
+        list(feed(cases, setting=setting, params=setting.params, turns=turns))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_nobody_waits_when_no_batch_is_wanted(shelf: Shelf) -> None:

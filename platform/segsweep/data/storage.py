@@ -38,8 +38,8 @@ _DENIED = (
     "the object storage denies access; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to credentials that may do this"
 )
 _EXPIRED = (
-    "the object storage refuses the credentials, which may have run out; renew AWS_SESSION_TOKEN and the keys that belong to it, "
-    "and run the command again"
+    "the object storage refuses the request (status 400), as it does with credentials that have run out; renew AWS_SESSION_TOKEN and the "
+    "keys that belong to it, or correct AWS_REGION"
 )
 _NO_BUCKET = "the bucket does not exist; correct its name, or make it first"
 _REASONS = {

@@ -12,6 +12,7 @@ class Arrivals:
     def __init__(self) -> None:
         self._needs: dict[int, list[Distant]] = {}
         self._changed = threading.Condition()
+        self._closed = False
 
     def fetch(self, cases: Sequence[TrainingCase], *, number: int) -> None:
         """Fetch what a batch draws from, and wait for earlier ones to end where there is no room beside what they need.
@@ -25,7 +26,7 @@ class Arrivals:
         for one in needed:
             while not one.fetch(self._spared(number)):
                 with self._changed:
-                    if min(self._needs, default=number) >= number:
+                    if self._closed or min(self._needs, default=number) >= number:
                         return
                     self._changed.wait()
 
@@ -36,9 +37,9 @@ class Arrivals:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """No batch is wanted any more."""
+        """No batch is wanted any more, and nobody waits."""
         with self._changed:
-            self._needs.clear()
+            self._closed = True
             self._changed.notify_all()
 
     def _spared(self, number: int) -> set[str]:

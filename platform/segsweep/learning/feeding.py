@@ -40,17 +40,23 @@ def feed(
     def find(numbered: tuple[int, Turn]) -> _Numbered:
         number, turn = numbered
         near = partial(arrivals.fetch, number=number)
-        return number, locate(cases, task=setting.task, params=params, turn=turn, unlabelled=unlabelled, near=near)
+        try:
+            return number, locate(cases, task=setting.task, params=params, turn=turn, unlabelled=unlabelled, near=near)
+        except BaseException:
+            arrivals.close()  # the feeding ends here: batches that come later must not wait for this one
+            raise
 
     def make(found: _Numbered) -> Batch:
         number, located = found
-        with torch.cuda.stream(stream) if stream else nullcontext():
-            batch = cut_out(located, task=setting.task, params=params, device=device)
-            batch = replace(batch, annotated=batch.annotated.to(device), source=batch.source.to(device))
-        if stream:
-            stream.synchronize()
-        arrivals.done(number)
-        return batch
+        try:
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                batch = cut_out(located, task=setting.task, params=params, device=device)
+                batch = replace(batch, annotated=batch.annotated.to(device), source=batch.source.to(device))
+            if stream:
+                stream.synchronize()
+            return batch
+        finally:
+            arrivals.done(number)
 
     workers, depth = (GPU_WORKERS, GPU_WORKERS) if stream else (1, 2)
     with ExitStack() as stack:
