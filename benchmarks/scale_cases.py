@@ -98,7 +98,7 @@ def simulate(folder: Path, *, cases: int) -> Dataset:
     record.pop("digest")
     digests = list(reading.source_digests(source))
     sampled = np.random.default_rng(0).integers(-1000, 1000, (1, building.MOST_INTENSITIES)).astype(np.int16)
-    sources = []
+    sources, last, entry = [], template, {}
     for number in range(cases):
         if number % MOST_LINKS == 0:
             np.save(template / f"{number}.npy", sampled)

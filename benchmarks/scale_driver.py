@@ -93,7 +93,7 @@ class Driver:
             self.study, suggest_config=lambda trial: recipe.space(trial, PLAN), sweep=self.folder, trials=sweep.trials,
             report=silent,
         )  # fmt: skip
-        self.rule = make_scheduler("asha", grace=0.1, curves={})
+        self.rule: Any = make_scheduler("asha", grace=0.1, curves={})
         self.outbox = Outbox(Tracker(self._workspace, experiment="scale"), name="scale", say=print)
         self.outbox.begin(PARENT, name="scale")
         inputs = [

@@ -3,13 +3,14 @@
 Trials sleep; GPUs are numbers that Ray is told of. Machines are several raylets on this one.
 """
 
+import contextlib
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import ray.train
 import ray.tune
@@ -112,10 +113,10 @@ class _Look(ray.tune.Callback):
             return
         self._reports["seen"] = 10**9
         held: dict[str, list[float]] = defaultdict(list)
-        for process in psutil.Process().children(recursive=True):
-            name = process.cmdline()[0] if process.cmdline() else ""
+        for process in _below(os.getpid()):
+            name = (process / "cmdline").read_text().split("\0")[0]
             if name.startswith("ray::") and "IDLE" not in name:
-                held[name.split(".")[0].split("(")[0].split()[0]].append(process.memory_full_info().pss / 1e6)
+                held[name.split(".")[0].split("(")[0].split()[0]].append(_pss(process))
         for name, sizes in sorted(held.items()):
             self._figures.add(f"{name}: processes a trial", at=self._at_once, value=len(sizes) / self._at_once, unit="")
             self._figures.add(f"{name}: memory (PSS)", at=self._at_once, value=sum(sizes) / len(sizes), unit="MB")
@@ -139,6 +140,24 @@ class _Count(ray.tune.Callback):
             self._figures.add("Tune: driver's memory", at=self._ended, value=megabytes(), unit="MB")
             state = sum(path.stat().st_size for path in self._folder.glob("experiment_state*"))
             self._figures.add("Tune: its record of all trials", at=self._ended, value=state / 1e6, unit="MB")
+
+
+def _below(root: int) -> list[Path]:
+    """The processes that a process began, and those that they began, as folders of /proc."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    below = {root}
+    while more := {process for process, parent in parents.items() if parent in below} - below:
+        below |= more
+    return [Path("/proc", str(process)) for process in below - {root}]
+
+
+def _pss(process: Path) -> float:
+    """Memory of a process in 10^6 bytes, what it shares with others divided among them."""
+    line = next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def _nothing(config: dict[str, Any]) -> None:  # noqa: ARG001
