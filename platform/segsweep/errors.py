@@ -47,8 +47,9 @@ def understood(document: str, *, otherwise: type[SegsweepError], do: str) -> Ite
     try:
         yield
     except _UNREADABLE as error:
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-        raise otherwise(f"{document}: cannot be used ({reason[:_MOST_CHARACTERS]}); {do}") from None
+        words = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+        reason = " ".join(words.split())[:_MOST_CHARACTERS]
+        raise otherwise(f"{document}: cannot be used ({reason}); {do}") from None
 
 
 # More names than this are counted instead of listed.

@@ -9,10 +9,12 @@ from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, SPACING_MM
 
 
 def demand_case(values: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError for a case whose name could be another file's, or whose grids no conversion lets in."""
+    """Raise ValueError or TypeError for a case whose name could be another file's, or whose voxels or grids no conversion lets in."""
     case_id = values["case_id"]
     if not CASE_ID.fullmatch(case_id):
         raise ValueError(f"a case is called {case_id!r}, which is no name for its files")
+    if not all(type(count) is int and count >= 0 for count in values["voxels"]):
+        raise ValueError(f"the voxels of {case_id} are counted as {values['voxels']}")
     for grid in (values["geometry"], values["source_geometry"]):
         if not _is_scans(grid):
             raise ValueError(f"a grid of {case_id} is {grid}, which no scan has")
