@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from segsweep import recipes
@@ -13,7 +14,7 @@ from segsweep.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("methods.md", "sweeps.md", "results.md", "troubleshooting.md"))
+PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("methods.md", "sweeps.md", "results.md", "troubleshooting.md", "cluster.md"))
 FILE_MAP = (ROOT / "docs" / "map.md").read_text()
 
 
@@ -39,9 +40,10 @@ def test_both_commands_stand_on_the_first_screen() -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"^    (segsweep .*)$", README + PAGES, flags=re.MULTILINE))
 def test_every_printed_command_is_understood(line: str) -> None:
-    verb, *arguments = shlex.split(line.partition("#")[0])[1:]
-    command = get_command(app).commands[verb]  # type: ignore[attr-defined]
-    with command.make_context(verb, arguments):
+    command, arguments = get_command(app), shlex.split(line.partition("#")[0])[1:]
+    while isinstance(command, TyperGroup):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    with command.make_context("", arguments):
         pass
 
 
