@@ -16,13 +16,16 @@ from segsweep.data import storage
 from segsweep.data.store import open_store
 from segsweep.evaluation.measure import Measure
 from segsweep.learning import checkpoint
+from segsweep.learning.checkpoint import Snapshot
 from segsweep.models.ensemble import build
+from segsweep.models.registry import fetch
 from segsweep.models.scores import scan_scores
 from segsweep.models.tracking import Tracker, connect
 from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.initial import pin
 from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.single import train
 from segsweep.sweeps.training import fit, request_stop
 from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_options import SweepOptions
@@ -152,15 +155,29 @@ def test_a_sweep_outlives_its_drivers_machine(
     (kept,) = files(f"{shared}/scores")
     assert read(f"{shared}/scores/{kept}")["dice"] == scores
 
-    pinned = pin({"initial": done.registered[0].uri}, workspace=place)["initial"]
-    assert pinned.startswith(f"{shared}/initial/")
-    shutil.rmtree(two / "artifacts")
-    started = Run(trainable="unet", store=store, params={**tiny, "initial": pinned})
-    fit(started, folder=f"{shared}/runs/started", resources=Resources(cpus=1))
-    assert read(f"{shared}/runs/started/transfer.json")["loaded"]
-    everything = [storage.read_bytes(f"{shared}/{name}") for name in files(shared)]
-    everything += [path.read_bytes() for path in two.rglob("*") if path.is_file()]
-    assert not [content for content in everything if b"tester" in content], "names and keys of the storage stay out"
+
+def test_a_run_starts_from_a_model_in_the_bucket_and_is_registered_from_there(
+    okbp_store: Path, sent: Callable[[Path], str], object_storage: Any, tmp_path: Path, tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = Workspace(root=tmp_path / "root", uri=f"{object_storage.uri}/lab")
+    place.root.mkdir()
+    run = Run(trainable="unet", store=sent(okbp_store), params=tiny)
+    prepared = prepare(run)
+    weights = prepared.method.build(prepared.params, task=prepared.task).state_dict()
+    document = {"run": run.to_json(), "task": prepared.task.to_json(), "params": {}}
+    checkpoint.save(tmp_path / "old" / "model", snapshot=Snapshot(weights=weights, metrics={}, epoch=0), run=document)
+    initial = pin({"initial": str(tmp_path / "old")}, workspace=place)
+    shutil.rmtree(tmp_path / "old")
+
+    done = train(dataclasses.replace(run, params={**tiny, **initial}), workspace=place)
+    uri = f"{place.uri}/runs/{done.folder.name}"
+    assert read(f"{uri}/transfer.json")["new"] == [] and read(f"{uri}/result.json") == done.result
+    assert checkpoint.verify(fetch(done.registered.uri, workspace=place)) == done.result["digest"]
+    everything = [storage.read_bytes(f"{place.uri}/{name}") for name in files(place.uri)]
+    everything += [path.read_bytes() for path in place.root.rglob("*") if path.is_file()]
+    assert not [content for content in everything if b"tester" in content], "the storage's keys stay out"
     client = connect(place)
     told = [run.data for run in client.search_runs([one.experiment_id for one in client.search_experiments()])]
-    assert str(tmp_path) not in str([[data.params, data.tags] for data in told])
+    assert told and str(tmp_path) not in str([[data.params, data.tags] for data in told])

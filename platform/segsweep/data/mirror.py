@@ -141,8 +141,10 @@ def working(place: str | Path) -> Iterator[Mirror]:
         yield Mirror(uri=str(place), folder=Path(place))
         return
     uri = storage.address(place)
-    with _copy() as folder:
-        yield Mirror(uri=uri, folder=folder / PurePosixPath(uri).name)
+    with _copy() as copy:
+        folder = copy / PurePosixPath(uri).name
+        folder.mkdir()
+        yield Mirror(uri=uri, folder=folder)
 
 
 @contextmanager
