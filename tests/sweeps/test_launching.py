@@ -60,6 +60,7 @@ def test_a_command_of_ray_that_fails_is_one_sentence(launch: Launch) -> None:
     [
         (["make: *** No rule 'x'.", "Shared connection closed.", "!!!", "Failed to setup head node."], "make: *** No rule 'x'"),
         (["E: Unable to locate package y", "bash: psql: command not found", "Setup command failed."], "bash: psql: command not found"),
+        (["bash: ray: command not found", 'File "x", in y', "raise X(fail)", "click.exceptions.X: fail"], "bash: ray: command not found"),
         (["one", "two", ""], "two"),
         ([], "it said nothing"),
     ],

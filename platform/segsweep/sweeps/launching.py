@@ -29,7 +29,8 @@ TROUBLE = re.compile(r"error|fail|denied|refused|not found|no such|unreachable|t
 # Lines that say that something failed, not what.
 EMPTY_WORDS = re.compile(
     r"!!!|update-failed|Failed to setup head node|(Setup|SSH|Initialization) command failed|Full traceback|^Traceback|Shared connection|"
-    r"cannot set terminal process group|no job control|Command failed|ExitOnForwardFailure"
+    r"cannot set terminal process group|no job control|Command failed|ExitOnForwardFailure|Exception details|"
+    r"^(File \"|raise |return |self\.|\^+$|click\.exceptions)"
 )
 # Everything that Ray starts, but not the shell that asks.
 LEFT = "pgrep -f '[r]aylet|[g]cs_server|[r]ay::|[r]ay/dashboard|[r]ay/autoscaler|[r]ay/_private|[r]ay.util.client'"
@@ -115,7 +116,7 @@ def demand_token(launch: Launch) -> None:
 
 def useful(lines: Sequence[str]) -> str:
     """The last line that says what went wrong."""
-    said = [line.strip() for line in lines if line.strip() and not EMPTY_WORDS.search(line)]
+    said = [line for line in map(str.strip, lines) if line and not EMPTY_WORDS.search(line)]
     troubles = [line for line in said if TROUBLE.search(line)]
     return (troubles or said or ["it said nothing"])[-1][:300].rstrip(".")
 
