@@ -1,5 +1,7 @@
 """The pages of `segsweep ui`: both answer on this machine, on an empty workspace too, and end with the block."""
 
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from segsweep.errors import ResourceError
-from segsweep.models.browsing import HOST, serve
+from segsweep.models.browsing import HOST, running, serve
 from segsweep.workspace import Workspace
 
 
@@ -24,6 +26,14 @@ def free_port() -> int:
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
+
+
+def runs(status: Path) -> bool:
+    """Whether a process does, by its status in /proc; one that has ended may wait there to be collected."""
+    try:
+        return "zombie" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def fetch(address: str, *, patience: float = 240.0) -> bytes:
@@ -83,3 +93,28 @@ def test_a_server_that_ends_by_itself_is_named(tmp_path: Path, monkeypatch: pyte
     complaint = r"optuna-dashboard ended by itself \(exit code 1\)"
     with pytest.raises(ResourceError, match=complaint), serve(Workspace(root=tmp_path), port=free_port()) as servers:
         servers.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_us_ends_all_that_was_started(number: signal.Signals, tmp_path: Path) -> None:
+    code = """if True:
+        import os, pathlib, subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        partial = pathlib.Path(os.environ["FOLDER"], "partial")
+        partial.write_text(str(child.pid))
+        partial.rename(partial.with_name("child"))
+        child.wait()
+    """
+    with (
+        pytest.raises(KeyboardInterrupt),
+        running({"a": ["-c", code]}, environment={"FOLDER": str(tmp_path)}) as processes,
+    ):
+        while not (tmp_path / "child").exists():
+            assert processes["a"].poll() is None
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    child, end = Path("/proc", (tmp_path / "child").read_text(), "status"), time.monotonic() + 60
+    while runs(child):
+        assert time.monotonic() < end
+        time.sleep(0.02)

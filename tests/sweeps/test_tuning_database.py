@@ -49,7 +49,7 @@ def shared(postgres: Any, tmp_path: Path) -> Shared:
     return Shared(tmp_path, storage=postgres.network(tmp_path.name))
 
 
-def ask_often(sweep: Shared, ready: Any) -> None:
+def ask_often(sweep: Shared, ready: Any, times: int) -> None:
     """What a driver does, in a process of its own; all of them begin at once."""
     if ready.wait() == 0:
         sweep.study()
@@ -57,21 +57,22 @@ def ask_often(sweep: Shared, ready: Any) -> None:
         open_database(sweep.storage)
     ready.wait()
     study = sweep.study()
-    for _ in range(50):
+    for _ in range(times):
         study.ask()
 
 
-def test_four_drivers_on_one_new_database_share_out_the_trials(shared: Shared) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_four_drivers_on_one_new_database_share_out_the_trials(shared: Shared, times: int) -> None:
     # Forked: to import Ray and torch four times would take longer than all else here.
     forked = multiprocessing.get_context("fork")
     ready = forked.Barrier(4)
-    drivers = [forked.Process(target=ask_often, args=(shared, ready)) for _ in range(4)]
+    drivers = [forked.Process(target=ask_often, args=(shared, ready, times)) for _ in range(4)]
     for driver in drivers:
         driver.start()
     for driver in drivers:
         driver.join()
     assert [driver.exitcode for driver in drivers] == [0] * 4
-    assert [trial.number for trial in shared.study().trials] == list(range(200))
+    assert [trial.number for trial in shared.study().trials] == list(range(4 * times))
 
 
 def test_a_database_that_starts_again_between_two_trials_is_waited_for(

@@ -18,6 +18,7 @@ from segsweep.workspace import Workspace
 HOST = "127.0.0.1"
 # How often it is looked whether both servers still run, and how long one may take to end (seconds).
 LOOK_EVERY, PATIENCE = 0.5, 5.0
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 # Every user of a machine may read its list of processes, so addresses, which may hold passwords, travel in the environment.
 # The dashboard makes no tables: without the first line, a workspace in which nothing was ever tuned would end it.
@@ -93,9 +94,12 @@ def running(
 ) -> Iterator[dict[str, subprocess.Popen]]:
     """Python with these arguments and this added to the environment, by name, for the time of a `with` block.
 
-    SIGTERM ends the block as Ctrl-C does. Afterwards nothing that they started runs either.
+    SIGTERM, and the end of the terminal unless that is ignored, end the block as Ctrl-C does. Afterwards nothing that they started
+    runs either.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in ENDS if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
     processes: dict[str, subprocess.Popen] = {}
     try:
         for name, line in commands.items():
@@ -112,7 +116,8 @@ def running(
                 process.wait(PATIENCE)
             _send(signal.SIGKILL, process)
             process.wait()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def demand_free(host: str, *, port: int) -> None:
