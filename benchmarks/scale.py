@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("scale.json"))
     given = parser.parse_args()
     figures = Figures()
-    marks = tuple(mark for mark in MARKS if mark <= given.trials)
+    marks = (*(mark for mark in MARKS if mark < given.trials), given.trials)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         match given.part:
