@@ -50,7 +50,7 @@ from segsweep.learning.sampling import Turn
 from segsweep.learning.task import Task
 
 SHAPE: Size = (96, 256, 256)
-PATCH: Size = (32, 64, 64)
+PATCH: Size = (64, 96, 96)
 GEOMETRY = Geometry(
     shape=SHAPE,
     spacing=(2.0, 1.0, 1.0),
@@ -150,7 +150,7 @@ def setting_of(cases: Sequence[TrainingCase], *, steps: int) -> Setting:
     method = load_method("unet")
     params = method.params(
         {"patch_size": list(PATCH), "batch_size": BATCH, "head": "softmax", "epochs": 1, "iterations": steps,
-         "validation_iterations": 0, "features": 8, "levels": 3}
+         "validation_iterations": 0, "features": 4, "levels": 3}
     )  # fmt: skip
     torch.manual_seed(0)
     return Setting(
