@@ -132,10 +132,10 @@ def test_only_who_shows_the_token_is_let_in(hosts: Any) -> None:
         )
     submit = "RAY_AUTH_MODE=disabled RAY_ADDRESS=http://127.0.0.1:8265 ray job submit -- id 2>&1"
     assert re.search("401|authentication|token", hosts.run(hosts.head, submit, check=False))
-    assert "in\n" in hosts.run(
-        hosts.laptop,
-        f"RAY_ADDRESS={address} python -c 'from segsweep.sweeps.cluster import connect; connect(); print(\"in\")'",
-    )
+    join = f"RAY_ADDRESS={address} python -c 'from segsweep.sweeps.cluster import connect; connect(); print(\"in\")'"
+    assert hosts.run(hosts.head, join).endswith("in\n")
+    # With the token, but on no node of the cluster.
+    assert "the cluster answers, but Ray cannot join it from here" in hosts.run(hosts.laptop, join, check=False)
 
 
 def test_the_token_is_its_owners_alone_and_shows_nowhere(hosts: Any) -> None:

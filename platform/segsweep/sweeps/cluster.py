@@ -125,7 +125,10 @@ def _join(address: str) -> None:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError) as error:
-        raise ResourceError(f"RAY_ADDRESS={address}: cannot connect ({error}); check the address") from None
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: the cluster answers, but Ray cannot join it from here ({error}); give the command on one of its nodes "
+            "(`ray attach FILE` logs in to the head)"
+        ) from None
     if not address.startswith(CLIENT):  # with Ray's client the driver is a process on the head
         head = ray.get_runtime_context().gcs_address
         watch_head(head, joined=lambda: ray.is_initialized() and ray.get_runtime_context().gcs_address == head)
