@@ -1,0 +1,145 @@
+"""Faults of whole hosts, each a network, PID and mount namespace with a Ray node of its own (`hosts.sh`): one is cut off for a while."""
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from segsweep.sweeps.record import epochs_of
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
+PREFIX, SUBNET = "fa", "10.92.0"
+HEAD, FIRST, SECOND = f"{PREFIX}h", f"{PREFIX}w1", f"{PREFIX}w2"
+ADDRESS = f"{SUBNET}.1:6379"
+SEGSWEEP = (sys.executable, "-c", "import sys; from segsweep.cli import main; sys.exit(main())")
+PATIENCE = 900
+
+
+class Hosts:
+    """Three hosts with one disk in common: a head without cores, and two nodes of one core. `environment` is what all know."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            "GLOO_SOCKET_IFNAME": "eth0",  # the hosts' names mean 127.0.0.1, on which no other host is reached
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "RAY_ADDRESS": ADDRESS,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "a-token-of-these-tests-alone-0123456789",
+            "SEGSWEEP_PROJECT": str(folder / "project"),
+            "SEGSWEEP_WORKSPACE": str(folder),
+        }
+
+    def up(self) -> None:
+        self._script("up", str(self.folder / "hosts"), PREFIX, SUBNET, "3")
+        started = ("start", "--object-store-memory=100000000", "--disable-usage-stats")
+        for name, options in (
+            (HEAD, ("--head", "--port=6379", f"--node-ip-address={SUBNET}.1", "--num-cpus=0", "--include-dashboard=false")),
+            (FIRST, (f"--address={ADDRESS}", f"--node-ip-address={SUBNET}.2", "--num-cpus=1")),
+            (SECOND, (f"--address={ADDRESS}", f"--node-ip-address={SUBNET}.3", "--num-cpus=1")),
+        ):  # fmt: skip
+            words = ""
+            for _ in range(3):  # Ray gives a node 30 s to come up, which a busy machine does not always keep
+                ray = self.on(name, sys.executable, "-m", "ray.scripts.scripts", *started, *options)
+                words, _ = ray.communicate(timeout=PATIENCE)
+                if ray.returncode == 0:
+                    break
+            else:
+                raise AssertionError(words)
+
+    def down(self) -> None:
+        self._script("down", str(self.folder / "hosts"), PREFIX)
+
+    def on(self, name: str, *command: str) -> "subprocess.Popen[str]":
+        """Begin a command on a host."""
+        first = self._script("pid", name).strip()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
+        if "ray.scripts.scripts" in command:
+            environment |= {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
+        else:
+            environment |= self.environment
+        return subprocess.Popen(
+            ["nsenter", "-t", first, "-n", "-p", "-m", "-u", *command],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def cut(self, name: str, *, seconds: float) -> None:
+        """Take a host's network away for a while, as a cable that is pulled does."""
+        for state in ("down", "up"):
+            subprocess.run(["ip", "-n", f"{PREFIX}l", "link", "set", f"v{name}", state], check=True)
+            if state == "down":
+                time.sleep(seconds)
+
+    def _script(self, *words: str) -> str:
+        script = Path(__file__).with_name("hosts.sh")
+        return subprocess.run(
+            ["bash", str(script), *words], check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
+        ).stdout
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[ModuleType]:
+    """The benchmark that kills nodes, for its tiny sweep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        yield importlib.import_module("faults")
+
+
+@pytest.fixture(scope="module")
+def shared(faults: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, and what a sweep gives that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("shared")
+    faults.prepare(folder, workers={2})
+    return folder
+
+
+@pytest.fixture
+def hosts(faults: ModuleType, tmp_path: Path) -> Iterator[Hosts]:
+    found = Hosts(tmp_path)
+    faults.write_project(tmp_path / "project")
+    try:
+        found.up()
+        yield found
+    finally:
+        found.down()
+
+
+def tuned(hosts: Hosts, *, shared: Path) -> "subprocess.Popen[str]":
+    options = ("trials=2", "workers=2", "concurrent=1", "register=0", "name=toy")
+    return hosts.on(HEAD, *SEGSWEEP, "tune", "tiny", str(shared / "store"), *options)
+
+
+def demand_whole(lab: "object", *, faults: ModuleType, words: str) -> None:
+    """Two trials, each with all its epochs once, the first with the weights of an undisturbed one."""
+    study = optuna.load_study(study_name="toy", storage=f"sqlite:///{lab.folder / 'studies.db'}")  # type: ignore[attr-defined]
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2, words
+    for number in range(2):
+        epochs = [entry["epoch"] for entry in epochs_of(lab.trial(number))]  # type: ignore[attr-defined]
+        assert epochs == list(range(1, faults.EPOCHS + 1)), words
+    other = faults.Lab(shared=lab.shared, folder=lab.shared / "undisturbed-2")  # type: ignore[attr-defined]
+    assert lab.unlike(other, trials=1) == []  # type: ignore[attr-defined]
+
+
+def test_a_node_without_network_for_30_s(hosts: Hosts, faults: ModuleType, shared: Path) -> None:
+    lab = faults.Lab(shared=shared, folder=hosts.folder)
+    driver = tuned(hosts, shared=shared)
+    faults.wait_for(lambda: lab.reached(epochs=2) or driver.poll() is not None)
+    hosts.cut(FIRST, seconds=30)
+    mended = time.time()
+    words, _ = driver.communicate(timeout=PATIENCE)
+    moments = [moment for moment in lab.moments("epoch") if moment > mended]
+    print(words)
+    print(
+        f"epochs: {len(lab.moments('epoch'))}, launches: {len(lab.moments('launch'))}, on after {moments[0] - mended:.1f} s"
+    )
+    assert driver.returncode == 0, words
+    demand_whole(lab, faults=faults, words=words)
