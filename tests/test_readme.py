@@ -14,7 +14,10 @@ from segsweep.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("methods.md", "sweeps.md", "results.md", "troubleshooting.md", "cluster.md"))
+PAGES = "".join(
+    (ROOT / "docs" / name).read_text()
+    for name in ("methods.md", "sweeps.md", "results.md", "troubleshooting.md", "cluster.md")
+)
 FILE_MAP = (ROOT / "docs" / "map.md").read_text()
 
 

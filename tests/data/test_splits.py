@@ -50,7 +50,9 @@ class CountedId(str):
 def test_ids_are_compared_about_once_a_case() -> None:
     """A hundred thousand cases times the half of them that wait would take minutes."""
     names = [CountedId(f"{index:03}") for index in range(400)]
-    cases = {name: Candidate(group="", structures=("liver", *["tumour"][: int(name) % 2])) for name in names}
+    cases: dict[str, Candidate] = {
+        name: Candidate(group="", structures=("liver", *["tumour"][: int(name) % 2])) for name in names
+    }
     CountedId.compared = 0
     draw_folds(cases)
     assert CountedId.compared <= 2 * len(names)

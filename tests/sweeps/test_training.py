@@ -226,7 +226,9 @@ def test_ray_trains_own_cleaner_is_left_out_on_a_cluster_of_our_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(trainable="unet", store="nowhere")
-    trainer = training._trainer(run, place=Mirror(uri=str(tmp_path), folder=tmp_path), resources=Resources(cpus=1), callbacks=[])
+    trainer = training._trainer(
+        run, place=Mirror(uri=str(tmp_path), folder=tmp_path), resources=Resources(cpus=1), callbacks=[]
+    )
     for ours in (False, True):
         monkeypatch.delenv(OURS, raising=False)
         if ours:

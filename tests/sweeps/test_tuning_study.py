@@ -213,15 +213,21 @@ def test_trials_left_are_the_unfinished_and_those_still_asked_for(sweep: Sweep) 
     assert [trials_left(study, trials=trials) for trials in (1, 2, 3, 9)] == [1, 1, 1, 7]
 
 
+def curve_point(epoch: int, *, status: str) -> dict[str, Any]:
+    """What a training of 1000 epochs reports."""
+    return {"epoch": epoch, "epochs": 1000, "patch_dice_smoothed": epoch / 1000, "status": status}
+
+
 def test_a_long_curve_is_kept_in_a_hundred_values_and_the_last(sweep: Sweep) -> None:
     """With each suggestion Optuna reads those of all trials that run."""
     search = sweep.search(trials=2)
     given(search, times=2)
     for number, last in enumerate((1000, 777)):
         for epoch in range(1, last + 1):
-            report = {"epoch": epoch, "epochs": 1000, "patch_dice_smoothed": epoch / 1000, "status": "training"}
-            search.on_trial_result(f"tune-{number}", report)
-        search.on_trial_result(f"tune-{number}", {**report, "status": "finished" if last == 1000 else "stopped_early"})
+            search.on_trial_result(f"tune-{number}", curve_point(epoch, status="training"))
+        search.on_trial_result(
+            f"tune-{number}", curve_point(last, status="finished" if last == 1000 else "stopped_early")
+        )
     long, stopped = (trial.intermediate_values for trial in sweep.study().trials)
     assert list(long) == list(range(10, 1001, 10))
     assert list(stopped) == [*range(10, 777, 10), 777]
