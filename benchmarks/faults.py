@@ -168,16 +168,14 @@ def undisturbed(lab: Lab, *, workers: int) -> None:
 
 
 def worker_node(lab: Lab) -> Row:
-    """Two workers on a node each; the one without the trial's process goes, and another comes 5 s later."""
+    """Two workers on a node each; the one without the trial's process goes, and there is a third."""
 
     def disturb(cluster: Raylets) -> tuple[str, float]:
         (trial,) = nodes_of("ImplicitFunc")
-        moment = cluster.kill(next(node for node in cluster.nodes if node != trial))
-        time.sleep(5)
-        cluster.add()
-        return "one of the two nodes of a training", moment
+        node = next(one for one in nodes_of("RayTrainWorker") if one != trial)
+        return "one of the two nodes of a training", cluster.kill(node)
 
-    return disturbed(lab, nodes=2, trials=1, workers=2, disturb=disturb, quick=True)
+    return disturbed(lab, nodes=3, trials=1, workers=2, disturb=disturb, quick=True)
 
 
 def trial_node(lab: Lab) -> Row:
