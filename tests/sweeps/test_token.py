@@ -2,19 +2,22 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from segsweep.sweeps import token
 
+SHOWN = "import os; from segsweep.sweeps import token; print(token.use_token(), os.environ.get(token.MODE))"
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user without a token, and Ray's settings as they were afterwards."""
+    """A user without a token."""
     for name in (token.MODE, token.TOKEN, token.TOKEN_PATH):
-        monkeypatch.setenv(name, "")  # remembered, and so put back, whatever the test sets
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
@@ -54,12 +57,17 @@ def test_the_environment_counts_before_the_file(home: Path, monkeypatch: pytest.
     assert token.find_token() == "in the environment"
 
 
-def test_a_token_is_shown_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert token.use_token() == ""
-    assert token.MODE not in os.environ
-    token.keep_token()
-    assert token.use_token() == token.find_token()
-    assert os.environ[token.MODE] == "token"
-    monkeypatch.setenv(token.MODE, "disabled")
-    assert token.use_token() == ""
-    assert os.environ[token.MODE] == "disabled"
+def test_a_token_is_shown_unless_the_user_says_otherwise() -> None:
+    """In a process of its own: one that has joined a cluster with another token would be ended by Ray."""
+    for made, mode_here, shown, mode_then in (
+        (False, None, False, None),
+        (True, None, True, "token"),
+        (True, "disabled", False, "disabled"),
+    ):
+        if made:
+            token.keep_token()
+        environment = os.environ | ({} if mode_here is None else {token.MODE: mode_here})
+        said = subprocess.run(
+            [sys.executable, "-c", SHOWN], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert said.stdout == f"{token.find_token() if shown else ''} {mode_then}\n"
