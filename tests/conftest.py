@@ -6,6 +6,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from segsweep.workspace import Workspace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests send these; a suite that was started in the background (`&`, nohup) inherits that they are ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _free_port() -> int:

@@ -4,8 +4,10 @@ import os
 
 import grpc
 import ray._private.services
+from ray.util import get_node_ip_address
 
 from segsweep.errors import ResourceError
+from segsweep.sweeps.head import answers
 from segsweep.sweeps.token import DEFAULT_PATH, MODE, TOKEN, TOKEN_PATH, token_file
 
 # Seconds for an answer. Clusters answer in milliseconds.
@@ -27,6 +29,14 @@ def demand_admission(address: str, *, token: str) -> None:
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
         raise ResourceError(f"RAY_ADDRESS={address}: {_refusal(token)}")
+
+
+def is_alone(address: str) -> bool:
+    """Whether the Ray at the address is one of this machine alone, which listens on loopback only."""
+    if address.startswith(CLIENT):
+        return False
+    host, _, port = _place(address).rpartition(":")
+    return host in ("127.0.0.1", "localhost") and not answers(f"{get_node_ip_address()}:{port}")
 
 
 def _place(address: str) -> str:

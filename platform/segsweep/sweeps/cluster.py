@@ -4,7 +4,8 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,7 +17,7 @@ from segsweep import recipes
 from segsweep.data import storage
 from segsweep.data.parallel import Node, known_nodes, largest_memory
 from segsweep.errors import ResourceError
-from segsweep.sweeps.admission import CLIENT, demand_admission
+from segsweep.sweeps.admission import CLIENT, demand_admission, is_alone
 from segsweep.sweeps.head import watch_head
 from segsweep.sweeps.token import keep_token, use_token
 
@@ -104,11 +105,20 @@ def _start() -> None:
         os.environ.setdefault(name, value)
     keep_token()
     use_token()
-    # Ray's own switch, off by default where it makes no clusters (macOS, Windows): nodes take the address 127.0.0.1.
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _alone():
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextmanager
+def _alone(really: bool = True) -> Iterator[None]:
+    """Ray's own switch, off by default where it makes no clusters (macOS, Windows): nodes have the address 127.0.0.1.
+
+    Without it Ray takes 127.0.0.1 for another name of this machine's address, where a Ray of one machine does not listen.
+    """
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = clusters and not really
+    try:
+        yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
 
@@ -118,12 +128,13 @@ def _join(address: str) -> None:
     demand_admission(address, token=use_token())
     known = {name: os.environ[name] for name in (*PASSED_ON, *READ_IN_TRIALS) if name in os.environ}
     try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": known, **_project()},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _alone(is_alone(address)):
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": known, **_project()},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError) as error:
         raise ResourceError(
             f"RAY_ADDRESS={address}: the cluster answers, but Ray cannot join it from here ({error}); give the command on one of its nodes "

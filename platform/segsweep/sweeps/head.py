@@ -23,7 +23,7 @@ def _watch(address: str, joined: Callable[[], bool], away: float) -> None:
         time.sleep(min(LOOK_EVERY, away / 3))
         if not joined():
             return
-        if _answers(address):
+        if answers(address):
             answered = time.monotonic()
     complain(
         f"the head of the Ray cluster at {address} has not answered for {away:.0f} s; what is done is kept: "
@@ -32,7 +32,8 @@ def _watch(address: str, joined: Callable[[], bool], away: float) -> None:
     os._exit(1)  # Ray's own threads would hold up any other end
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether anything listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=LOOK_EVERY).close()
