@@ -308,7 +308,7 @@ def test_grids_of_another_spacing_are_derived_in_the_bucket(local: Path, uri: st
 def test_a_grid_that_another_node_derived_meanwhile_is_left_alone(
     uri: str, object_storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, spacing, real = f"{uri}/cases/phantom_000", (6.0, 4.0, 4.0), building._derive
+    case, spacing, real = f"{uri}/cases/phantom_000", (7.0, 5.0, 5.0), building._derive
 
     def slowly(*args: Any, **values: Any) -> None:
         monkeypatch.setattr(building, "_derive", real)
@@ -317,7 +317,7 @@ def test_a_grid_that_another_node_derived_meanwhile_is_left_alone(
 
     monkeypatch.setattr(building, "_derive", slowly)
     building.derive_grid(case, spacing=spacing)
-    written = [one for one in object_storage.requests if one.startswith("PUT") and one.endswith("6x4x4/manifest.json")]
+    written = [one for one in object_storage.requests if one.startswith("PUT") and one.endswith("7x5x5/manifest.json")]
     assert len(written) == 1
 
 

@@ -100,6 +100,7 @@ def convert(
     with locked(place):
         _remove_leftovers(place)
         cases = _build_all(sources, labels=described.labels, store=place, depth=chosen.depth, progress=progress)
+        _remove_leftovers(place)  # of workers that died meanwhile
         draft = _draft(described, cases=cases, store=place, raw=raw)
         folds = _folds(draft, file=chosen.folds, earlier=earlier)
         made = _made_plan(draft, planner=chosen.planner)
