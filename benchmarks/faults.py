@@ -344,7 +344,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), workers={NEEDED[fault] for fault in chosen if fault in NEEDED})
         for fault in chosen:
-            row = run_alone(Lab(shared=Path(name), folder=Path(name) / fault), fault=fault)
+            try:
+                row = run_alone(Lab(shared=Path(name), folder=Path(name) / fault), fault=fault)
+            except subprocess.CalledProcessError as error:
+                rows.append({"wrong": ["no result"]})
+                print(f"| {fault} | no result: its process ended with {error.returncode} | | | |", flush=True)
+                continue
             rows.append(row)
             same = "; ".join(row["wrong"]) or "yes"
             print(f"| {fault} | {row['killed']} | {row['lost']} | {row['resumed']:.0f} s | {same} |", flush=True)
