@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from segsweep.workspace import Workspace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests send these; a suite that was started in the background (`&`, nohup) inherits that they are ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _free_port() -> int:
@@ -82,6 +79,16 @@ def cluster() -> Iterator[None]:
     connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals that end us do: a suite that was started in the background (`&`, nohup) inherits that they are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

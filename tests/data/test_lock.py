@@ -80,6 +80,7 @@ def test_of_two_that_take_a_lease_at_once_the_later_one_has_it(
     assert lock._holder(uri) == "another"
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_lease_is_renewed_and_one_that_was_lost_interrupts(
     object_storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_server_that_ends_by_itself_is_named(tmp_path: Path, monkeypatch: pyte
         servers.wait()
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_ends_us_ends_all_that_was_started(number: signal.Signals, tmp_path: Path) -> None:
     code = """if True:
