@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from segsweep.errors import ResourceError
-from segsweep.sweeps.admission import demand_admission
+from segsweep.sweeps.admission import asks_for_token, demand_admission
 from segsweep.sweeps.token import MODE, TOKEN, find_token
 
 
@@ -16,6 +16,7 @@ def address(cluster: None, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: ARG
 
 
 def test_the_token_lets_in(address: str) -> None:
+    assert asks_for_token(address)
     demand_admission(address, token=find_token())
 
 

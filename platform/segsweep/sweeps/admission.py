@@ -31,6 +31,15 @@ def demand_admission(address: str, *, token: str) -> None:
         raise ResourceError(f"RAY_ADDRESS={address}: {_refusal(token)}")
 
 
+def asks_for_token(address: str) -> bool:
+    """Whether the cluster at the address lets in only those who show a token; one that does not cannot talk to a driver that wants one."""
+    scheme = CLIENT if address.startswith(CLIENT) else ""
+    return (
+        os.environ.get("RAY_USE_TLS", "0") == "1"
+        or _ask(_place(address), scheme=scheme, token="") != grpc.StatusCode.OK
+    )
+
+
 def is_alone(address: str) -> bool:
     """Whether the Ray at the address is one of this machine alone, which listens on loopback only."""
     if address.startswith(CLIENT):

@@ -17,7 +17,7 @@ from segsweep import recipes
 from segsweep.data import storage
 from segsweep.data.parallel import Node, known_nodes, largest_memory
 from segsweep.errors import ResourceError
-from segsweep.sweeps.admission import CLIENT, demand_admission, is_alone
+from segsweep.sweeps.admission import CLIENT, asks_for_token, demand_admission, is_alone
 from segsweep.sweeps.head import watch_head
 from segsweep.sweeps.token import keep_token, use_token
 
@@ -125,7 +125,7 @@ def _alone(really: bool = True) -> Iterator[None]:
 
 def _join(address: str) -> None:
     """The cluster at an address. Raises ResourceError when it cannot be used."""
-    demand_admission(address, token=use_token())
+    demand_admission(address, token=use_token() if asks_for_token(address) else "")
     known = {name: os.environ[name] for name in (*PASSED_ON, *READ_IN_TRIALS) if name in os.environ}
     try:
         with _alone(is_alone(address)):
