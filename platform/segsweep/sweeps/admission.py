@@ -22,7 +22,7 @@ def demand_admission(address: str, *, token: str) -> None:
     """Raise ResourceError when nothing answers at the address, or when what answers does not let this token in (empty: none)."""
     if os.environ.get("RAY_USE_TLS", "0") == "1":
         return  # the question would have to be encrypted with the user's certificates; Ray asks it then
-    code = _ask(_place(address), scheme=CLIENT if address.startswith(CLIENT) else "", token=token)
+    code = _ask(address, token=token)
     if code in SILENT:
         raise ResourceError(
             f"RAY_ADDRESS={address}: no cluster answers there; check the address and that the cluster is up (`segsweep cluster status`)"
@@ -33,11 +33,7 @@ def demand_admission(address: str, *, token: str) -> None:
 
 def asks_for_token(address: str) -> bool:
     """Whether the cluster at the address lets in only those who show a token; one that does not cannot talk to a driver that wants one."""
-    scheme = CLIENT if address.startswith(CLIENT) else ""
-    return (
-        os.environ.get("RAY_USE_TLS", "0") == "1"
-        or _ask(_place(address), scheme=scheme, token="") != grpc.StatusCode.OK
-    )
+    return os.environ.get("RAY_USE_TLS", "0") == "1" or _ask(address, token="") != grpc.StatusCode.OK
 
 
 def is_alone(address: str) -> bool:
@@ -58,9 +54,10 @@ def _place(address: str) -> str:
     return place
 
 
-def _ask(place: str, *, scheme: str, token: str) -> grpc.StatusCode:
+def _ask(address: str, *, token: str) -> grpc.StatusCode:
+    scheme = CLIENT if address.startswith(CLIENT) else ""
     shown = (("authorization", f"Bearer {token}"),) if token else ()
-    with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    with grpc.insecure_channel(_place(address), options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             channel.unary_unary(QUESTIONS[scheme])(b"", timeout=PATIENCE, metadata=shown)
         except grpc.RpcError as error:

@@ -1,6 +1,5 @@
 """A training that ran out of memory, or of disk: how its error tells so, and what its folder keeps of it for the study."""
 
-import errno
 import json
 import re
 import socket
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from segsweep.data.cache import DISK_FULL
 from segsweep.data.manifest import write_json
 from segsweep.errors import ResourceError
 from segsweep.sweeps.folds import FOLD_FOLDERS
@@ -43,7 +43,7 @@ def full_disks(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         raise ResourceError(
             f"node {socket.gethostname()}: the disk of {error.filename or folder} is full; "
