@@ -36,7 +36,7 @@ from segsweep.models.tracking import TRIAL_TAG
 from segsweep.models.tracking import connect as connect_mlflow
 from segsweep.sweeps.cluster import connect
 from segsweep.sweeps.following import LOGGED
-from segsweep.sweeps.training import RESULT, STOP
+from segsweep.sweeps.run_folder import RESULT, STOP
 from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_study import CONFIG

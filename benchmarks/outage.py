@@ -28,8 +28,8 @@ from segsweep.models.browsing import QUIET
 from segsweep.models.tracking import connect
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect as start_ray
+from segsweep.sweeps.run_folder import request_stop
 from segsweep.sweeps.single import train
-from segsweep.sweeps.training import request_stop
 from segsweep.workspace import Workspace
 
 BAR = 0.95

@@ -31,8 +31,8 @@ from segsweep.sweeps import tuning_page
 from segsweep.sweeps.following import Follow, silent
 from segsweep.sweeps.lineage import Lineage
 from segsweep.sweeps.record import OVERLAYS, RECORD
+from segsweep.sweeps.run_folder import RESULT, STOP, VALIDATION
 from segsweep.sweeps.stopping import make_scheduler
-from segsweep.sweeps.training import RESULT, STOP, VALIDATION
 from segsweep.sweeps.tuning_study import StudySearch, open_study
 from segsweep.workspace import Workspace
 

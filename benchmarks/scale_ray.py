@@ -21,7 +21,7 @@ from scale_cost import Figures, megabytes
 
 from segsweep.sweeps import cluster
 from segsweep.sweeps.relay import relayed
-from segsweep.sweeps.training import trial_resources
+from segsweep.sweeps.trial import trial_resources
 
 GIGABYTE = 10**9
 # A head without work of its own, and machines with 8 GPUs each, one of which has somewhat more memory.

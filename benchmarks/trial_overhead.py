@@ -22,9 +22,9 @@ from segsweep.learning.setting import Setting
 from segsweep.run import Run
 from segsweep.sweeps.cluster import connect
 from segsweep.sweeps.preparing import prepare
-from segsweep.sweeps.training import training_cases
 from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_options import SweepOptions
+from segsweep.sweeps.worker import training_cases
 from segsweep.workspace import Workspace
 
 BAR = 20.0

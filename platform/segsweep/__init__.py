@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segsweep.run import Run
     from segsweep.sweeps.cluster import connect
     from segsweep.sweeps.single import train
-    from segsweep.sweeps.training import as_trainable
+    from segsweep.sweeps.trial import as_trainable
     from segsweep.sweeps.tuning import tune
     from segsweep.sweeps.tuning_options import SweepOptions
     from segsweep.workspace import current_workspace
@@ -57,7 +57,7 @@ _ORIGINS = {
     "SegsweepError": ("errors", "SegsweepError"),
     "SweepOptions": ("sweeps.tuning_options", "SweepOptions"),
     "Tracker": ("models.tracking", "Tracker"),
-    "as_trainable": ("sweeps.training", "as_trainable"),
+    "as_trainable": ("sweeps.trial", "as_trainable"),
     "check": ("data.quality", "check"),
     "connect": ("sweeps.cluster", "connect"),
     "convert": ("data.conversion", "convert"),

@@ -34,7 +34,7 @@ from segsweep.learning.patches import TrainingCase
 from segsweep.learning.sampling import Turn
 from segsweep.run import Run
 from segsweep.sweeps.preparing import Prepared, prepare
-from segsweep.sweeps.training import training_cases
+from segsweep.sweeps.worker import training_cases
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -10,7 +10,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from segsweep.data.parallel import Piece, run_all
 from segsweep.run import Run
-from segsweep.sweeps.training import TRIAL_BYTES, as_trainable, trial_resources
+from segsweep.sweeps.trial import TRIAL_BYTES, as_trainable, trial_resources
 
 
 @pytest.mark.usefixtures("cluster")

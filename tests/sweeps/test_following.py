@@ -18,8 +18,8 @@ from segsweep.models.tracking import PARENT_TAG, Tracker
 from segsweep.sweeps.following import ERROR, Follow, failure
 from segsweep.sweeps.lineage import Lineage
 from segsweep.sweeps.record import add_epoch
+from segsweep.sweeps.run_folder import LOGGED
 from segsweep.sweeps.shortage import note
-from segsweep.sweeps.training import LOGGED
 from segsweep.workspace import Workspace
 
 

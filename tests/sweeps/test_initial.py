@@ -23,8 +23,9 @@ from segsweep.sweeps import tuning
 from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.initial import demand_fitting, pin
 from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.run_folder import TRANSFER
 from segsweep.sweeps.single import train
-from segsweep.sweeps.training import TRANSFER, fit
+from segsweep.sweeps.training import fit
 from segsweep.workspace import Workspace
 
 STEM = "encoder.stages.0.0.convs.0.conv.weight"

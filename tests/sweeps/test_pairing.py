@@ -10,7 +10,7 @@ import pytest
 
 from segsweep.sweeps import pairing
 from segsweep.sweeps.pairing import RATE, Look, comparable, fewest_cases, looks, verdict, worse
-from segsweep.sweeps.training import read_result
+from segsweep.sweeps.run_folder import read_result
 
 CASES = tuple(f"case-{number}" for number in range(12))
 

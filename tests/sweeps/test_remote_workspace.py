@@ -25,8 +25,9 @@ from segsweep.run import Run
 from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.initial import pin
 from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.run_folder import request_stop
 from segsweep.sweeps.single import train
-from segsweep.sweeps.training import fit, request_stop
+from segsweep.sweeps.training import fit
 from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_study import CONFIG

@@ -14,8 +14,8 @@ from segsweep.models.catalogue import models
 from segsweep.models.tracking import connect
 from segsweep.run import Run
 from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.run_folder import RESULT
 from segsweep.sweeps.single import train
-from segsweep.sweeps.training import RESULT
 from segsweep.workspace import Workspace
 
 PARAMS = {"epochs": 2, "patch_size": [16, 32, 32], "batch_size": 2, "features": 4, "levels": 3}

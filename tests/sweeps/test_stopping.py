@@ -24,11 +24,12 @@ from segsweep.learning import checkpoint
 from segsweep.learning.loop import Epoch, train
 from segsweep.learning.method import load_method
 from segsweep.run import Run
-from segsweep.sweeps import training
+from segsweep.sweeps import worker
 from segsweep.sweeps.kept import keep
 from segsweep.sweeps.preparing import Prepared, prepare
+from segsweep.sweeps.run_folder import STOP, read_result
 from segsweep.sweeps.stopping import CooperativeASHA, CooperativePaired, demand_pairs, make_scheduler
-from segsweep.sweeps.training import STOP, as_trainable, read_result
+from segsweep.sweeps.trial import as_trainable
 
 
 class Watch(ray.tune.Callback):
@@ -245,7 +246,7 @@ def test_learning_rates_run_over_a_trials_own_epochs_whoever_stops_it(trainable:
 def test_a_stopped_trials_folder_goes_on_where_it_was(
     tiny_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
     label = np.zeros((16, 32, 32), dtype=np.uint8)
     label[:8] = 1
     liver = LabelSet(structures=("liver",))
@@ -263,7 +264,7 @@ def trained(prepared: Prepared, *, folder: Path, until: int) -> list[Epoch]:
     """What a worker does with a run's folder, without Ray around it, until it is told to stop."""
     begin = checkpoint.latest(folder)
     found = []
-    for epoch in train(training._setting(prepared), resume=None if begin is None else checkpoint.load(begin)):
+    for epoch in train(worker._setting(prepared), resume=None if begin is None else checkpoint.load(begin)):
         keep(epoch, checkpoints=folder, document={})
         found.append(epoch)
         if epoch.number + 1 == until:

@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, RayActorError
 from ray.train import UserCallback, WorkerGroupError
-from ray.train.v2._internal.callbacks import datasets
+from ray.train.torch import TorchTrainer
 
 from segsweep.data.fingerprint import patch_and_batch
 from segsweep.data.mirror import Mirror
@@ -22,11 +22,12 @@ from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
 from segsweep.sweeps import preparing, training
-from segsweep.sweeps.cluster import OURS, Resources, most_concurrent, plain_resources, share
+from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.record import RECORD, add_epoch, epochs_of
 from segsweep.sweeps.shortage import noted
-from segsweep.sweeps.training import as_trainable, fit
+from segsweep.sweeps.training import fit
+from segsweep.sweeps.trial import as_trainable
 from segsweep.sweeps.validation import summarise
 
 
@@ -222,20 +223,18 @@ def test_a_worker_that_runs_out_of_memory_is_not_started_again(run: Run, tmp_pat
     assert len(told.read()) == 1, "it was started again"
 
 
-def test_ray_trains_own_cleaner_is_left_out_on_a_cluster_of_our_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run(trainable="unet", store="nowhere")
+def test_what_ray_train_runs_beside_a_training_for_others_is_left_out(tmp_path: Path) -> None:
     trainer = training._trainer(
-        run, place=Mirror(uri=str(tmp_path), folder=tmp_path), resources=Resources(cpus=1), callbacks=[]
+        Run(trainable="unet", store="nowhere"),
+        place=Mirror(uri=str(tmp_path), folder=tmp_path),
+        resources=Resources(cpus=1),
+        callbacks=[],
     )
-    for ours in (False, True):
-        monkeypatch.delenv(OURS, raising=False)
-        if ours:
-            monkeypatch.setenv(OURS, "1")
-        kinds = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
-        assert (training.CLEANER in kinds) is not ours
-        assert training.DATASETS not in kinds and hasattr(datasets, training.DATASETS)
+    usual, ours = (
+        {type(callback).__name__ for callback in kind._create_default_callbacks(trainer)}
+        for kind in (TorchTrainer, type(trainer))
+    )
+    assert usual - ours == training.LEFT_OUT
 
 
 class Failing:

@@ -18,8 +18,8 @@ from segsweep.sweeps.folds import FOLD, FOLD_FOLDERS, fold_name, judged_folder, 
 from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
 from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.relay import SINCE, WAITING
+from segsweep.sweeps.run_folder import LOGGED, RESULT, light, read_result
 from segsweep.sweeps.shortage import noted
-from segsweep.sweeps.training import LOGGED, RESULT, light, read_result
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
 # What a trial's folder also holds: the log of a failed one.

@@ -18,7 +18,7 @@ from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import NOTE_TAG
 from segsweep.run import Fold
 from segsweep.sweeps.record import OVERLAYS, RECORD, epochs_of
-from segsweep.sweeps.training import VALIDATION
+from segsweep.sweeps.run_folder import VALIDATION
 
 # MLflow's own names: its pages show them as source, version and user of a run.
 USER_TAG, SOURCE_TAG, SOURCE_TYPE_TAG = "mlflow.user", "mlflow.source.name", "mlflow.source.type"

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from segsweep.sweeps.folds import FOLD_FOLDERS
-from segsweep.sweeps.training import RESULT, VALIDATION, read_result
+from segsweep.sweeps.run_folder import RESULT, VALIDATION, read_result
 
 # Optuna's value.
 RATE = 0.1

@@ -25,7 +25,8 @@ from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of, scores_of
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery
-from segsweep.sweeps.training import MODEL, RESULT, as_trainable, light, read_result
+from segsweep.sweeps.run_folder import MODEL, RESULT, light, read_result
+from segsweep.sweeps.trial import as_trainable
 from segsweep.workspace import Workspace, current_workspace
 
 

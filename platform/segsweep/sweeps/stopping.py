@@ -16,7 +16,7 @@ from segsweep.data.mirror import HERE, Mirror
 from segsweep.errors import RecipeError
 from segsweep.sweeps.folds import judged_folder
 from segsweep.sweeps.pairing import RATE, fewest_cases, verdict
-from segsweep.sweeps.training import light, request_stop
+from segsweep.sweeps.run_folder import light, request_stop
 
 RULES = ("asha", "hyperband", "paired", "none")
 # Hyperband's: each gives its trials three times as long as the one before it until the first verdict.

@@ -32,8 +32,9 @@ from segsweep.sweeps.lineage import lineage_of
 from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
 from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery
+from segsweep.sweeps.run_folder import light, tidy
 from segsweep.sweeps.stopping import demand_pairs, make_scheduler
-from segsweep.sweeps.training import as_trainable, changed, light, tidy
+from segsweep.sweeps.trial import as_trainable, changed
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
 from segsweep.sweeps.tuning_database import studied

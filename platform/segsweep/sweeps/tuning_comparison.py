@@ -25,7 +25,7 @@ from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.comparison import Comparison, Row, config_of, published_params
 from segsweep.sweeps.following import failure
 from segsweep.sweeps.initial import INITIAL
-from segsweep.sweeps.training import MODEL, read_result
+from segsweep.sweeps.run_folder import MODEL, read_result
 from segsweep.sweeps.tuning_study import CONFIG, FAILED, OUT_OF_MEMORY, SweptTrial, failed, swept
 from segsweep.sweeps.validation import summarise
 

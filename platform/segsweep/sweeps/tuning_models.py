@@ -14,7 +14,7 @@ from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, SWEEP_TAG, TR
 from segsweep.sweeps.folds import fold_folders
 from segsweep.sweeps.following import Follow, describe
 from segsweep.sweeps.lineage import scores_of
-from segsweep.sweeps.training import MODEL, read_result
+from segsweep.sweeps.run_folder import MODEL, read_result
 from segsweep.sweeps.tuning_study import SweptTrial
 from segsweep.workspace import Workspace
 

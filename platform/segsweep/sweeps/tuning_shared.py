@@ -11,7 +11,7 @@ from segsweep.evaluation.profiles import profile
 from segsweep.run import Run
 from segsweep.sweeps.comparison import comparison_of, config_of
 from segsweep.sweeps.initial import INITIAL
-from segsweep.sweeps.training import changed
+from segsweep.sweeps.trial import changed
 from segsweep.sweeps.tuning_objectives import DICE, NSD, parse_objectives
 from segsweep.sweeps.tuning_options import SweepOptions, parse_folds
 from segsweep.sweeps.tuning_study import OBJECTIVE

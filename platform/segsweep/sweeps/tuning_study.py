@@ -18,8 +18,8 @@ from ray.tune.search import Searcher
 from segsweep.data.mirror import HERE, Mirror
 from segsweep.errors import RecipeError
 from segsweep.sweeps.following import ERROR, Report
+from segsweep.sweeps.run_folder import RESULT, light, read_result
 from segsweep.sweeps.shortage import noted
-from segsweep.sweeps.training import RESULT, light, read_result
 from segsweep.sweeps.tuning_database import open_database, studied
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, Direction, front, parse_objectives, worst
 from segsweep.sweeps.tuning_record import StudyRecord, restore

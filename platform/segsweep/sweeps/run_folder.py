@@ -1,0 +1,62 @@
+"""What the folder of a run holds, and how it is read, written to and tidied.
+
+checkpoints/ (the last and the best one), model/ (weights without optimizer), finder/ (the model that shows a cascade's where to look),
+record/ (what people look at), validation.json (validation_nsd.json beside it, if asked for) and, last of all, result.json; validations
+between epochs are validation-EPOCH.json. A folder with a result is never trained again; one without goes on from its last checkpoint.
+`trial.fit_folds` says what the folder of a trial of several folds holds.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from segsweep.data import storage
+from segsweep.data.manifest import write_json
+from segsweep.evaluation.whole_scans import Scores
+from segsweep.learning import checkpoint
+
+RESULT, STOP, TRANSFER = "result.json", "stop", "transfer.json"
+VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
+# A driver's mark in a trial's folder once MLflow was told how it ended: that machine's own, for MLflow may be too.
+LOGGED = "logged"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+
+
+def read_result(folder: Path) -> Mapping[str, Any]:
+    """The result of a finished run's folder."""
+    return json.loads((folder / RESULT).read_text())
+
+
+def light(name: str) -> bool:
+    """Whether a file of a run's folder, or of one above it, is what a driver looks at: all but weights, and its own marks."""
+    parts = PurePosixPath(name).parts
+    return parts[-1] != LOGGED and not {CHECKPOINTS, MODEL, checkpoint.FINDER} & set(parts)
+
+
+def write_scores(folder: Path, *, dice: Scores, nsd: Scores) -> None:
+    """Keep what a run's held-out cases scored: case -> structure -> score. NSD has a file only where it was asked for."""
+    write_json(folder / VALIDATION, dice)
+    if nsd:
+        write_json(folder / NSD_VALIDATION, nsd)
+
+
+def joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
+    """What several runs' files of this name say; each run held out other cases."""
+    files = [folder / name for folder in folders if (folder / name).is_file()]
+    return {case_id: scores for file in files for case_id, scores in json.loads(file.read_text()).items()}
+
+
+def request_stop(folder: str | Path) -> None:
+    """Ask the run in a folder to stop after its current epoch; it saves, reports `stopped_early` and ends by itself."""
+    uri = storage.address(folder)
+    if not storage.is_remote(uri):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(f"{uri}/{STOP}", b"")
+
+
+def tidy(folder: Path) -> None:
+    """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
+    for leftover in (*folder.rglob("ray"), *folder.rglob(".*.partial-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
