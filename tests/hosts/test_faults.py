@@ -29,7 +29,6 @@ class Hosts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {
-            "GLOO_SOCKET_IFNAME": "eth0",  # the hosts' names mean 127.0.0.1, on which no other host is reached
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "RAY_ADDRESS": ADDRESS,

@@ -15,6 +15,7 @@ from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import prepare
 from segsweep.sweeps.record import epochs_of
+from segsweep.sweeps.rendezvous import OwnAddresses
 from segsweep.sweeps.run_folder import RESULT, light, read_result, tidy
 from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
 from segsweep.sweeps.worker import train_run
@@ -78,6 +79,7 @@ def _trainer(run: Run, *, place: Mirror, resources: Resources, callbacks: list[A
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     return _LeanTrainer(
         train_run,
+        torch_config=OwnAddresses(),
         train_loop_config={"run": run.to_json(), "folder": place.uri},
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
