@@ -193,7 +193,8 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
     scored_again = tmp_path / "scored-again"  # its workers died after the last epoch, before the result was written
     shutil.copytree(folder / "checkpoints", scored_again / "checkpoints")
     alone = dataclasses.replace(run, workers=1)
-    assert fit(alone, folder=scored_again, resources=Resources(cpus=1))["dice"] == result["dice"]
+    again = fit(alone, folder=scored_again, resources=Resources(cpus=1))["dice"]
+    assert again == pytest.approx(result["dice"], rel=1e-4)  # sums depend on the number of threads
     assert epochs_of(scored_again) == [], "an epoch was trained again"
 
     longer = tmp_path / "longer"

@@ -42,8 +42,8 @@ class _Backend(_TorchBackend):
         }
         ray.get(
             [
-                worker_group.execute_single_async(rank, join, host, port, rank=rank, **setting)
-                for rank in range(len(worker_group))
+                worker_group.execute_single_async(place, join, host, port, place=place, **setting)
+                for place in range(len(worker_group))
             ]
         )
 
@@ -58,13 +58,13 @@ def serve() -> tuple[str, int]:
     return address, port
 
 
-def join(host: str, port: int, **setting: Any) -> None:
-    """Make this worker one of its process group. Interfaces that the user named stay."""
+def join(host: str, port: int, *, place: int, **setting: Any) -> None:
+    """Make this worker the one of that rank in its process group. Interfaces that the user named stay."""
     name = interface_of(ray.util.get_node_ip_address())
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
-    dist.init_process_group(store=dist.TCPStore(host, port), **setting)
+    dist.init_process_group(store=dist.TCPStore(host, port), rank=place, **setting)
 
 
 def interface_of(address: str) -> str:
