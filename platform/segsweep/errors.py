@@ -32,6 +32,10 @@ class ResourceError(SegsweepError):
     """A request that this machine or cluster can never meet (memory, workers, disk)."""
 
 
+class SupersededError(SegsweepError):
+    """A training that another process has taken over, since this one could not be reached."""
+
+
 class ModelError(SegsweepError):
     """A checkpoint or registered model that is absent, damaged, or does not fit the data."""
 

@@ -78,7 +78,7 @@ def test_workers_with_a_folder_each_train_one_run_and_others_go_on_with_it(
         *(f"{part}/{name}" for part in (f"checkpoints/{last}", f"checkpoints/best/{best}", "model") for name in MODEL),
         *(f"record/{name}" for name in ("environment.json", "epochs.jsonl", "plan.json", "run.json")),
         *(f"record/overlays/{case_id}.png" for case_id in held_out[:3]),
-        "result.json", "validation.json",
+        "result.json", "validation.json", ".attempt",
     }  # fmt: skip
     assert read(f"{uri}/result.json") == result and read(f"{uri}/validation.json").keys() == set(held_out)
     storage.download(f"{uri}/model", folder=tmp_path / "model")

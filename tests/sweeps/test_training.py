@@ -18,13 +18,14 @@ from ray.train.torch import TorchTrainer
 from segsweep.data.fingerprint import patch_and_batch
 from segsweep.data.mirror import Mirror
 from segsweep.data.structures import LabelSet
-from segsweep.errors import InputError, RecipeError, ResourceError, StoreError
+from segsweep.errors import InputError, RecipeError, ResourceError, StoreError, SupersededError
 from segsweep.learning import checkpoint
 from segsweep.run import Run
-from segsweep.sweeps import preparing, training
+from segsweep.sweeps import preparing, training, worker
 from segsweep.sweeps.cluster import Resources, most_concurrent, plain_resources, share
 from segsweep.sweeps.preparing import demand_memory, prepare
 from segsweep.sweeps.record import RECORD, add_epoch, epochs_of
+from segsweep.sweeps.run_folder import begin_attempt
 from segsweep.sweeps.shortage import noted
 from segsweep.sweeps.training import fit
 from segsweep.sweeps.trial import as_trainable
@@ -161,7 +162,7 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
     first = Written(tmp_path / "first.jsonl")
     result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first])
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "model", "record", "validation.json", "result.json",
+        ".attempt", "checkpoints", "model", "record", "validation.json", "result.json",
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best", "epoch-00001"}
     record = folder / "record"
@@ -228,6 +229,7 @@ def test_what_ray_train_runs_beside_a_training_for_others_is_left_out(tmp_path: 
     trainer = training._trainer(
         Run(trainable="unet", store="nowhere"),
         place=Mirror(uri=str(tmp_path), folder=tmp_path),
+        attempt="",
         resources=Resources(cpus=1),
         callbacks=[],
     )
@@ -285,3 +287,40 @@ def test_dead_workers_are_replaced_unless_memory_was_short(
     died = ActorDiedError()
     assert fitted(*[lost, None] * 9, died, lost) == {"status": "finished"}
     assert noted(folder) is None, "it had memory enough in the end"
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_training_that_another_process_took_over_writes_no_further_epoch(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was cut off trains on while Tune has begun the trial again elsewhere."""
+    folder, alone = tmp_path / "run", dataclasses.replace(run, workers=1)
+
+    def taken_over(*values: Any) -> None:
+        add_epoch(*values)
+        begin_attempt(str(folder))
+
+    monkeypatch.setattr(worker, "add_epoch", taken_over)
+    with pytest.raises(SupersededError, match=r"run: another process trains this run now"):
+        fit(alone, folder=folder, resources=Resources(cpus=1))
+    assert [entry["epoch"] for entry in epochs_of(folder)] == [1]
+    assert [path.name for path in (folder / "checkpoints").glob("epoch-*")] == ["epoch-00000"]
+
+
+def test_who_was_superseded_does_not_try_again(
+    tiny_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = np.ones((16, 32, 32), dtype=np.uint8)
+    store = str(tiny_store("a", labels=LabelSet(structures=("liver",)), cases={"c": label}))
+    tries = []
+
+    class Cut:
+        def fit(self) -> None:
+            tries.append(begin_attempt(str(tmp_path)))
+            raise WorkerGroupError("the node went", {0: RuntimeError("gone")})
+
+    monkeypatch.setattr(training, "free_orphans", lambda: None)
+    monkeypatch.setattr(training, "_trainer", lambda *_, **__: Cut())
+    with pytest.raises(SupersededError):
+        fit(Run(trainable="unet", store=store), folder=tmp_path, resources=Resources(cpus=1))
+    assert len(tries) == 1

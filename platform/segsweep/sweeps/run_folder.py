@@ -6,7 +6,9 @@ between epochs are validation-EPOCH.json. A folder with a result is never traine
 `trial.fit_folds` says what the folder of a trial of several folds holds.
 """
 
+import contextlib
 import json
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ from typing import Any
 
 from segsweep.data import storage
 from segsweep.data.manifest import write_json
+from segsweep.errors import StorageAwayError, SupersededError
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.learning import checkpoint
 
@@ -22,6 +25,8 @@ VALIDATION, NSD_VALIDATION = "validation.json", "validation_nsd.json"
 # A driver's mark in a trial's folder once MLflow was told how it ended: that machine's own, for MLflow may be too.
 LOGGED = "logged"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+# The attempt that may write there, and no other: a node that was cut off, and taken for dead, may train on for a while.
+ATTEMPT = ".attempt"
 
 
 def read_result(folder: Path) -> Mapping[str, Any]:
@@ -46,6 +51,20 @@ def joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
     """What several runs' files of this name say; each run held out other cases."""
     files = [folder / name for folder in folders if (folder / name).is_file()]
     return {case_id: scores for file in files for case_id, scores in json.loads(file.read_text()).items()}
+
+
+def begin_attempt(uri: str) -> str:
+    """Take the run in a folder, at an address, from all who trained it before; the mark by which `demand_attempt` knows who did."""
+    attempt = secrets.token_hex(8)
+    storage.write_bytes(f"{uri}/{ATTEMPT}", attempt.encode())
+    return attempt
+
+
+def demand_attempt(uri: str, *, attempt: str) -> None:
+    """Raise SupersededError once somebody else has begun to train the run in that folder."""
+    with contextlib.suppress(StorageAwayError):  # nothing can be written there either
+        if storage.read_bytes(f"{uri}/{ATTEMPT}") != attempt.encode():
+            raise SupersededError(f"{uri}: another process trains this run now; this one was cut off from it and ends")
 
 
 def request_stop(folder: str | Path) -> None:

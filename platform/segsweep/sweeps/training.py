@@ -16,7 +16,7 @@ from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import prepare
 from segsweep.sweeps.record import epochs_of
 from segsweep.sweeps.rendezvous import OwnAddresses
-from segsweep.sweeps.run_folder import RESULT, light, read_result, tidy
+from segsweep.sweeps.run_folder import RESULT, begin_attempt, demand_attempt, light, read_result, tidy
 from segsweep.sweeps.shortage import SHORTAGE, note, ran_out
 from segsweep.sweeps.worker import train_run
 
@@ -31,7 +31,8 @@ LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 def fit(run: Run, *, folder: str | Path, resources: Resources, callbacks: list[Any] | None = None) -> Mapping[str, Any]:
     """Train a run with Ray Train into `folder`, a path or an address, and return its result; an existing one is returned at once.
 
-    Workers that die are started again where there is room, which is waited for. Their epochs are those of the last checkpoint on.
+    Workers that die are started again where there is room, which is waited for. Their epochs are those of the last checkpoint on. Raises
+    SupersededError once another process fits the same folder.
     """
     with working(folder) as place:
         place.fetch(light)
@@ -51,10 +52,11 @@ def _fit(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any])
     while not (folder / RESULT).is_file():  # workers that left a node in time left none
         tidy(folder)
         free_orphans()
-        reached = len(epochs_of(folder))
+        reached, attempt = len(epochs_of(folder)), begin_attempt(place.uri)
         try:
-            _trainer(run, place=place, resources=resources, callbacks=callbacks).fit()
+            _trainer(run, place=place, attempt=attempt, resources=resources, callbacks=callbacks).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
+            demand_attempt(place.uri, attempt=attempt)
             place.fetch(light)
             lacked = ran_out(error)
             if lacked:
@@ -75,12 +77,12 @@ class _LeanTrainer(TorchTrainer):
         return [one for one in super()._create_default_callbacks() if type(one).__name__ not in LEFT_OUT]
 
 
-def _trainer(run: Run, *, place: Mirror, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
+def _trainer(run: Run, *, place: Mirror, attempt: str, resources: Resources, callbacks: list[Any]) -> TorchTrainer:
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     return _LeanTrainer(
         train_run,
         torch_config=OwnAddresses(),
-        train_loop_config={"run": run.to_json(), "folder": place.uri},
+        train_loop_config={"run": run.to_json(), "folder": place.uri, "attempt": attempt},
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
         ),

@@ -34,19 +34,19 @@ from segsweep.sweeps.kept import chosen, keep
 from segsweep.sweeps.meter import Meter
 from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record
-from segsweep.sweeps.run_folder import CHECKPOINTS, MODEL, RESULT, STOP, TRANSFER, write_scores
+from segsweep.sweeps.run_folder import CHECKPOINTS, MODEL, RESULT, STOP, TRANSFER, demand_attempt, write_scores
 from segsweep.sweeps.shortage import full_disks
 from segsweep.sweeps.validation import Validated, summarise, validate
 
 
 def train_run(config: Mapping[str, Any]) -> None:
-    """Body of a Ray Train worker. `config`: run (JSON), folder. Reports each epoch and, last, the result."""
+    """Body of a Ray Train worker. `config`: run (JSON), folder, attempt. Reports each epoch and, last, the result."""
     with working(config["folder"]) as place, full_disks(place.folder):
         place.fetch()
-        _train(Run(**config["run"]), place=place)
+        _train(Run(**config["run"]), place=place, attempt=config["attempt"])
 
 
-def _train(run: Run, *, place: Mirror) -> None:
+def _train(run: Run, *, place: Mirror, attempt: str) -> None:
     folder = place.folder
     prepared = prepare(run)
     setting = _setting(prepared)
@@ -74,6 +74,7 @@ def _train(run: Run, *, place: Mirror) -> None:
     every, meter = prepared.params.scan_validation_every, Meter()
     for epoch in train(setting, resume=resume):
         if rank() == 0:
+            demand_attempt(place.uri, attempt=attempt)
             keep(epoch, checkpoints=checkpoints, document=document)
         epochs, metrics = epoch.number + 1, epoch.metrics
         due = every and epochs % every == 0 and epochs < epoch.total
@@ -118,6 +119,7 @@ def _train(run: Run, *, place: Mirror) -> None:
         "status": status,
     }
     if rank() == 0:
+        demand_attempt(place.uri, attempt=attempt)
         summary = {name: value for name, value in result.items() if isinstance(value, int | float)}
         summary |= {**final.metrics, "epoch": final.epoch + 1}
         result["digest"] = checkpoint.save(
