@@ -103,7 +103,7 @@ class GridReader:
     """A grid opened for reading. Atom values are translated to the store's own table by `lookup`.
 
     Where SEGSWEEP_CACHE names a folder, a grid that is read by region again and again is copied there, uncompressed. Not so one whose
-    folder is not `lasting`, which holds no disk between two reads either: it lies in that cache itself.
+    folder is not `lasting`: it lies in that cache itself, and stays mapped until `shards.let_go`.
     """
 
     def __init__(

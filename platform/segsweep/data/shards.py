@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def known_layout(metadata: Mapping[str, Any]) -> Layout | None:
 def open_shards(folder: Path, *, name: str, lasting: bool = True) -> "Shards | None":
     """The array in a folder, None when its layout is not one of ours. `name` (case, grid, array) begins every error.
 
-    Files that are not `lasting` may be deleted between two reads: they are mapped for each read alone, and hold no disk afterwards.
+    Files that are not `lasting` may be deleted between two reads: they stay mapped, and hold their disk, until `let_go`.
     Raises StoreError when there is no readable zarr.json.
     """
     try:
@@ -94,6 +95,13 @@ def open_shards(folder: Path, *, name: str, lasting: bool = True) -> "Shards | N
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{name}: no readable zarr.json ({type(error).__name__}); {REPAIR}") from None
     return None if layout is None else Shards(folder, layout=layout, name=name, lasting=lasting)
+
+
+def let_go() -> None:
+    """Unmap all files of this process that do not last; whoever reads one maps it anew."""
+    with _passing_lock:
+        for shard in _passing:
+            shard.let_go()
 
 
 class Shards:
@@ -150,11 +158,20 @@ class _Shard:
         entries = data[self._end : -_CHECKSUM].view("<u8").reshape(count, 2).tolist()
         self._chunks = [(start, start + size - _CHECKSUM) for start, size in entries]
         self._unverified = bytearray(b"\1") * count
-        self._kept = data if lasting else None
+        self._kept: NDArray[np.uint8] | None = data
+        if not lasting:
+            with _passing_lock:
+                _passing.add(self)
+
+    def let_go(self) -> None:
+        """Unmap the file, once those who read it now have done so."""
+        self._kept = None
 
     def read_into(self, out: NDArray, *, spans: Sequence[range]) -> None:
         """Fill `out` with the voxels of a region (z, y, x), which is not empty."""
-        data = self._mapped() if self._kept is None else self._kept
+        data = self._kept
+        if data is None:
+            data = self._kept = self._mapped()
         if self._layout.compressed:
             self._decode_into(out, spans=spans, data=data)
         else:
@@ -254,6 +271,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
     return view
 
 
+_passing, _passing_lock = weakref.WeakSet[_Shard](), threading.Lock()
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
