@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ HEAD, FIRST, SECOND = f"{PREFIX}h", f"{PREFIX}w1", f"{PREFIX}w2"
 ADDRESS = f"{SUBNET}.1:6379"
 SEGSWEEP = (sys.executable, "-c", "import sys; from segsweep.cli import main; sys.exit(main())")
 PATIENCE = 900
+STORAGE_PORT = 5555
+MAKE_BUCKET = (
+    "import os; from pyarrow.fs import S3FileSystem; "
+    "S3FileSystem(endpoint_override=os.environ['AWS_ENDPOINT_URL'], allow_bucket_creation=True).create_dir('bucket')"
+)
+# Where a worker's copy of a run's folder lies whose workspace is a bucket.
+COPIES = f"/tmp/segsweep-work-{os.getuid()}"
 
 
 class Hosts:
@@ -29,6 +37,12 @@ class Hosts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": f"http://{SUBNET}.1:{STORAGE_PORT}",
+            "AWS_REGION": "us-east-1",
+            "AWS_SECRET_ACCESS_KEY": "tester",
+            "HOME": str(folder / "home"),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "RAY_ADDRESS": ADDRESS,
@@ -70,6 +84,13 @@ class Hosts:
             ["nsenter", "-t", first, "-n", "-p", "-m", "-u", *command],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+
+    def done(self, name: str, *command: str) -> str:
+        """What a command said on a host, which ended well."""
+        process = self.on(name, *command)
+        words, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, words
+        return words
 
     def cut(self, name: str, *, seconds: float) -> None:
         """Take a host's network away for a while, as a cable that is pulled does."""
@@ -142,3 +163,31 @@ def test_a_node_without_network_for_30_s(hosts: Hosts, faults: ModuleType, share
     )
     assert driver.returncode == 0, words
     demand_whole(lab, faults=faults, words=words)
+
+
+def test_a_full_disk_of_one_host_with_everything_in_a_bucket(hosts: Hosts, faults: ModuleType, shared: Path) -> None:
+    """The trial there ends with a sentence, the other goes on; with room again, the same command ends the sweep."""
+    serve = f"exec {sys.executable} -m moto.server -H {SUBNET}.1 -p {STORAGE_PORT} > {hosts.folder}/storage.log 2>&1"
+    storage = hosts.on(HEAD, "bash", "-c", serve)
+    try:
+        faults.wait_for(lambda: "Running on" in (hosts.folder / "storage.log").read_text())
+        hosts.done(HEAD, sys.executable, "-c", MAKE_BUCKET)
+        hosts.environment["SEGSWEEP_WORKSPACE"] = "s3://bucket/lab"
+        print(hosts.done(HEAD, *SEGSWEEP, "convert", "phantom", str(shared / "raw"), "--store", "s3://bucket/store"))
+        hosts.done(
+            FIRST, "bash", "-c", f"mkdir -p -m 700 {COPIES} && mount -t tmpfs -o size=300k,mode=700 none {COPIES}"
+        )
+        options = ("trials=2", "workers=1", "concurrent=2", "register=1", "name=toy")
+        sweep = (*SEGSWEEP, "tune", "tiny", "s3://bucket/store", *options)
+        words = hosts.done(HEAD, *sweep)
+        print(words)
+        assert re.search(
+            rf"trial-000\d +failed: node {FIRST}: the disk of {COPIES}\S* is full; free space there", words
+        ), words
+        assert len(re.findall(r"^ *trial-000\d +ended", words, re.MULTILINE)) == 1
+        hosts.done(FIRST, "umount", COPIES)
+        words = hosts.done(HEAD, *sweep)
+        print(words)
+        assert re.search(r"^ *trial-0002 +ended", words, re.MULTILINE), "in place of the failed one"
+    finally:
+        storage.kill()
