@@ -58,7 +58,7 @@ def test_a_lease_keeps_a_second_process_out_and_ends_with_the_first(
     object_storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "TOGETHER", 0.0)
-    uri, busy = f"{object_storage.uri}/sweep/driver.json", ResourceError("busy")
+    uri, busy = f"{object_storage.uri}/sweep/.driver.json", ResourceError("busy")
     with leased(uri, otherwise=busy):
         with pytest.raises(ResourceError, match="busy"), leased(uri, otherwise=busy):
             pass
@@ -73,7 +73,7 @@ def test_a_lease_keeps_a_second_process_out_and_ends_with_the_first(
 def test_of_two_that_take_a_lease_at_once_the_later_one_has_it(
     object_storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"{object_storage.uri}/driver.json"
+    uri = f"{object_storage.uri}/.driver.json"
     monkeypatch.setattr(lock.time, "sleep", lambda _seconds: lock._take(uri, own="another"))
     with pytest.raises(ResourceError, match="busy"), leased(uri, otherwise=ResourceError("busy")):
         pass
@@ -86,7 +86,7 @@ def test_a_lease_is_renewed_and_one_that_was_lost_interrupts(
 ) -> None:
     monkeypatch.setattr(lock, "TOGETHER", 0.0)
     monkeypatch.setattr(lock, "RENEWAL", 0.05)
-    uri = f"{object_storage.uri}/driver.json"
+    uri = f"{object_storage.uri}/.driver.json"
 
     def renewed() -> float:
         return json.loads(storage.read_bytes(uri))["renewed"]

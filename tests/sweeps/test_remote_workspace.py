@@ -131,7 +131,7 @@ def test_a_sweep_outlives_its_drivers_machine(
     assert sweep(one, interrupting("trial-0001")).interrupted
     before = read(f"{uri}/study.json")
     assert [trial["state"] for trial in before["trials"]] == ["COMPLETE", "RUNNING"]
-    assert not storage.exists(f"{uri}/driver.json")
+    assert not storage.exists(f"{uri}/.driver.json")
     shutil.rmtree(one)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from segsweep import recipes
+from segsweep.data.lock import held
 from segsweep.errors import ResourceError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
@@ -58,6 +59,9 @@ def test_finished_run_is_registered_once_and_not_trained_again(phantom_store: Pa
     assert version.tags["segsweep.dice"] == "0.2500"
     logged = connect(workspace).get_model_version("phantom-unet", "1")
     assert logged.run_id is not None
+    busy = pytest.raises(ResourceError, match=f"run '{folder.name}' runs in another process, which may have outlived")
+    with held(folder, otherwise=None), busy:
+        train(run, workspace=workspace, report=silent)
     assert connect(workspace).get_run(logged.run_id).info.status == "FINISHED"
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from segsweep.models.outbox import Outbox
 from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, Tracker
 from segsweep.run import Run
+from segsweep.sweeps.alone import alone
 from segsweep.sweeps.cluster import connect, memory_per_worker, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
@@ -56,9 +57,12 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     storage.exists(f"{trained.uri}/{RESULT}")  # where there is no such bucket, that is said before anything is trained
     trained.fetch(light)
     tracker = Tracker(place, experiment=dataset)
-    outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
     lineage = lineage_of(prepared.store, folds=(run.fold,), command=f"segsweep train {run.trainable}")
-    with closing(outbox), closing(Follow(outbox, parent=None, sweep="", report=report, lineage=lineage)) as follow:
+    with ExitStack() as stack:
+        stack.enter_context(alone(trained, what="run", advice="wait until it ends, or end it"))
+        outbox = stack.enter_context(closing(Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))))
+        follow = Follow(outbox, parent=None, sweep="", report=report, lineage=lineage)
+        stack.enter_context(closing(follow))
         if not (folder / RESULT).is_file():
             demand_memory(prepared, available=memory_per_worker(workers=run.workers))
             fitting = demand_fitting(prepared)

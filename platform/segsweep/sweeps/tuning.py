@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,15 @@ from typing import Any
 import ray.tune
 
 from segsweep import recipes
-from segsweep.data.lock import held, leased
 from segsweep.data.mirror import Mirror, shared
-from segsweep.data.storage import is_remote
 from segsweep.data.store import Store
-from segsweep.errors import RecipeError, ResourceError, SegsweepError
+from segsweep.errors import RecipeError, SegsweepError
 from segsweep.models.catalogue import Registered
 from segsweep.models.outbox import Outbox
 from segsweep.models.tracking import KIND_TAG, NOTE_TAG, SWEEP_TAG, Status, Tracker
 from segsweep.run import Run
 from segsweep.sweeps import tuning_page
+from segsweep.sweeps.alone import alone
 from segsweep.sweeps.cluster import connect, memory_per_worker, most_concurrent, share
 from segsweep.sweeps.comparison import Comparison, comparison_of
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
@@ -60,8 +58,6 @@ from segsweep.workspace import Workspace, current_workspace
 
 # Ray Tune's own records, in a sweep's folder while its trials run; the driver alone reads them.
 TUNE = "tune"
-# Who runs a sweep, in its folder in a bucket.
-LEASE = "driver.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +106,7 @@ def tune(
     least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1, gpus=chosen.gpus)
     settings = {**settings_of(space, base=base, store=opened, options=chosen), "fixed": fixed}
     sweep, home = place.sweeps / name, shared(place)
-    with _alone(home.at(sweep)):
+    with alone(home.at(sweep), what="sweep", advice="wait until it ends, end it, or choose another name=…"):
         kept = _kept(name, workspace=place)
         study = open_study(
             place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler, record=kept
@@ -195,28 +191,13 @@ def _kept(sweep: str, *, workspace: Workspace) -> str:
 
 
 def _seen(name: str) -> bool:
-    """Whether a driver looks at a file of the sweep's folder; two of a bucket's are read there and nowhere else."""
-    return light(name) and name not in (FILE, LEASE)
+    """Whether a driver looks at a file of the sweep's folder; the study's record is read in the bucket and nowhere else."""
+    return light(name) and name != FILE
 
 
 def _page(name: str) -> bool:
     """Whether a file of the sweep's folder is its own, and no trial's."""
     return _seen(name) and "/" not in name
-
-
-@contextmanager
-def _alone(sweep: Mirror) -> Iterator[None]:
-    """Hold a sweep's folder for this driver. Raises ResourceError while another one runs the sweep, on whatever machine."""
-    folder = sweep.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"sweep {folder.name!r} runs in another process, which may have outlived its terminal"
-    advice = "wait until it ends, end it, or choose another name=…"
-    with ExitStack() as stack:
-        stack.enter_context(held(folder, otherwise=ResourceError(f"{busy}; {advice}")))
-        if is_remote(sweep.uri):
-            busy = f"sweep {folder.name!r} runs in another process or on another machine, or did two minutes ago"
-            stack.enter_context(leased(f"{sweep.uri}/{LEASE}", otherwise=ResourceError(f"{busy}; {advice}")))
-        yield
 
 
 def _most_at_once(prepared: Prepared, *, left: int, gpus: float = 1.0) -> int:
