@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 
 # Blocks along each axis, and what is smoothed away: what all heads or all abdomens have in common.
 BLOCKS, COMMON = 32, 2.0
@@ -14,7 +15,10 @@ RANGE_HU = (0.0, 600.0)
 # Correlation of two signatures. Among the 34 head-and-neck CTs of OpenKBP no two exceed 0.71; the same scan with noise of 30 HU, resampled
 # by 0.7 and 1.3, without 2 of 128 slices, or without 4 of 128 columns on either side has 0.92 to 1.
 SAME = 0.9
-_TOGETHER = 512
+# A signature is a random projection to so many values: 4 KB a case, of which 100,000 are compared in minutes. Correlations stay as they
+# were but for an error whose standard deviation is 0.004 at 0.9 and 0.01 at 0.7 (Johnson and Lindenstrauss).
+VALUES = 2048
+_TOGETHER = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class Pair:
 
 
 def signature(image: NDArray) -> NDArray[np.float16]:
-    """What a scan (z, y, x) in HU looks like at 32 blocks an axis, whatever its grid: (32768,), mean 0 and length 1."""
+    """What a scan (z, y, x) in HU looks like at 32 blocks an axis, whatever its grid: (VALUES,) of length 1."""
     blocks = np.clip(image, *RANGE_HU).astype(np.float32)
     for axis, size in enumerate(image.shape):
         edges = np.minimum(np.arange(BLOCKS + 1) * size // BLOCKS, size - 1)
@@ -35,8 +39,9 @@ def signature(image: NDArray) -> NDArray[np.float16]:
         shape = [BLOCKS if other == axis else 1 for other in range(3)]
         blocks = np.add.reduceat(blocks, edges[:-1], axis=axis) / counts.reshape(shape)
     values = (blocks - ndimage.gaussian_filter(blocks, COMMON)).ravel()
-    values -= values.mean()
-    return (values / max(float(np.linalg.norm(values)), 1e-6)).astype(np.float16)
+    signs, chosen = _projection()
+    projected = fft.dct(signs * (values - values.mean()), norm="ortho")[chosen]
+    return (projected / max(float(np.linalg.norm(projected)), 1e-6)).astype(np.float16)
 
 
 def similar(signatures: Sequence[NDArray[np.float16]]) -> Iterator[Pair]:
@@ -49,3 +54,11 @@ def similar(signatures: Sequence[NDArray[np.float16]]) -> Iterator[Pair]:
             for i, j in np.argwhere(correlation >= SAME).tolist():
                 if start + i < other + j:
                     yield Pair(first=start + i, second=other + j, correlation=float(correlation[i, j]))
+
+
+@cache
+def _projection() -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Signs that spread what a scan is made of over all frequencies, and the frequencies that are kept; the same in every process."""
+    generator = np.random.default_rng(0)
+    signs = generator.choice(np.array([-1, 1], np.float32), BLOCKS**3)
+    return signs, generator.permutation(BLOCKS**3)[:VALUES]
