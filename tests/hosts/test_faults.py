@@ -167,10 +167,12 @@ def test_a_node_without_network_for_30_s(hosts: Hosts, faults: ModuleType, share
 
 def test_a_full_disk_of_one_host_with_everything_in_a_bucket(hosts: Hosts, faults: ModuleType, shared: Path) -> None:
     """The trial there ends with a sentence, the other goes on; with room again, the same command ends the sweep."""
-    serve = f"exec {sys.executable} -m moto.server -H {SUBNET}.1 -p {STORAGE_PORT} > {hosts.folder}/storage.log 2>&1"
+    log = hosts.folder / "storage.log"
+    serve = f"exec {sys.executable} -m moto.server -H {SUBNET}.1 -p {STORAGE_PORT} > {log} 2>&1"
+    log.touch()
     storage = hosts.on(HEAD, "bash", "-c", serve)
     try:
-        faults.wait_for(lambda: "Running on" in (hosts.folder / "storage.log").read_text())
+        faults.wait_for(lambda: "Running on" in log.read_text())
         hosts.done(HEAD, sys.executable, "-c", MAKE_BUCKET)
         hosts.environment["SEGSWEEP_WORKSPACE"] = "s3://bucket/lab"
         print(hosts.done(HEAD, *SEGSWEEP, "convert", "phantom", str(shared / "raw"), "--store", "s3://bucket/store"))

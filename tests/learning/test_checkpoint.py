@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from segsweep.errors import ModelError, RecipeError
@@ -92,6 +94,23 @@ def test_one_flipped_byte_is_refused_and_named(saved: Path, name: str, position:
     (saved / name).write_bytes(data)
     with pytest.raises(ModelError, match=name):
         checkpoint.load(saved)
+
+
+def test_who_may_read_one_file_may_read_all(saved: Path) -> None:
+    """safetensors itself makes files for their owner alone, of no use on a disk that a group shares."""
+    assert len({path.stat().st_mode for path in saved.iterdir() if path.is_file()}) == 1
+
+
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="weights.safetensors") as raised:
+        checkpoint.save(
+            tmp_path / "c", snapshot=Snapshot(weights=nn.Linear(2, 2).state_dict(), metrics={}, epoch=0), run={}
+        )
+    assert raised.value.errno == errno.ENOSPC and not (tmp_path / "c").exists()
 
 
 def test_a_missing_file_is_refused(saved: Path) -> None:

@@ -5,6 +5,7 @@ A folder appears under its name only when it is complete: it is written beside i
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ OPTIMIZER_STATE = "optimizer.json"
 # Of a JSON file: those of a network with thousands of tensors have some hundred thousand.
 MOST_BYTES = 16 * 2**20
 ANOTHER = "use another checkpoint"
+# In a message of safetensors.
+_SYSTEMS_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def save(folder: Path, *, snapshot: Snapshot, run: Mapping[str, Any], finder: Pa
     _write_json(partial / METRICS, {"epoch": snapshot.epoch, **snapshot.metrics})
     if snapshot.optimizer:
         tensors, values = _split(snapshot.optimizer)
-        save_file(tensors, partial / OPTIMIZER)
+        _write_tensors(partial / OPTIMIZER, tensors)
         _write_json(partial / OPTIMIZER_STATE, {**values, "scaler": snapshot.scaler})
     if snapshot.raw:
         _write_weights(partial / RAW, snapshot.raw)
@@ -279,7 +282,21 @@ def _join(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str,
 
 
 def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    _write_tensors(path, {name: value.detach().cpu().contiguous() for name, value in weights.items()})
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises OSError with the system's number and the path, where safetensors has only words; it also lets nobody else read its files."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path)
+        path.chmod(mode)
+    except SafetensorError as error:
+        number = _SYSTEMS_NUMBER.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def _write_json(path: Path, value: Any) -> None:
