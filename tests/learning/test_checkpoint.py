@@ -106,7 +106,7 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, monkeypa
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="weights.safetensors") as raised:
+    with pytest.raises(OSError, match=r"weights\.safetensors") as raised:
         checkpoint.save(
             tmp_path / "c", snapshot=Snapshot(weights=nn.Linear(2, 2).state_dict(), metrics={}, epoch=0), run={}
         )
