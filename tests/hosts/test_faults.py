@@ -165,31 +165,35 @@ def test_a_node_without_network_for_30_s(hosts: Hosts, faults: ModuleType, share
     demand_whole(lab, faults=faults, words=words)
 
 
-def test_a_full_disk_of_one_host_with_everything_in_a_bucket(hosts: Hosts, faults: ModuleType, shared: Path) -> None:
-    """The trial there ends with a sentence, the other goes on; with room again, the same command ends the sweep."""
+def test_full_disks_of_hosts_with_everything_in_a_bucket(hosts: Hosts, faults: ModuleType, shared: Path) -> None:
+    """Of one host: its trial goes on elsewhere, or ends with a sentence. Of both: a sentence; with room again the same command goes on."""
     log = hosts.folder / "storage.log"
     serve = f"exec {sys.executable} -m moto.server -H {SUBNET}.1 -p {STORAGE_PORT} > {log} 2>&1"
+    fill = f"mkdir -p -m 700 {COPIES} && mount -t tmpfs -o size=300k,mode=700 none {COPIES}"
+    full = rf"failed: node {PREFIX}w\d: the disk of {COPIES}\S* is full; free space there"
     log.touch()
+
+    def swept(*, trials: int) -> str:
+        options = (f"trials={trials}", "workers=1", "concurrent=2", "register=1", "name=toy")
+        words = hosts.done(HEAD, *SEGSWEEP, "tune", "tiny", "s3://bucket/store", *options)
+        print(words)
+        return words
+
     storage = hosts.on(HEAD, "bash", "-c", serve)
     try:
         faults.wait_for(lambda: "Running on" in log.read_text())
         hosts.done(HEAD, sys.executable, "-c", MAKE_BUCKET)
         hosts.environment["SEGSWEEP_WORKSPACE"] = "s3://bucket/lab"
         print(hosts.done(HEAD, *SEGSWEEP, "convert", "phantom", str(shared / "raw"), "--store", "s3://bucket/store"))
-        hosts.done(
-            FIRST, "bash", "-c", f"mkdir -p -m 700 {COPIES} && mount -t tmpfs -o size=300k,mode=700 none {COPIES}"
-        )
-        options = ("trials=2", "workers=1", "concurrent=2", "register=1", "name=toy")
-        sweep = (*SEGSWEEP, "tune", "tiny", "s3://bucket/store", *options)
-        words = hosts.done(HEAD, *sweep)
-        print(words)
-        assert re.search(
-            rf"trial-000\d +failed: node {FIRST}: the disk of {COPIES}\S* is full; free space there", words
-        ), words
-        assert len(re.findall(r"^ *trial-000\d +ended", words, re.MULTILINE)) == 1
-        hosts.done(FIRST, "umount", COPIES)
-        words = hosts.done(HEAD, *sweep)
-        print(words)
-        assert re.search(r"^ *trial-0002 +ended", words, re.MULTILINE), "in place of the failed one"
+        hosts.done(FIRST, "bash", "-c", fill)
+        words = swept(trials=2)
+        ended = re.findall(r"trial-000\d +ended", words)
+        assert ended and len(ended) + len(re.findall(full, words)) == 2, words
+        hosts.done(SECOND, "bash", "-c", fill)
+        assert re.search(full, swept(trials=3))
+        for host in (FIRST, SECOND):
+            hosts.done(host, "umount", COPIES)
+        words = swept(trials=3)
+        assert not re.search(r"trial-000[01] +starting", words) and re.search(r"trial-000\d +ended", words), words
     finally:
         storage.kill()
