@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 import ray
 import torch
 from raylets import PATIENCE, Raylets, hold, leftovers, nodes_of, raylets, wait_for
+from toy import write_project
 
 from segsweep import recipes
 from segsweep.data.conversion import convert
@@ -32,51 +32,8 @@ from segsweep.sweeps.tuning import tune
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.workspace import Workspace
 
-EPOCHS = 8
-# The first worker writes down when it begins, and each epoch, which takes half a second.
-TRAINABLE = """
-    import os
-    import time
-    from pathlib import Path
-
-    from segsweep import recipes
-    from segsweep.learning.losses import build_loss
-    from segsweep.learning.setting import rank
-
-    Params, build = recipes.load("trainables", name="unet").Params, recipes.load("trainables", name="unet").build
-
-
-    def loss(params, task):
-        usual = build_loss(params.loss, task=task, batch_dice=params.batch_dice)
-
-        def write(what):
-            if rank() == 0:
-                with (Path(os.environ["SEGSWEEP_PROJECT"]) / "trained.txt").open("a") as stream:
-                    stream.write(f"{params.foreground!r} {what} {time.time()}\\n")
-
-        def noted(*values, **options):
-            write("epoch")
-            time.sleep(0.5)
-            return usual(*values, **options)
-
-        write("launch")
-        return noted
-"""
-SPACE = f"""
-    TRAINABLE = "noted"
-    PARAMS = {{
-        "epochs": {EPOCHS}, "iterations": 1, "validation_iterations": 1, "patch_size": [16, 32, 32], "batch_size": 2, "features": 4,
-        "levels": 3,
-    }}
-
-
-    def space(trial, plan):
-        return {{"foreground": trial.suggest_float("foreground", 0.2, 0.8)}}
-
-
-    def first(plan):
-        return [{{"foreground": 0.5}}]
-"""
+# Epochs of a trial, and how many seconds longer than they must they take: time to do harm.
+EPOCHS, PAUSE = 8, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,17 +249,9 @@ FAULTS: dict[str, Callable[[Lab], Row]] = {
 NEEDED = {"worker-node": 2, "trial-node": 2, "node-in-sweep": 1, "spot-notice": 2, "hang": 2, "head": 2}
 
 
-def write_project(folder: Path) -> Path:
-    """A user's own project, with the recipes of the tiny sweep."""
-    for kind, name, text in (("trainables", "noted", TRAINABLE), ("search_spaces", "tiny", SPACE)):
-        (folder / kind).mkdir(parents=True)
-        (folder / kind / f"{name}.py").write_text(f'"""Toy."""\n{textwrap.dedent(text)}')
-    return folder
-
-
 def run_alone(lab: Lab, *, fault: str) -> Any:
     """In a process of its own, for its own Ray and its own recipes; a Row, if it is one, as JSON."""
-    project = write_project(lab.folder / "project")
+    project = write_project(lab.folder / "project", epochs=EPOCHS, pause=PAUSE)
     command = [sys.executable, __file__, "--alone", fault, str(lab.shared), str(lab.folder)]
     done = subprocess.run(
         command, env={**os.environ, "SEGSWEEP_PROJECT": str(project)}, stdout=subprocess.PIPE, text=True, check=True

@@ -14,7 +14,6 @@ import random
 import signal
 import sys
 import tempfile
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ import ray
 from optuna.trial import TrialState
 from ray._private.state import actors
 from ray.util import placement_group_table
+from toy import write_project
 
 from segsweep import recipes
 from segsweep.data.conversion import convert
@@ -47,47 +47,6 @@ PHASES = ("starting", "training", "recovering", "ending", "registering")
 LONGEST = {"starting": 4.0, "training": 0.6, "recovering": 0.6, "ending": 3.0, "registering": 0.6}
 PATIENCE = 240.0
 EPOCHS = 10
-# One step an epoch; a loss that is asked for its value begins one.
-TRAINABLE = """
-    import os
-    import time
-    from pathlib import Path
-
-    from segsweep import recipes
-    from segsweep.learning.losses import build_loss
-
-    Params, build = recipes.load("trainables", name="unet").Params, recipes.load("trainables", name="unet").build
-
-
-    def loss(params, task):
-        usual = build_loss(params.loss, task=task, batch_dice=params.batch_dice)
-
-        def write(what):
-            with (Path(os.environ["SEGSWEEP_PROJECT"]) / "trained.txt").open("a") as stream:
-                stream.write(f"{params.foreground!r} {what} {time.time()}\\n")
-
-        def noted(*values, **options):
-            write("epoch")
-            return usual(*values, **options)
-
-        write("launch")
-        return noted
-"""
-SPACE = f"""
-    TRAINABLE = "noted"
-    PARAMS = {{
-        "epochs": {EPOCHS}, "iterations": 1, "validation_iterations": 1, "patch_size": [16, 32, 32], "batch_size": 2, "features": 4,
-        "levels": 3,
-    }}
-
-
-    def space(trial, plan):
-        return {{"foreground": trial.suggest_float("foreground", 0.2, 0.8)}}
-
-
-    def first(plan):
-        return [{{"foreground": 0.5}}]
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +93,6 @@ class Moment:
 
     phase: str
     delay: float
-
-
-def make_project(folder: Path) -> Path:
-    """A user's own project with the toy's recipes."""
-    for kind, name, text in (("trainables", "noted", TRAINABLE), ("search_spaces", "tiny", SPACE)):
-        (folder / kind).mkdir(parents=True)
-        (folder / kind / f"{name}.py").write_text(f'"""Toy."""\n{textwrap.dedent(text)}')
-    return folder
 
 
 def seeded(kills: int, *, seed: int, phases: Sequence[str] = PHASES) -> list[Moment]:
@@ -310,7 +261,7 @@ def main() -> None:
         convert("phantom", raw=folder / "raw", store=folder / "store")
         toy = Toy(
             store=folder / "store",
-            project=make_project(folder / "project"),
+            project=write_project(folder / "project", epochs=EPOCHS),
             workspace=Workspace(root=folder),
             trials=1 + given.kills // len(PHASES),
         )

@@ -22,7 +22,7 @@ def test_a_sweep_keeps_its_secrets_and_outlives_a_restart_of_its_databases(
     phantom_store: Path, postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    project = importlib.import_module("killed_drivers").make_project(tmp_path / "project")
+    project = importlib.import_module("toy").write_project(tmp_path / "project", epochs=2)
     for name in ("runs", "studies"):
         postgres.create(name)
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN")

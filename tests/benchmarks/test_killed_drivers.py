@@ -88,7 +88,7 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_where_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    project = killing.make_project(tmp_path / "project")
+    project = killing.write_project(tmp_path / "project", epochs=killing.EPOCHS)
     toy = killing.Toy(store=phantom_store, project=project, workspace=workspace, trials=2)
     with command(phantom_store, project=project, workspace=workspace) as process:
         wait_for(toy.sweep / "trial-0000" / "checkpoints", pattern="epoch-*", process=process)

@@ -125,7 +125,7 @@ def shared(faults: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def hosts(faults: ModuleType, tmp_path: Path) -> Iterator[Hosts]:
     found = Hosts(tmp_path)
-    faults.write_project(tmp_path / "project")
+    faults.write_project(tmp_path / "project", epochs=faults.EPOCHS, pause=faults.PAUSE)
     try:
         found.up()
         yield found
