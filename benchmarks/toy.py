@@ -1,4 +1,4 @@
-"""The recipes of a toy sweep: a tiny U-Net whose first worker writes down, in `trained.txt` of the project, when it begins and each epoch."""
+"""The recipes of a toy sweep: a tiny U-Net whose first worker writes down in `trained.txt` when it begins, and when each epoch does."""
 
 import textwrap
 from pathlib import Path
