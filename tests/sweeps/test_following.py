@@ -196,6 +196,8 @@ def test_failed_trial_keeps_its_log_even_when_it_never_started(
     box.flush()
     folder = tmp_path / "trial-0000"
     assert failure(folder) == "ValueError: no such loss"
+    (folder / "error.txt").write_text("Traceback\nsegsweep.errors.ResourceError: node a: the disk of b is full\n")
+    assert failure(folder) == "node a: the disk of b is full"
     note(tmp_path, patch_size=(96, 160, 160), batch_size=2)
     assert failure(tmp_path) == "out of memory with patch_size=96x160x160, batch_size=2"
     assert said[0] == f"failed: ValueError: no such loss; see {folder / ERROR}"

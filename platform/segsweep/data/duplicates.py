@@ -40,7 +40,7 @@ def signature(image: NDArray) -> NDArray[np.float16]:
         blocks = np.add.reduceat(blocks, edges[:-1], axis=axis) / counts.reshape(shape)
     values = (blocks - ndimage.gaussian_filter(blocks, COMMON)).ravel()
     signs, chosen = _projection()
-    projected = fft.dct(signs * (values - values.mean()), norm="ortho")[chosen]
+    projected = np.asarray(fft.dct(signs * (values - values.mean()), norm="ortho"))[chosen]
     return (projected / max(float(np.linalg.norm(projected)), 1e-6)).astype(np.float16)
 
 

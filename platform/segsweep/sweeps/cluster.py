@@ -42,10 +42,9 @@ QUIET = {
     # By default Ray starts a task again for ever when the machine's memory ends.
     "RAY_task_oom_retries": "2",
 }
-# Set where Ray starts here: such a cluster is one machine, has no dashboard, and ends with its driver. Nobody takes its nodes away,
-# nobody reads its metrics, and nothing that a dead trainer leaves there outlives it (`training.py` asks for OURS).
-OURS = "SEGSWEEP_OWN_RAY"
-ALONE = {OURS: "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+# Set where Ray starts here: such a cluster is one machine, has no dashboard, and ends with its driver. Nobody takes its nodes away, and
+# nobody reads its metrics.
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 # Folders that a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
 # What is read in a trial's process, not in the driver's.

@@ -3,6 +3,7 @@
 A trial of several folds has a run under its own for each of them, with that fold's epochs.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -24,6 +25,7 @@ from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
 # What a trial's folder also holds: the log of a failed one.
 ERROR = "error.txt"
+_OWN_ERROR = re.compile(r"^segsweep\.errors\.\w+: ")
 
 # Told what happens to trials: trial name, epochs done, epochs in all, a few words.
 Report = Callable[[str, int, int, str], None]
@@ -204,11 +206,12 @@ def describe(config: Mapping[str, Any]) -> str:
 
 
 def failure(folder: Path) -> str:
-    """Why the trial in a folder failed: what its memory did not hold, or the last line of its log."""
+    """Why the trial in a folder failed: what its memory did not hold, or the last line of its log; an error of ours as its sentence."""
     lacking = noted(folder)
     if lacking:
         return f"out of memory with {describe(lacking)}"
-    return _last_line((folder / ERROR).read_text()) if (folder / ERROR).is_file() else "no log was written"
+    said = _last_line((folder / ERROR).read_text()) if (folder / ERROR).is_file() else "no log was written"
+    return _OWN_ERROR.sub("", said)
 
 
 def measurements(result: Mapping[str, Any]) -> dict[str, float]:

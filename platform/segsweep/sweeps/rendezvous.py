@@ -16,10 +16,11 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
+TCPStore = dist.TCPStore  # type: ignore[attr-defined]  public by torch's documentation
 # Linux's request for the address of a network interface.
 SIOCGIFADDR = 0x8915
 # The first worker's, while its process lives.
-_served: dist.TCPStore | None = None
+_served: TCPStore | None = None
 
 
 class OwnAddresses(TorchConfig):
@@ -54,7 +55,7 @@ def serve() -> tuple[str, int]:
     address = ray.util.get_node_ip_address()
     listening = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     port = listening.getsockname()[1]
-    _served = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    _served = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
     return address, port
 
 
@@ -64,7 +65,7 @@ def join(host: str, port: int, *, place: int, **setting: Any) -> None:
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
-    dist.init_process_group(store=dist.TCPStore(host, port), rank=place, **setting)
+    dist.init_process_group(store=TCPStore(host, port), rank=place, **setting)
 
 
 def interface_of(address: str) -> str:
