@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import ray.tune
+from ray.tune.execution import class_cache
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from segsweep.data.parallel import Piece, run_all
 from segsweep.run import Run
-from segsweep.sweeps.trial import TRIAL_BYTES, as_trainable, trial_resources
+from segsweep.sweeps.trial import KEYS, TRIAL_BYTES, as_trainable, trial_resources
 
 
 @pytest.mark.usefixtures("cluster")
@@ -38,6 +39,17 @@ def test_users_own_grid_of_losses(
     assert json.loads((model / "run.json").read_text())["run"]["trainable"] == "resenc_unet", "a trial chooses its own"
     assert "loss='nonsense' cannot be used" in Path(bad.error_file or "").read_text()
     assert not (Path(bad.local_path or "") / "run").exists()
+
+
+def test_keys_of_a_storage_are_sent_to_no_trial(phantom_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune would put them into command lines. (tests/test_secrets.py looks at those of a whole sweep.)"""
+    for name in KEYS:
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    as_trainable(Run(trainable="unet", store=str(phantom_store)))
+    sent = str(class_cache._ActorClassCache().get(type("Trial", (), {}))._default_options)
+    assert "RAY_TRAIN_V2_ENABLED" in sent and "canary" not in sent
+    assert {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} <= KEYS
 
 
 @pytest.mark.usefixtures("cluster")

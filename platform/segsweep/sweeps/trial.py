@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray.tune.execution import class_cache
 
 from segsweep.data.conversion import derive
 from segsweep.data.manifest import write_json
@@ -32,6 +33,8 @@ from segsweep.sweeps.training import fit
 
 # A trial only waits for its workers, so it needs no core. But it does so in some processes, which hold about so many bytes.
 TRIAL_BYTES = 2**30
+# Keys that Tune would send to trials in the command line of each of their processes, which all users of a node can read.
+KEYS = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
 def as_trainable(
@@ -42,7 +45,8 @@ def as_trainable(
     Each trial is a Ray Train job; it reports `loss`, `patch_dice`, `epoch` after every epoch and `dice` at the end. With several `folds` it
     is one job after another, the run's own fold aside: epochs are reported of the first, and `dice` at the end is that of all. The trial
     itself holds no CPU: give `ray.tune.Tuner` a `max_concurrent_trials`, so that trials do not starve each other's workers.
-    Raises ResourceError when the cluster can never hold a trial's workers; where Ray was not started yet, the trials do.
+    Keys of an object storage (AWS_…) in this process's environment are not sent to other nodes, which need their own. Raises ResourceError
+    when the cluster can never hold a trial's workers; where Ray was not started yet, the trials do.
     """
     demanded = resources is not None and ray.is_initialized()
     if resources and demanded:
@@ -73,6 +77,7 @@ def as_trainable(
             else:
                 fit_told(chosen, folder=place.uri, resources=each)
 
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     # Else Tune ends every trial whose first epoch does not have a `dice` yet, when that is the metric asked for.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     return ray.tune.with_resources(trial, trial_resources())  # type: ignore[return-value]
