@@ -1,6 +1,6 @@
 """Training from a store behind an object storage that is some way off, against the same store in a local folder.
 
-    python benchmarks/remote_reads.py --latency 0.03 --megabytes 100            (about 3 minutes on 2 quiet cores)
+    python benchmarks/remote_reads.py --latency 0.03 --megabytes 100            (a quarter of an hour on 2 quiet cores)
 
 The storage is benchmarks/slow_storage.py: each request is answered after the latency, all bodies together come at so many MB/s. Scans are
 made from a seed. Measured are plain reads of a patch's image and label map, patches cut and augmented as for a training (one thread, as
