@@ -76,6 +76,8 @@ def request_stop(folder: str | Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove Ray's own records of a training, and checkpoints that a killed worker left half written."""
+    """Remove Ray's own records of a training, and what a killed process left half written."""
     for leftover in (*folder.rglob("ray"), *folder.rglob(".*.partial-*")):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in folder.rglob(f".{ATTEMPT}.*"):
+        leftover.unlink(missing_ok=True)

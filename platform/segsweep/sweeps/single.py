@@ -56,6 +56,11 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     trained = shared(place).at(folder)
     storage.exists(f"{trained.uri}/{RESULT}")  # where there is no such bucket, that is said before anything is trained
     trained.fetch(light)
+    if not (folder / RESULT).is_file():
+        demand_memory(prepared, available=memory_per_worker(workers=run.workers))
+        fitting = demand_fitting(prepared)
+        if fitting is not None:
+            report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
     tracker = Tracker(place, experiment=dataset)
     lineage = lineage_of(prepared.store, folds=(run.fold,), command=f"segsweep train {run.trainable}")
     with ExitStack() as stack:
@@ -64,10 +69,6 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
         follow = Follow(outbox, parent=None, sweep="", report=report, lineage=lineage)
         stack.enter_context(closing(follow))
         if not (folder / RESULT).is_file():
-            demand_memory(prepared, available=memory_per_worker(workers=run.workers))
-            fitting = demand_fitting(prepared)
-            if fitting is not None:
-                report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
             _run(run, place=trained, callbacks=[Recovery(report), follow])
         follow.settle(folder, params=run.params)
         outbox.flush()
