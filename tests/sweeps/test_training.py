@@ -1,5 +1,6 @@
 """A run's folder: what is filled in, what is refused, what training leaves there, and that nothing is trained twice."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -49,6 +50,25 @@ class Written(UserCallback):
     def read(self) -> list[list[dict[str, Any]]]:
         """One list a report, one entry a rank."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+class Listening(UserCallback):
+    """Writes down on which addresses worker processes listen, as the kernel spells them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+        sockets = {f"socket:[{line.split()[9]}]": line.split() for table in tables for line in table}
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended, or closed what it had
+                if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                    opened = [str(link.readlink()) for link in (process / "fd").iterdir()]
+                    lines = [sockets[name] for name in opened if name in sockets]
+                    found |= {line[1].partition(":")[0] for line in lines if line[3] == "0A"}
+        self.path.write_text(" ".join(sorted(found)))
 
 
 @pytest.fixture
@@ -159,8 +179,10 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
     run: Run, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = tmp_path / "run"
-    first = Written(tmp_path / "first.jsonl")
-    result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first])
+    first, listening = Written(tmp_path / "first.jsonl"), Listening(tmp_path / "listening.txt")
+    result = fit(run, folder=folder, resources=Resources(cpus=1), callbacks=[first, listening])
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert listening.path.read_text() and set(listening.path.read_text().split()) <= loopback
     assert {path.name for path in folder.iterdir()} == {
         ".attempt", "checkpoints", "model", "record", "validation.json", "result.json",
     }  # fmt: skip
