@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,11 +63,11 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
             report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")
     tracker = Tracker(place, experiment=dataset)
     lineage = lineage_of(prepared.store, folds=(run.fold,), command=f"segsweep train {run.trainable}")
-    with ExitStack() as stack:
-        stack.enter_context(alone(trained, what="run", advice="wait until it ends, or end it"))
-        outbox = stack.enter_context(closing(Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))))
-        follow = Follow(outbox, parent=None, sweep="", report=report, lineage=lineage)
-        stack.enter_context(closing(follow))
+    with (
+        alone(trained, what="run", advice="wait until it ends, or end it"),
+        closing(Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))) as outbox,
+        closing(Follow(outbox, parent=None, sweep="", report=report, lineage=lineage)) as follow,
+    ):
         if not (folder / RESULT).is_file():
             _run(run, place=trained, callbacks=[Recovery(report), follow])
         follow.settle(folder, params=run.params)
