@@ -93,6 +93,11 @@ def entries(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if not path.name.startswith("."))
 
 
+def mapped(cache: Path) -> str:
+    """The lines of /proc that tell which files of the cache this process has mapped."""
+    return "\n".join(line for line in Path("/proc/self/maps").read_text().splitlines() if str(cache) in line)
+
+
 def test_a_conversion_into_a_bucket_writes_what_one_into_a_folder_does(
     raw: Path, local: Path, object_storage: Any
 ) -> None:
@@ -144,10 +149,17 @@ def test_the_cache_stays_below_its_limit_and_what_is_open_can_be_read(
     for grid in early * 3:
         assert grid.read_label((slice(0, 4), slice(0, 4), slice(0, 4))).shape == (4, 4, 4)
         assert len(entries(cache)) == 1
-        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(cache) in line]
-        assert mapped, "the next read would map the file anew"
-        assert not [line for line in mapped if line.endswith("(deleted)")], "it would hold the disk of what was dropped"
+        assert mapped(cache), "the next read would map the file anew"
+        assert "(deleted)" not in mapped(cache), "it would hold the disk of what was dropped"
     assert np.array_equal(early[0].read_image(), image)
+
+
+def test_grids_stay_mapped_where_the_cache_has_room_for_more(uri: str, cache: Path) -> None:
+    grids = [open_store(uri).grid(case_id) for case_id in CASES]
+    for grid in grids:
+        grid.read_label((slice(0, 4), slice(0, 4), slice(0, 4)))
+    assert len(entries(cache)) == len(CASES)
+    assert all(str(entry) in mapped(cache) for entry in entries(cache))
 
 
 def test_open_grids_outlive_their_downloads(local: Path, uri: str, cache: Path) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from segsweep.data.shards import let_go
 from segsweep.errors import ResourceError
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "SEGSWEEP_CACHE", "SEGSWEEP_CACHE_GB"
@@ -130,6 +131,8 @@ class LocalCache:
                     lacking -= _claim(path)
             if lacking > 0:
                 return None
+            if victims:
+                let_go()  # as long as files of theirs are mapped, they hold their disk
             for victim in victims:
                 self._delete(victim)
         partial = self._hidden(key, size=size)

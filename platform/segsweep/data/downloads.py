@@ -22,7 +22,6 @@ from segsweep.data.cache import (
     configured_limit,
 )
 from segsweep.data.manifest import MANIFEST, Manifest, check_folder, read_manifest
-from segsweep.data.shards import let_go
 from segsweep.errors import ResourceError, StorageAwayError, StoreError
 from segsweep.terminal import complain
 
@@ -41,7 +40,7 @@ class Download(Generic[Opened]):
     """The copy of a remote folder on this machine: made when it is read, or fetched before. Making this object asks for nothing.
 
     `name` is what messages call the folder, `demand` raises StoreError for the manifest of another conversion than is wanted, and `opened`
-    makes of the copy what is read from; it must not keep files open, because the copy may go between two reads, nor mapped beyond `let_go`.
+    makes of the copy what is read from; it must not keep files open, nor mapped beyond `shards.let_go`: the copy may go between two reads.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class Download(Generic[Opened]):
             )
         if cache.touch(manifest.digest):
             return True
-        let_go()  # of copies that must go for this one: as long as they are mapped, they hold their disk
         try:
             return cache.entry(manifest.digest, size=size, fill=self._fill, spare=spare) is not None
         except OSError as error:
