@@ -8,7 +8,7 @@ import pytest
 
 from segsweep import recipes
 from segsweep.data.lock import held
-from segsweep.errors import ResourceError
+from segsweep.errors import InputError, ResourceError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.models.catalogue import models
@@ -61,6 +61,9 @@ def test_finished_run_is_registered_once_and_not_trained_again(phantom_store: Pa
     assert logged.run_id is not None
     busy = pytest.raises(ResourceError, match=f"run '{folder.name}' runs in another process, which may have outlived")
     with held(folder, otherwise=None), busy:
+        train(run, workspace=workspace, report=silent)
+    (folder / RESULT).write_text('{"status": "fini')
+    with pytest.raises(InputError, match=r"result\.json: cannot be used \(.*\); delete it: the run goes on from its last"):
         train(run, workspace=workspace, report=silent)
     assert connect(workspace).get_run(logged.run_id).info.status == "FINISHED"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from segsweep.data import storage
 from segsweep.data.manifest import write_json
-from segsweep.errors import StorageAwayError, SupersededError
+from segsweep.errors import InputError, StorageAwayError, SupersededError, understood
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.learning import checkpoint
 
@@ -30,8 +30,10 @@ ATTEMPT = ".attempt"
 
 
 def read_result(folder: Path) -> Mapping[str, Any]:
-    """The result of a finished run's folder."""
-    return json.loads((folder / RESULT).read_text())
+    """The result of a finished run's folder. Raises InputError when its file is damaged."""
+    path = folder / RESULT
+    with understood(str(path), otherwise=InputError, do="delete it: the run goes on from its last checkpoint"):
+        return dict(json.loads(path.read_text()))
 
 
 def light(name: str) -> bool:
