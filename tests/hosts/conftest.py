@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,30 +58,16 @@ class Hosts:
 
     def command(self, host: str, command: str) -> list[str]:
         """Arguments that run a command in a login shell of a host, as root, past its network."""
+        home = self.folder / host / "home"
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        alone = ("env", "-i", f"HOME={home}", "USER=root", f"PATH={path}")
+        return [*self.inside(host), *alone, "bash", "--login", "-c", command]
+
+    def inside(self, host: str) -> list[str]:
+        """What a command begins with that runs on a host, in this process's environment."""
         first = self._script("pid", host)
         assert first, f"{host} is down"
-        home = self.folder / host / "home"
-        inside = (
-            "env",
-            "-i",
-            f"HOME={home}",
-            "USER=root",
-            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
-        return [
-            "nsenter",
-            "--target",
-            first,
-            "--net",
-            "--pid",
-            "--mount",
-            "--uts",
-            *inside,
-            "bash",
-            "--login",
-            "-c",
-            command,
-        ]
+        return ["nsenter", "--target", first, "--net", "--pid", "--mount", "--uts"]
 
     def run(self, host: str, command: str, *, check: bool = True, seconds: float = 900) -> str:
         """What a command said on a host, its complaints included; with `check` it must end well."""
@@ -162,18 +149,19 @@ class Hosts:
 
 
 @pytest.fixture(scope="session")
-def make_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Hosts]]:
-    """make_hosts(prefix="ca", subnet="10.91.0", count=3) makes so many hosts and a laptop; they end with the tests."""
+def make_hosts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Hosts]]:
+    """`with make_hosts(prefix="ca", subnet="10.91.0", count=3) as hosts` has so many hosts and a laptop, without any Ray."""
     missing = [name for name in NEEDED if not shutil.which(name)]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"needs root and {', '.join(NEEDED)} (absent: {', '.join(missing) or 'none'})")
-    made: list[Hosts] = []
 
-    def make(*, prefix: str, subnet: str, count: int = 3) -> Hosts:
-        made.append(Hosts(folder=tmp_path_factory.mktemp(prefix), prefix=prefix, subnet=subnet, count=count))
-        made[-1].up()
-        return made[-1]
+    @contextmanager
+    def make(*, prefix: str, subnet: str, count: int = 3) -> Iterator[Hosts]:
+        hosts = Hosts(folder=tmp_path_factory.mktemp(prefix), prefix=prefix, subnet=subnet, count=count)
+        try:
+            hosts.up()
+            yield hosts
+        finally:
+            hosts.down()
 
-    yield make
-    for hosts in made:
-        hosts.down()
+    return make

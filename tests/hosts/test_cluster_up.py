@@ -89,16 +89,16 @@ for _ in range(60):
 @pytest.fixture(scope="module")
 def hosts(make_hosts: Callable[..., Any]) -> Iterator[Any]:
     """Three hosts under a cluster that `segsweep cluster up` started; what it said is `hosts.folder / "up.txt"`."""
-    made = make_hosts(prefix="ca", subnet="10.91.0", count=3)
-    recipes.load("datasets", name="phantom").make(made.shared / "raw", cases=6, seed=0)
-    made.write_file()
-    began = time.monotonic()
-    said = made.cluster("up")
-    (made.folder / "up.txt").write_text(said)
-    _log(f"up, {time.monotonic() - began:.0f} s", said)
-    yield made
-    if any(made.processes(host) for host in (made.head, *made.workers)):
-        made.cluster("down", check=False)
+    with make_hosts(prefix="ca", subnet="10.91.0") as made:
+        recipes.load("datasets", name="phantom").make(made.shared / "raw", cases=6, seed=0)
+        made.write_file()
+        began = time.monotonic()
+        said = made.cluster("up")
+        (made.folder / "up.txt").write_text(said)
+        _log(f"up, {time.monotonic() - began:.0f} s", said)
+        yield made
+        if any(made.processes(host) for host in (made.head, *made.workers)):
+            made.cluster("down", check=False)
 
 
 def test_up_brings_all_nodes_in_and_says_what_to_do_next(hosts: Any) -> None:
@@ -241,6 +241,21 @@ def test_a_host_out_of_reach_is_named_in_a_sentence(hosts: Any) -> None:
         said,
         re.MULTILINE,
     )
+
+
+def test_a_cluster_that_asks_for_no_token_is_one_that_was_asked_for(hosts: Any) -> None:
+    hosts.file.write_text(hosts.file.read_text().replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"))
+    said = hosts.cluster("up", check=False)
+    assert re.search(
+        "`ray start` without RAY_AUTH_MODE=token lets anyone run programs on the cluster; .*--insecure", said
+    )
+    said = hosts.cluster("up --insecure")
+    _log("up --insecure", said)
+    assert "nodes: 3 of 3 are in" in said
+    assert _http(hosts, JOBS, token="") == "200"
+    assert "nodes: 3 of 3 are in" in hosts.cluster("status")
+    hosts.cluster("down")
+    assert [hosts.processes(host) for host in (hosts.head, *hosts.workers)] == [[], [], []]
 
 
 def _http(hosts: Any, url: str, *, token: str, more: str = "") -> str:
