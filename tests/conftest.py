@@ -286,9 +286,9 @@ def tiny_store(tmp_path: Path) -> Callable[..., Path]:
     from segsweep.data.building import build_case  # noqa: PLC0415
     from segsweep.data.case import CaseSource, LabelFile  # noqa: PLC0415
     from segsweep.data.geometry import Geometry  # noqa: PLC0415
+    from segsweep.data.index import INDEX, make_index  # noqa: PLC0415
     from segsweep.data.manifest import seal  # noqa: PLC0415
-    from segsweep.data.store import FORMAT  # noqa: PLC0415
-    from segsweep.data.structures import LabelSet, join, labels_json  # noqa: PLC0415
+    from segsweep.data.structures import LabelSet  # noqa: PLC0415
     from segsweep.inference.writers import write_image, write_label_map  # noqa: PLC0415
 
     def make(
@@ -317,18 +317,8 @@ def tiny_store(tmp_path: Path) -> Callable[..., Path]:
             source = CaseSource(case_id=case_id, images=images, labels=(file,), annotated=labels.structures)
             (store / "cases").mkdir(parents=True, exist_ok=True)
             records.append(build_case(source, labels=labels, folder=store / "cases" / case_id))
-        index = {
-            "format": FORMAT,
-            "dataset": dataset or name,
-            "channels": list(channels),
-            "labels": labels_json(labels),
-            "atoms": [list(atom) for atom in join(tuple(map(tuple, record["atoms"])) for record in records)],
-            "cases": records,
-            "digest": f"digest of {name}",
-            "plan": "",
-            "folds": None,
-        }
-        (store / "index.json").write_bytes(seal(index))
+        index = make_index(records, dataset=dataset or name, channels=channels, labels=labels)
+        (store / INDEX).write_bytes(seal({**index, "digest": f"digest of {name}"}))
         return store
 
     return make

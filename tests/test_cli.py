@@ -18,9 +18,9 @@ import typer.main
 from segsweep import cli, recipes
 from segsweep.data.arrays import geometry_json
 from segsweep.data.geometry import Geometry
+from segsweep.data.index import FORMAT, make_index
 from segsweep.data.manifest import seal
 from segsweep.data.planning import Normalisation, Plan
-from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.inference.writers import write_image, write_label_map
 from segsweep.learning import checkpoint
@@ -91,11 +91,8 @@ def store(here: Path) -> str:
         "annotated": ["organ"], "split": "train", "geometry": geometry_json(GRID), "source_geometry": geometry_json(GRID),
         "atoms": [[], [0]], "voxels": [300, 36], "digest": "d", "source_digests": ["s"],
     }  # fmt: skip
-    index = {
-        "format": FORMAT, "plan": "", "folds": None, "dataset": "mine", "channels": ["CT"],
-        "labels": {"structures": ["organ"], "pairs": []},
-        "atoms": [[], [0]], "digest": "0123", "cases": [{**record, "case_id": name, "group": name} for name in "abcdef"],
-    }  # fmt: skip
+    records = [{**record, "case_id": name, "group": name} for name in "abcdef"]
+    index = make_index(records, dataset="mine", channels=("CT",), labels=LabelSet(structures=("organ",)))
     plan = Plan(
         spacing=(2.0, 1.0, 1.0), patch_size=(16, 32, 32), batch_size=2, median_shape=(6, 7, 8),
         normalisation=(Normalisation(scheme="ct", low=-10.0, high=10.0),), head="softmax",

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from segsweep.data.geometry import Geometry
+from segsweep.data.index import CaseRecord
 from segsweep.data.quality import check, three_digits
 from segsweep.data.quality_report import MOST_ROWS, write
-from segsweep.data.store import CaseRecord
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import StoreError
 

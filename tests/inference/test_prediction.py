@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from segsweep.data.building import build_case
 from segsweep.data.case import CaseSource
 from segsweep.data.geometry import Geometry, Size, Spacing
+from segsweep.data.index import make_index
 from segsweep.data.joint import open_stores
 from segsweep.data.manifest import seal
 from segsweep.data.readers import read_labels, read_scan
-from segsweep.data.store import FORMAT
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import InputError, ModelError, RecipeError
 from segsweep.inference import budget
@@ -407,17 +407,7 @@ def test_a_stores_cases_come_back_on_their_files_grids(tmp_path: Path):
     folder.parent.mkdir(parents=True)
     case = CaseSource(case_id="a", images=(tmp_path / "a.nii.gz",), split="validation")
     built = build_case(case, labels=BANDS.labels, folder=folder)
-    index = {
-        "format": FORMAT,
-        "dataset": "none",
-        "channels": ["CT0"],
-        "labels": built["labels"],
-        "atoms": [[]],
-        "cases": [built],
-        "digest": "",
-        "plan": "",
-        "folds": None,
-    }
+    index = make_index([built], dataset="none", channels=("CT0",), labels=BANDS.labels)
     (tmp_path / "store" / "index.json").write_bytes(seal(index))
     cases = find_scans(tmp_path / "store", channels=("CT0",))
     assert predict(cases, predictor=bands(), out=tmp_path / "out").written == ("a",)

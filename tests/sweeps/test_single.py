@@ -63,7 +63,9 @@ def test_finished_run_is_registered_once_and_not_trained_again(phantom_store: Pa
     with held(folder, otherwise=None), busy:
         train(run, workspace=workspace, report=silent)
     (folder / RESULT).write_text('{"status": "fini')
-    with pytest.raises(InputError, match=r"result\.json: cannot be used \(.*\); delete it: the run goes on from its last"):
+    with pytest.raises(
+        InputError, match=r"result\.json: cannot be used \(.*\); delete it: the run goes on from its last"
+    ):
         train(run, workspace=workspace, report=silent)
     assert connect(workspace).get_run(logged.run_id).info.status == "FINISHED"
 

@@ -21,13 +21,14 @@ from segsweep.data.case import CaseSource
 from segsweep.data.dataset import Dataset, describe
 from segsweep.data.fingerprint import find_planner, make_plan, read_fingerprints
 from segsweep.data.geometry import Spacing
+from segsweep.data.index import INDEX, CaseRecord, make_index
 from segsweep.data.joint import JointStore
 from segsweep.data.lock import LOCK, locked
 from segsweep.data.manifest import MANIFEST, Depth, remove_leftovers, seal
 from segsweep.data.parallel import Outcome, Piece, Progress, run_all
 from segsweep.data.splits import Folds, read_folds
-from segsweep.data.store import FORMAT, CaseRecord, Store, open_store, store_from_index
-from segsweep.data.structures import LabelSet, join, labels_json
+from segsweep.data.store import Store, open_store, store_from_index
+from segsweep.data.structures import LabelSet, labels_json
 from segsweep.errors import InputError, StoreError
 
 Record = Mapping[str, Any]
@@ -111,8 +112,8 @@ def convert(
         draft = _draft(described, cases=cases, store=place, raw=raw)
         if not edited:
             storage.write_bytes(f"{place}/plan.json", made)
-        index = {**_index(described, records=cases.records, folds=folds), "plan": hashlib.sha256(made).hexdigest()}
-        storage.write_bytes(f"{place}/index.json", seal(index, indent=None))
+        index = _index(described, cases=cases, folds=folds, plan=hashlib.sha256(made).hexdigest())
+        storage.write_bytes(f"{place}/{INDEX}", seal(index, indent=None))
     return Converted(
         store=open_store(place),
         written=tuple(sorted(cases.written)),
@@ -239,7 +240,7 @@ def _sources(cases: Iterable[CaseSource], *, raw: Path) -> list[CaseSource]:
 
 def _earlier_store(store: str, *, dataset: str) -> Store | None:
     """The store as it is before this conversion. Raises InputError when the place holds something else."""
-    if storage.exists(f"{store}/index.json"):
+    if storage.exists(f"{store}/{INDEX}"):
         found = open_store(store)
         if found.dataset != dataset:
             raise InputError(f"{store}: holds dataset {found.dataset!r}, expected {dataset!r}; choose another --store")
@@ -265,7 +266,14 @@ def _draft(described: Dataset, *, cases: _Cases, store: str, raw: Path) -> Store
     if not cases.records:
         first = next(iter(cases.failures.values()))
         raise InputError(f"{raw}: none of {len(cases.failures)} cases could be converted; the first: {first}")
-    return store_from_index({**_index(described, records=cases.records, folds=None), "plan": ""}, uri=store)
+    return store_from_index(_index(described, cases=cases), uri=store)
+
+
+def _index(described: Dataset, *, cases: _Cases, folds: Folds | None = None, plan: str = "") -> dict[str, Any]:
+    records, labels = cases.records.values(), described.labels
+    return make_index(
+        records, dataset=described.name, channels=described.channels, labels=labels, folds=folds, plan=plan
+    )
 
 
 def _folds(store: Store, *, file: Path | None, earlier: Store | None) -> Folds | None:
@@ -275,21 +283,6 @@ def _folds(store: Store, *, file: Path | None, earlier: Store | None) -> Folds |
     if earlier is None or earlier.given_folds is None:
         return None
     return tuple(tuple(case_id for case_id in fold if case_id in store.candidates) for fold in earlier.given_folds)
-
-
-def _index(described: Dataset, *, records: Mapping[str, Record], folds: Folds | None) -> dict[str, Any]:
-    ordered = [records[name] for name in sorted(records)]
-    text = json.dumps([[[record["case_id"], record["digest"]] for record in ordered], folds])
-    return {
-        "format": FORMAT,
-        "dataset": described.name,
-        "channels": list(described.channels),
-        "labels": labels_json(described.labels),
-        "folds": folds,
-        "atoms": [list(atom) for atom in join(tuple(map(tuple, record["atoms"])) for record in ordered)],
-        "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "cases": ordered,
-    }
 
 
 def _made_plan(store: Store, *, planner: str) -> bytes:

@@ -8,8 +8,8 @@ import zlib
 
 from segsweep.data.case import CaseSource, ChannelFile, Image, LabelFile, Labels, MaskFile, SegmentFile, Series
 from segsweep.data.geometry import Spacing
+from segsweep.data.index import CaseRecord
 from segsweep.data.intake import MAX_VOXELS_AN_AXIS
-from segsweep.data.store import CaseRecord
 
 # A worker with its libraries, before it holds a voxel (bytes).
 AT_REST = 250 * 2**20

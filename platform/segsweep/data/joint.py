@@ -18,9 +18,10 @@ from segsweep.data import storage
 from segsweep.data.case import CASE_ID
 from segsweep.data.fingerprint import CaseFingerprint, are_ct, make_plan, normalisation_of, read_fingerprints
 from segsweep.data.geometry import Spacing
+from segsweep.data.index import CaseRecord
 from segsweep.data.planning import Normalisation, Plan
 from segsweep.data.remote import Grid
-from segsweep.data.store import CaseRecord, Store, open_store
+from segsweep.data.store import Store, open_store
 from segsweep.data.structures import IGNORED, Atom, LabelSet, LabelTable, join, lookup
 from segsweep.errors import StoreError, unknown
 from segsweep.run import Fold

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segsweep.data.duplicates import signature
+from segsweep.data.index import CaseRecord
 from segsweep.data.remote import Grid
-from segsweep.data.store import CaseRecord
 from segsweep.data.structures import LabelTable
 
 # Limits in HU: below `PADDING_HU` lies no measured value, above `HIGHEST_HU` only metal.

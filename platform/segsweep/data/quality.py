@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from segsweep.data.duplicates import similar
 from segsweep.data.fingerprint import CT_WORD
+from segsweep.data.index import CaseRecord
 from segsweep.data.measures import HIGHEST_HU, PADDING_HU, CaseMeasures, measure
-from segsweep.data.store import CaseRecord, Store
+from segsweep.data.store import Store
 from segsweep.errors import StoreError
 
 Severity = Literal["error", "warning", "info"]

@@ -1,6 +1,6 @@
 """A Store is a dataset converted once: one Zarr group a case, an index that opens in one read, and a plan.
 
-    index.json                              what the store holds: labels, atoms, one record a case, digest (sealed)
+    index.json                              what the store holds: labels, atoms, one record a case, digest (sealed; `index.py`)
     plan.json                               spacing, patch size, normalisation: a person may edit it
     cases/ID/case.json                      the case's own record; the index is made of these
     cases/ID/grids/native/                  the scan as it came (canonical orientation), losslessly
@@ -19,39 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data import storage
-from segsweep.data.arrays import GridReader, geometry_from_json
+from segsweep.data.arrays import GridReader
 from segsweep.data.case import Split
 from segsweep.data.geometry import Geometry, Spacing
-from segsweep.data.manifest import MANIFEST, REPAIR, Manifest, check_folder, is_sealed
+from segsweep.data.index import INDEX, CaseRecord, read_index, records_of, table_of
+from segsweep.data.manifest import MANIFEST, REPAIR, Manifest, check_folder
 from segsweep.data.planning import AIR_HU, Plan, demand_usable, plan_from_json
 from segsweep.data.remote import Grid, RemoteGrid
 from segsweep.data.splits import Candidate, Folds, draw_folds
-from segsweep.data.structures import Atom, LabelTable, labels_from_json, lookup
-from segsweep.data.untrusted import demand_case
+from segsweep.data.structures import LabelTable, lookup
 from segsweep.errors import StoreError, understood, unknown
 from segsweep.run import Fold
 
-FORMAT = 2
 NATIVE = "native"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseRecord:
-    """What the index knows of a case. `voxels` counts native voxels by atom value of the store's table, ignored ones too.
-
-    `digest` stands for every byte of the case as it was converted.
-    """
-
-    case_id: str
-    annotated: tuple[str, ...]
-    split: Split
-    group: str
-    geometry: Geometry
-    source_geometry: Geometry
-    atoms: tuple[Atom, ...]
-    voxels: Mapping[int, int]
-    digest: str
-    source_digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,27 +153,24 @@ class Store:
 def open_store(uri: str | Path) -> Store:
     """Open a store in a folder or at `s3://BUCKET/FOLDER`: one read. Raises StoreError when there is none, or one of another format."""
     place = storage.address(uri)
-    if not storage.exists(f"{place}/index.json"):
+    if not storage.exists(f"{place}/{INDEX}"):
         shown = place if storage.is_remote(place) else Path(place).name
         raise StoreError(
             f"{place}: no store found (no index.json); make one with `segsweep convert DATASET RAW --store {shown}`"
         )
-    with understood(
-        f"{place}/index.json", otherwise=StoreError, do="convert the dataset again, or get the store again"
-    ):
-        return store_from_index(_read_index(place), uri=place)
+    with understood(f"{place}/{INDEX}", otherwise=StoreError, do="convert the dataset again, or get the store again"):
+        return store_from_index(read_index(place), uri=place)
 
 
 def store_from_index(index: Mapping[str, Any], *, uri: str) -> Store:
     """The store at an address as the content of its index describes it."""
-    table = LabelTable(labels=labels_from_json(index["labels"]), atoms=tuple(tuple(atom) for atom in index["atoms"]))
-    alike: dict[tuple, tuple] = {}
+    table = table_of(index)
     return Store(
         uri=uri,
         dataset=index["dataset"],
         channels=tuple(index["channels"]),
         table=table,
-        cases={case["case_id"]: _record(case, table=table, alike=alike) for case in index["cases"]},
+        cases=records_of(index, table=table),
         digest=index["digest"],
         plan_digest=index["plan"],
         given_folds=tuple(map(tuple, index["folds"])) if index["folds"] else None,
@@ -205,43 +182,3 @@ def grid_key(native: Geometry, *, spacing: Spacing) -> str:
     if native.resampled(spacing).shape == native.shape:
         return NATIVE
     return "x".join(f"{mm:.4g}" for mm in spacing)
-
-
-def _read_index(uri: str) -> Mapping[str, Any]:
-    path = f"{uri}/index.json"
-    text = storage.read_bytes(path)
-    try:
-        index = json.loads(text)
-        found = index["format"]
-    except (ValueError, TypeError, KeyError):
-        raise StoreError(f"{path}: cannot be read; delete it and convert again, the cases are kept") from None
-    if found != FORMAT:
-        raise StoreError(
-            f"{uri}: store format {found!r} found, this segsweep reads {FORMAT}; "
-            "update segsweep, or delete index.json and convert the dataset again"
-        )
-    if not is_sealed(text):
-        raise StoreError(
-            f"{path}: is damaged (its checksum does not fit); delete it and convert again, the cases are kept"
-        )
-    return index
-
-
-def _record(values: Mapping[str, Any], *, table: LabelTable, alike: dict[tuple, tuple]) -> CaseRecord:
-    """A case of the index. Most of a record is names and atoms that other cases have too: each is kept once, in `alike`."""
-    atoms = tuple(tuple(atom) for atom in values["atoms"])
-    atoms, annotated = (alike.setdefault(own, own) for own in (atoms, tuple(values["annotated"])))
-    target = lookup(atoms, target=table.atoms)
-    demand_case(values)
-    return CaseRecord(
-        case_id=values["case_id"],
-        annotated=annotated,
-        split=values["split"],
-        group=values["group"],
-        geometry=geometry_from_json(values["geometry"]),
-        source_geometry=geometry_from_json(values["source_geometry"]),
-        atoms=atoms,
-        voxels={int(target[local]): count for local, count in enumerate(values["voxels"])},
-        digest=values["digest"],
-        source_digests=tuple(values["source_digests"]),
-    )

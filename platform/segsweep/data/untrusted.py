@@ -13,6 +13,9 @@ def demand_case(values: Mapping[str, Any]) -> None:
     case_id = values["case_id"]
     if not CASE_ID.fullmatch(case_id):
         raise ValueError(f"a case is called {case_id!r}, which is no name for its files")
+    for name in ("annotated", "atoms"):
+        if type(values[name]) is not int or values[name] < 0:
+            raise ValueError(f"{name} of {case_id} is {values[name]!r}, which is no number of a list")
     if not all(type(count) is int and count >= 0 for count in values["voxels"]):
         raise ValueError(f"the voxels of {case_id} are counted as {values['voxels']}")
     for grid in (values["geometry"], values["source_geometry"]):
