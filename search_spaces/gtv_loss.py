@@ -12,7 +12,7 @@ MEASURED = (
     "mean Dice and NSD on the challenge's 20 validation cases, predicted with flips; "
     "ours is measured on the cases that the fold holds out, without flips"
 )
-DATASETS = ("segrap2023",)
+DATASETS = ("segrap2023", "segrap2023_gtv")
 STRUCTURES = TUMOURS
 
 ROWS = (

@@ -9,7 +9,7 @@ from segsweep.sweeps.comparison import Row
 
 SOURCE = "Ulrich and Maier-Hein, SegRap2023 poster, table 2"
 MEASURED = "Dice over the two tumour volumes, mean over the cases that one fold holds out, or all five (dice, 5 folds)"
-DATASETS = ("segrap2023",)
+DATASETS = ("segrap2023", "segrap2023_gtv")
 STRUCTURES = TUMOURS
 
 # "Default" oversampling forces one of two patches to hold foreground; "0.33%" is a slip for 33 %, read as that chance for every patch.

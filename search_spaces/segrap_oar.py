@@ -12,7 +12,7 @@ MEASURED = (
     "Dice over 54 classes that do not overlap, mean over the cases that one fold holds out, or all five (dice, 5 folds); "
     "ours is over the 45 organs, which overlap"
 )
-DATASETS = ("segrap2023",)
+DATASETS = ("segrap2023", "segrap2023_oar")
 STRUCTURES = ORGANS
 
 # "Default" oversampling forces one of two patches to hold foreground; "33%" is read as that chance for every patch by itself.

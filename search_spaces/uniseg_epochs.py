@@ -11,7 +11,7 @@ MEASURED = (
     "mean Dice and NSD over 45 organs on the challenge's 20 validation cases, trained on all 120 others; "
     "ours is measured on the cases that the fold holds out"
 )
-DATASETS = ("segrap2023",)
+DATASETS = ("segrap2023", "segrap2023_oar")
 STRUCTURES = ORGANS
 
 SEGRAP = {"patch_size": (32, 192, 192), "batch_size": 2, "head": "softmax"}

@@ -41,9 +41,13 @@ def about() -> None:
                            or s3://BUCKET/FOLDER, for nodes without a shared disk
       SEGSWEEP_PROJECT     folder that holds your own recipes          (none)
       RAY_ADDRESS          Ray cluster to work on              (this machine)
-      SEGSWEEP_CACHE       local folder for copies of grids            (none)
+      SEGSWEEP_CACHE       folder for copies of grids                  (none)
       SEGSWEEP_CACHE_GB    how large these copies may grow together      (50)
+      SEGSWEEP_CASE_KEY    names DICOM cases            (~/.config/segsweep/)
+      MLFLOW_TRACKING_URI  MLflow's server                 (a workspace file)
+      SEGSWEEP_STUDIES     Optuna's database               (a workspace file)
       AWS_ENDPOINT_URL     object storage of s3:// addresses      (Amazon S3)
+      TMPDIR               folder for what is soon deleted             (/tmp)
     """
 
 

@@ -61,7 +61,8 @@ def convert(
     from segsweep.sweeps.cluster import connect, disconnect
 
     described = describe(dataset, raw=raw)  # refuses a wrong layout before Ray starts
-    target = store or str(current_workspace().root / "stores" / dataset)
+    place = current_workspace()
+    target = store or f"{place.uri or place.root}/stores/{dataset}"
     options = ConversionOptions(depth="deep" if deep else "quick", planner=planner, folds=folds)
     joined = connect()
     with bars() as shown:

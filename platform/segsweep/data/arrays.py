@@ -1,6 +1,6 @@
 """One grid of one case on disk: an OME-Zarr 0.5 image with its atoms as label image and samples of where each atom lies.
 
-Sharded Zarr v3 with crc32c inside the shards: without it a flipped bit is read as a wrong voxel (DESIGN.md 5).
+Sharded Zarr v3 with crc32c inside the shards: without it a flipped bit is read as a wrong voxel.
 """
 
 import json

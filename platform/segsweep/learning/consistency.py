@@ -1,4 +1,4 @@
-"""Consistency of the decoder's heads on samples without annotation (Luo et al., MICCAI 2021, URPC; the FLARE22 method of seed 3).
+"""Consistency of the decoder's heads on samples without annotation (Luo et al., MICCAI 2021, URPC; the FLARE22 method of Huang et al.).
 
 Every head is pulled towards the mean of all heads, with a weight that grows over the stage.
 """

@@ -1,6 +1,6 @@
 """Early stopping that asks: the scheduler raises a flag, the training saves, reports and returns, and so frees all it held.
 
-A trial that Tune kills outright leaves its Ray Train workers and placement groups behind (DESIGN.md 7.1). No rule changes how long
+A trial that Tune kills outright leaves its Ray Train workers and placement groups behind. No rule changes how long
 a trial was meant to train: its learning rates are those of its own epochs. So trials are compared after equal shares of these: at equal
 epochs a short training, whose rate has fallen further, would look better than it ends.
 """
