@@ -4,8 +4,11 @@ import itertools
 import re
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
+from moto import mock_aws
+from ray.autoscaler._private.aws.config import bootstrap_aws
 
 from segsweep.errors import InputError, ResourceError
 from segsweep.sweeps import hosts
@@ -53,6 +56,24 @@ def test_filled_files_are_ray_s(name: str, wanted: int, local: bool, tmp_path: P
         assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert types["spot"]["priority"] > types["on_demand"]["priority"]
         assert types["spot"]["node_config"]["ImageId"] == types["on_demand"]["node_config"]["ImageId"]
+
+
+def test_in_aws_ray_lets_in_nobody_but_whom_our_group_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own group, for any type of node that has none, lets in ssh from everywhere."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # where it keeps the key that it makes
+    (tmp_path / ".ssh").mkdir()
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        client = boto3.client("ec2", region_name="us-east-1")
+        group = client.create_security_group(GroupName="mine", Description="mine")["GroupId"]
+        before = client.describe_security_groups()["SecurityGroups"]
+        text = (ROOT / "cluster.yaml").read_text().replace("<region>", "us-east-1").replace("<zone>", "us-east-1a")
+        (tmp_path / "mine.yaml").write_text(hosts.GAP.sub("filled", text.replace("<security group>", group)))
+        ready = bootstrap_aws(dict(read_launch(tmp_path / "mine.yaml").config))
+        assert [each["node_config"]["SecurityGroupIds"] for each in ready["available_node_types"].values()] == [
+            [group]
+        ] * 3
+        assert client.describe_security_groups()["SecurityGroups"] == before
 
 
 @pytest.mark.parametrize("name", FILES)
