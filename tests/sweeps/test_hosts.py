@@ -94,12 +94,32 @@ def test_every_field_says_why(name: str) -> None:
         ("  head_ip:", "  head:", "Ray cannot use it .*head_ip.*; correct it"),
         ("provider:\n", "provider: [\n", "is no YAML"),
         ("provider:\n", "providers:\n", "has no `provider`"),
+        ("[10.0.0.2, 10.0.0.3]", "", "provider.worker_ips: None is not of type 'array'; correct it"),
+        (
+            "initialization_commands: []",
+            "initialization_commands:",
+            "initialization_commands: None is not of type 'array'; correct it",
+        ),
+        (
+            "rsync_exclude:",
+            "available_node_types: {a: }\nrsync_exclude:",
+            "available_node_types.a: None is not of type 'object'",
+        ),
+        (
+            "platform: platform",
+            "platform:",
+            "file_mounts.~/segsweep/platform: None is not of type 'string'; correct it",
+        ),
+        ("  ssh_user:", "  #", "auth: has no ssh_user; expected the user who may log in"),
     ],
 )
 def test_what_ray_could_not_use_is_refused(filled: Path, old: str, new: str, sentence: str) -> None:
     assert old in filled.read_text()
     filled.write_text(filled.read_text().replace(old, new))
     with pytest.raises(InputError, match=rf"mine\.yaml: {sentence}"):
+        read_launch(filled)
+    filled.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"mine\.yaml: is no YAML \('utf-8' codec"):
         read_launch(filled)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -11,7 +12,9 @@ from typing import Any
 
 import click
 import jsonschema
+import ray.autoscaler
 import yaml
+from jsonschema.validators import validator_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from segsweep.errors import InputError, ResourceError
@@ -21,6 +24,7 @@ GAP = re.compile(r"<([a-z][a-z ]*)>")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DASHBOARD = re.compile(r"--dashboard-host[= ](\S+)")
 WITH_TOKEN = re.compile(r"\bRAY_AUTH_MODE=token\b.*\bray start\b", re.DOTALL)
+SCHEMA = Path(ray.autoscaler.__file__).with_name("ray-schema.json")
 # What a checkout's own files are copied to, and a file that no other folder would hold.
 CHECKOUT, OURS = "~/segsweep/pyproject.toml", 'name = "segsweep"'
 
@@ -60,12 +64,14 @@ def read_launch(file: Path) -> Launch:
         raise InputError(f"{file}: no such file; expected a cluster's file as docs/cluster-onprem.yaml")
     try:
         found = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: is no YAML ({_flat(error)}); correct it") from None
     if not isinstance(found, dict) or not isinstance(found.get("provider"), dict):
         raise InputError(f"{file}: has no `provider`; expected a cluster's file as docs/cluster-onprem.yaml")
     _demand_no_gaps(found, file=file)
     launch = Launch(file=file, config=_prepared(found, file=file))
+    if "ssh_user" not in launch.config["auth"]:
+        raise InputError(f"{file}: auth: has no ssh_user; expected the user who may log in on every host")
     if launch.config["provider"]["type"] == "aws" and not importlib.util.find_spec("boto3"):
         raise ResourceError(f"{file}: provider aws needs boto3, which is not installed; `pip install boto3`")
     return launch
@@ -81,15 +87,27 @@ def demand_startable(launch: Launch, *, insecure: bool) -> None:
 def _prepared(found: dict[str, Any], *, file: Path) -> dict[str, Any]:
     """Ray's own reading of the file, by Ray's own schema."""
     try:
+        _demand_types(found)
         with redirect_stdout(io.StringIO()):  # what it says there is meant for users of Docker, or repeats the error
             config = prepare_config(found)
         validate_config(config)
     except jsonschema.ValidationError as error:
         where = ".".join(str(part) for part in error.absolute_path) or "the file"
         raise InputError(f"{file}: {where}: {_flat(error.message)}; correct it") from None
-    except (click.ClickException, KeyError, ValueError, RuntimeError) as error:
+    except (click.ClickException, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file}: Ray cannot use it ({_flat(error)}); correct it") from None
     return config
+
+
+def _demand_types(found: dict[str, Any]) -> None:
+    """Raise ValidationError for an empty field, or one of another type: Ray fills in its defaults first, and fails there without a name."""
+    schema = json.loads(SCHEMA.read_text())
+    for error in validator_for(schema)(schema).iter_errors(found):
+        if error.validator == "type":
+            raise error
+    for target, source in found.get("file_mounts", {}).items():  # of which the schema says nothing
+        if not isinstance(source, str):
+            raise jsonschema.ValidationError(f"{source} is not of type 'string'", path=("file_mounts", target))
 
 
 def _demand_no_gaps(found: object, *, file: Path) -> None:
