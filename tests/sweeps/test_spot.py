@@ -15,7 +15,10 @@ from segsweep.sweeps.spot import Note
 
 @pytest.fixture
 def texts() -> Iterator[dict[str, str]]:
-    """What a metadata service says, by the last part of the path; its address is under `address`."""
+    """What a metadata service says, by the last part of the path; its address is under `address`.
+
+    Under `codes` is how it answers the next requests instead: 200 as ever, 0 not at all, else with that code.
+    """
     said: dict[str, str] = {}
 
     class Answer(BaseHTTPRequestHandler):
@@ -27,7 +30,10 @@ def texts() -> Iterator[dict[str, str]]:
             self.say(said.get(self.path.removeprefix("/latest/meta-data/")) if known else None)
 
         def say(self, text: str | None) -> None:
-            self.send_response(200 if text else 404)
+            code, _, said["codes"] = said.get("codes", "").partition(" ")
+            if code == "0":
+                return
+            self.send_response(int(code) if code not in ("", "200") else 200 if text else 404)
             self.end_headers()
             self.wfile.write((text or "").encode())
 
@@ -57,6 +63,33 @@ def test_a_note_is_handed_on_once_it_is_there(texts: dict[str, str]) -> None:
     assert 0 < heard[0].seconds <= 110
 
 
+def test_whoever_fails_for_a_moment_is_asked_again(texts: dict[str, str]) -> None:
+    texts["instance-life-cycle"] = "spot"
+    at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=110)
+    texts["spot/instance-action"] = json.dumps({"action": "terminate", "time": at.isoformat()})
+    texts["codes"] = "503 0 200 200 429 0 200 500"
+    refusals, heard = [RuntimeError("no such node"), ConnectionError("no head")], []
+
+    def drain(note: Note) -> None:
+        if refusals:
+            raise refusals.pop()
+        heard.append(note)
+
+    assert spot.watch(texts["address"], drain=drain, pause=0.01)
+    assert heard == [Note(action="terminate", at=at)] and not texts["codes"]
+
+
+def test_once_the_time_is_over_what_went_wrong_is_told(texts: dict[str, str]) -> None:
+    texts["instance-life-cycle"] = "spot"
+    texts["spot/instance-action"] = json.dumps({"action": "stop", "time": "2026-01-01T00:00:00Z"})
+
+    def drain(note: Note) -> None:
+        raise RuntimeError(f"cannot {note.action}")
+
+    with pytest.raises(RuntimeError, match="cannot stop"):
+        spot.watch(texts["address"], drain=drain, pause=0.01)
+
+
 @pytest.mark.parametrize("found", ["{}", '{"action": "stop", "time": "soon"}'])
 def test_without_a_readable_time_there_are_two_minutes(texts: dict[str, str], found: str) -> None:
     texts["spot/instance-action"] = found
@@ -67,7 +100,7 @@ def test_without_a_readable_time_there_are_two_minutes(texts: dict[str, str], fo
 def test_other_machines_are_not_watched(texts: dict[str, str]) -> None:
     texts["instance-life-cycle"] = "on-demand"
     assert not spot.watch(texts["address"], drain=lambda note: pytest.fail(str(note)))
-    assert not spot.watch("http://127.0.0.1:1", drain=lambda note: pytest.fail(str(note)))
+    assert not spot.watch("http://127.0.0.1:1", drain=lambda note: pytest.fail(str(note)), pause=0.01, patience=0.05)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.error import HTTPError, URLError
+from http.client import HTTPException
+from typing import TypeVar
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import ray._private.services
@@ -26,8 +28,13 @@ METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.1
 PAUSE, NOTICE = 5.0, 120.0
 # How long the service may be silent, and a session with it may last (seconds; at most 6 hours).
 TIMEOUT, SESSION = 2.0, 21600
+# How long a service that never answered is asked what the machine is.
+PATIENCE = 120.0
+# How long Ray may be silent, so that there is time to ask again.
+RAY_TIMEOUT = 10.0
 # A proxy of the environment is not for an address of the machine itself.
 _open = build_opener(ProxyHandler({})).open
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ class Note:
 
 
 def is_spot(metadata: str) -> bool:
-    """Whether the machine is a spot instance; one without such a service is none."""
+    """Whether the machine is a spot instance."""
     return _read(metadata, "instance-life-cycle") == "spot"
 
 
@@ -61,22 +68,34 @@ def read_note(metadata: str) -> Note | None:
     return Note(action=str(found.get("action", "terminate")), at=at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
-def watch(metadata: str, *, drain: Callable[[Note], None], pause: float = PAUSE) -> bool:
-    """Wait for the note and hand it on; whether the machine was a spot instance at all."""
-    if not is_spot(metadata):
-        return False
-    while not (note := read_note(metadata)):
+def watch(metadata: str, *, drain: Callable[[Note], None], pause: float = PAUSE, patience: float = PATIENCE) -> bool:
+    """Wait for the note and hand it on; whether the machine was a spot instance at all.
+
+    A service that fails is asked again, and so is `drain` until the note's time is over; then what it raised is raised.
+    """
+    end = time.monotonic() + patience
+    while (found := _ask(is_spot, metadata)) is None and time.monotonic() < end:
         time.sleep(pause)
-    drain(note)
-    return True
+    if not found:
+        return False
+    while not (note := _ask(read_note, metadata)):
+        time.sleep(pause)
+    while True:
+        try:
+            drain(note)
+            return True
+        except Exception:  # Ray raises many types while its head is away
+            if not note.seconds:
+                raise
+            time.sleep(pause)
 
 
 def drain_node(address: str, *, host: str, note: Note) -> None:
-    """Tell the Ray at HOST:PORT that the node of this address ends when the note says; RuntimeError where it knows no such node."""
+    """Tell the Ray at HOST:PORT that the node of this address ends when the note says; RuntimeError where it does not take that."""
     cluster = GcsClient(address=address)
     alive = [
         node_id.hex()
-        for node_id, node in cluster.get_all_node_info(timeout=NOTICE).items()
+        for node_id, node in cluster.get_all_node_info(timeout=RAY_TIMEOUT).items()
         if node.node_manager_address == host and node.state == gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]
     ]
     if not alive:
@@ -84,7 +103,11 @@ def drain_node(address: str, *, host: str, note: Note) -> None:
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     deadline = int((time.time() + note.seconds) * 1000)
     for node_id in alive:
-        cluster.drain_node(node_id, reason, f"AWS takes the spot instance back: {note.action}", deadline)
+        accepted, why = cluster.drain_node(
+            node_id, reason, f"AWS takes the spot instance back: {note.action}", deadline
+        )
+        if not accepted:
+            raise RuntimeError(f"Ray at {address} does not drain {host}: {why}")
 
 
 def main() -> int:
@@ -101,8 +124,16 @@ def main() -> int:
     return 0
 
 
+def _ask(question: Callable[[str], T], metadata: str) -> T | None:
+    """What the service answers, None where it fails for now."""
+    try:
+        return question(metadata)
+    except (OSError, HTTPException, ValueError):
+        return None
+
+
 def _read(metadata: str, name: str) -> str | None:
-    """A value of the service, None where it has none or does not answer. A session comes first, as IMDSv2 asks."""
+    """A value of the service, None where it has none. A session comes first, as IMDSv2 asks. Raises what urllib does where it fails."""
     try:
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(SESSION)}
         with _open(Request(f"{metadata}/latest/api/token", method="PUT", headers=lifetime), timeout=TIMEOUT) as answer:
@@ -111,11 +142,9 @@ def _read(metadata: str, name: str) -> str | None:
         with _open(request, timeout=TIMEOUT) as answer:
             return answer.read().decode()
     except HTTPError as error:
-        if error.code in (404, 429) or error.code >= 500:
+        if error.code == 404:
             return None
         raise
-    except (URLError, TimeoutError):
-        return None
 
 
 if __name__ == "__main__":
