@@ -29,6 +29,7 @@ from segsweep.models.catalogue import set_alias
 from segsweep.models.registry import register
 from segsweep.models.tracking import Tracker
 from segsweep.run import Run
+from segsweep.sweeps import hosts, launching
 from segsweep.workspace import Workspace
 
 # Settled: scripts depend on these names.
@@ -141,6 +142,16 @@ def test_the_cluster_s_verbs_and_their_options_are_settled(capsys: pytest.Captur
     for verb in found:
         assert cli.main(["cluster", verb, "--help"]) == 0
         assert f"segsweep cluster {verb} my-cluster.yaml" in capsys.readouterr().out
+
+
+def test_a_cluster_s_pages_are_reached_with_ray_s_own_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which plain ssh does not know."""
+    monkeypatch.setattr(hosts, "read_launch", lambda file: file)
+    monkeypatch.setattr(launching, "status", lambda launch: [])  # noqa: ARG005
+    assert cli.main(["cluster", "status", "my-cluster.yaml"]) == 0
+    assert "pages: ray attach my-cluster.yaml -p 8265 -p 5000\n" in capsys.readouterr().out
 
 
 def test_the_verbs_and_their_options_are_settled() -> None:

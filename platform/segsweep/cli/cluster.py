@@ -52,7 +52,7 @@ def up(
     demand_startable(launch, insecure=insecure)
     _show(launching.up(launch, tell=say))
     say(f"next: ray attach {file}   (a shell on the head; there: segsweep tune SPACE STORE trials=20)")
-    _tunnels(launching.head_address(launch))
+    _pages(file)
 
 
 @cluster.command()
@@ -67,7 +67,7 @@ def status(file: File = Path("cluster.yaml")) -> None:
 
     launch = read_launch(file)
     _show(launching.status(launch))
-    _tunnels(launching.head_address(launch))
+    _pages(file)
 
 
 @cluster.command()
@@ -106,6 +106,6 @@ def _show(nodes: list[dict[str, Any]]) -> None:
         say(f"  {node['address']:16} {'head' if node['head'] else 'worker':7} {', '.join([*parts, memory])}")
 
 
-def _tunnels(head: str) -> None:
-    say(f"pages: ssh -L 8265:127.0.0.1:8265 -L 5000:127.0.0.1:5000 {head}")
+def _pages(file: Path) -> None:
+    say(f"pages: ray attach {file} -p 8265 -p 5000")
     say("       then http://127.0.0.1:8265 is Ray's dashboard (it asks for the token), http://127.0.0.1:5000 MLflow")

@@ -157,7 +157,7 @@ def _demand_closed(launch: Launch) -> None:
                 if host not in LOOPBACK:
                     raise ResourceError(
                         f"{launch.file}: {field}: --dashboard-host={host} shows the dashboard to the network; expected 127.0.0.1 (reach it "
-                        "by `ssh -L`), or start it so with --insecure"
+                        "by `ray attach FILE -p 8265`), or start it so with --insecure"
                     )
 
 

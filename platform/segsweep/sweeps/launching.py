@@ -85,16 +85,6 @@ def down(launch: Launch, *, tell: Tell) -> list[Left]:
     return [left for left in found if left.processes or left.trouble]
 
 
-def head_address(launch: Launch) -> str:
-    """USER@ADDRESS of the head, for ssh."""
-    if launch.local:
-        provider = launch.config["provider"]
-        return f"{launch.config['auth']['ssh_user']}@{provider.get('external_head_ip') or provider['head_ip']}"
-    lines: list[str] = []
-    _ray(launch, "get-head-ip", str(launch.file), tell=lines.append)
-    return f"{launch.config['auth']['ssh_user']}@{lines[-1]}"
-
-
 def log_file(launch: Launch, verb: str) -> Path:
     """All that Ray said at its last command of this name (up, exec, down) on this cluster."""
     return Path(f"~/.ray/segsweep-{launch.name}-{verb}.log").expanduser()
