@@ -75,6 +75,11 @@ def test_nodes_that_the_autoscaler_may_start_count(tmp_path: Path, monkeypatch: 
     assert to_come({"available_node_types": kinds}, there=[{"CPU": 0}]) == [gpu] * 3
     assert to_come({"available_node_types": kinds}, there=[{"CPU": 0}, {**gpu, "node:1": 1.0}]) == [gpu] * 2
     assert to_come({"provider": {"type": "local"}}, there=there) == []
+    kinds["small"] = {"resources": {"CPU": 2}, "max_workers": 2}
+    few = {"available_node_types": kinds, "max_workers": 4}
+    assert to_come(few, there=[{"CPU": 0}]) == [gpu] * 3 + [{"CPU": 2}]
+    assert to_come(few, there=[{"CPU": 0}, gpu, {"CPU": 2}, {"CPU": 2}]) == [gpu]
+    assert to_come({**few, "max_workers": 0}, there=[{"CPU": 0}, gpu]) == []
     file = tmp_path / "ray_bootstrap_config.yaml"
     monkeypatch.setattr(parallel, "AUTOSCALED", str(file))
     assert known_nodes() == there

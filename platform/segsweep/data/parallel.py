@@ -63,13 +63,18 @@ def known_nodes() -> list[Node]:
 
 
 def to_come(config: Mapping[str, Any], *, there: Sequence[Node]) -> list[Node]:
-    """Nodes that a cluster.yaml allows for beyond those that are there; of a type without resources nothing is known."""
+    """Nodes that a cluster.yaml allows for beyond those that are there; of a type without resources nothing is known.
+
+    The types together may allow for more than the cluster: then those that offer most are the ones to come.
+    """
     missing: list[Node] = []
     for kind in config.get("available_node_types", {}).values():
         offered = kind.get("resources") or {}
         alike = [node for node in there if all(node.get(name, 0) == offered.get(name, 0) for name in ("CPU", "GPU"))]
         missing += [offered] * (kind.get("max_workers", 0) - len(alike)) if offered else []
-    return missing
+    missing.sort(key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), reverse=True)
+    workers = len(there) - 1  # the head is none
+    return missing[: max(0, config.get("max_workers", sys.maxsize) - workers)]
 
 
 def largest_memory(nodes: Sequence[Node]) -> int:
