@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,17 @@ from ray._private.runtime_env.packaging import create_package
 
 from segsweep import recipes
 from segsweep.errors import ResourceError
-from segsweep.sweeps.cluster import Node, Resources, _project, connect, demand_room, divide, room
+from segsweep.sweeps import cluster
+from segsweep.sweeps.cluster import (
+    Node,
+    Resources,
+    _project,
+    connect,
+    demand_room,
+    divide,
+    memory_per_worker,
+    room,
+)
 
 HEAD: Node = {"memory": 1e9, "node:internal": 1.0}
 PLAIN: Node = {"CPU": 10.0, "memory": 4e9}
@@ -126,6 +137,28 @@ def test_a_request_over_several_nodes_is_told_with_what_exists() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_memory_of_a_gpu_is_asked_of_a_node_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's machine has none, and main memory of the nodes says nothing of theirs."""
+    monkeypatch.setattr(cluster, "known_nodes", lambda: [PLAIN, {**EIGHT, "memory": 9e11}])
+    monkeypatch.setattr(cluster, "_gpu_memory", lambda: 0)
+    there = [{"NodeID": name, "Alive": name != "b", "Resources": EIGHT if name != "a" else PLAIN} for name in "abc"]
+    monkeypatch.setattr(ray, "nodes", lambda: there)
+    monkeypatch.setattr(cluster, "_gpu_memory_of", {"c": 24 * 10**9}.__getitem__)
+    assert memory_per_worker(workers=16, gpus=0.5) == 12 * 10**9
+    monkeypatch.setattr(ray, "nodes", lambda: there[:2])
+    assert memory_per_worker(workers=16) == sys.maxsize
+    monkeypatch.setattr(cluster, "known_nodes", lambda: [PLAIN, PLAIN, HEAD])
+    assert memory_per_worker(workers=4) == 2 * 10**9
+    monkeypatch.setattr(cluster, "_gpu_memory", lambda: 80 * 10**9)
+    assert memory_per_worker(workers=4) == 80 * 10**9
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_node_answers_what_memory_its_gpu_has() -> None:
+    assert cluster._gpu_memory_of(ray.get_runtime_context().get_node_id()) == cluster._gpu_memory()
+    assert cluster._gpu_memory_of("ab" * 28) == 0
+
+
 def test_folders_of_the_environment_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEGSWEEP_PROJECT", "mine")

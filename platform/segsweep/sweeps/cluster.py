@@ -2,16 +2,20 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segsweep import recipes
 from segsweep.data import storage
@@ -47,6 +51,8 @@ QUIET = {
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 # Folders that a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
+# How long a node may take to tell of its GPU: a process starts there, and imports torch.
+ANSWER_SECONDS = 60.0
 # What is read in a trial's process, not in the driver's.
 READ_IN_TRIALS = tuple(name for name in QUIET if name.startswith(("RAY_TRAIN_", "TUNE_FUNCTION_")))
 
@@ -218,15 +224,35 @@ def most_concurrent(*, workers: int, gpus: float = 1.0) -> int:
 
 def memory_per_worker(*, workers: int, gpus: float = 1.0) -> int:
     """Bytes that each of so many workers may use: of a GPU's memory the share `gpus`, or its part of the cluster's, at most the largest
-    node's.
+    node's. Where the GPUs are yet to come, more than anything needs.
     """
-    import torch  # noqa: PLC0415  seconds and 200 MB that conversions, which start here too, do without
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory * gpus)
     known = known_nodes()
+    here = _gpu_memory()
+    if here:
+        return int(here * gpus)
+    if any(node.get("GPU") for node in known):
+        there = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        return int((_gpu_memory_of(there[0]) if there else 0) * gpus) or sys.maxsize
     largest = largest_memory(known)
     return min(largest, sum(int(node.get("memory", largest)) for node in known if node.get("CPU")) // workers)
+
+
+def _gpu_memory() -> int:
+    """Bytes of this machine's first GPU, 0 where it has none."""
+    import torch  # noqa: PLC0415  seconds and 200 MB that conversions, which start here too, do without
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+@cache
+def _gpu_memory_of(node: str) -> int:
+    """`_gpu_memory` of another node, 0 where it does not answer. The task holds no GPU, or it would wait for one that is in use."""
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    task: Any = ray.remote(num_cpus=0, max_calls=1)(_gpu_memory)
+    try:
+        return ray.get(task.options(scheduling_strategy=there).remote(), timeout=ANSWER_SECONDS)
+    except RayError:
+        return 0
 
 
 def _least(nodes: Sequence[Node], *, workers: int, gpus: float) -> Resources:
