@@ -75,8 +75,9 @@ def down(file: File = Path("cluster.yaml")) -> None:
     """End the cluster.
 
     On hosts of your own, every Ray process of every host; MLflow on the head goes
-    on. In AWS the workers are deleted and the head is stopped: its disk, with
-    MLflow's database, is kept for the next `up`, and costs a little.
+    on. In AWS spot workers are deleted; the head and on-demand workers are
+    stopped, and their disks, the head's with MLflow's database, are kept for the
+    next `up`, and cost a little.
 
     Example:
       segsweep cluster down my-cluster.yaml
