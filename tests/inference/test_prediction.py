@@ -378,6 +378,26 @@ def test_a_folder_of_another_models_labels_is_refused_before_any_work(tmp_path: 
     assert not (tmp_path / "a.nii.gz").exists()
 
 
+@pytest.mark.parametrize("kind", ["nii.gz", "nrrd", "mha"])
+def test_a_scan_is_never_replaced_by_its_own_labels(tmp_path: Path, kind: str):
+    scan = tmp_path / f"a.{kind}"
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=scan)
+    before = scan.read_bytes()
+    (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
+    for path, out in ((tmp_path, tmp_path), (scan, tmp_path / "linked")):
+        with pytest.raises(InputError, match=rf"a\.{kind} is, or holds, a scan that is to be segmented"):
+            predict(find_files(path, channels=("CT",)), predictor=bands(), out=out, kind=kind)
+    assert scan.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [scan.name, "linked"]
+
+
+def test_a_folder_of_masks_replaces_no_folder_with_a_scan(tmp_path: Path):
+    write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / "bone" / "bone.nii.gz")
+    with pytest.raises(InputError, match="bone is, or holds, a scan"):
+        predict(find_files(tmp_path / "bone", channels=("CT",)), predictor=bands(), out=tmp_path, kind="masks")
+    assert read_scan(tmp_path / "bone" / "bone.nii.gz").voxels.dtype == np.int16
+
+
 def test_a_second_call_adds_to_the_folder(tmp_path: Path):
     for name in ("a", "b"):
         write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")

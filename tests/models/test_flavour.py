@@ -67,6 +67,15 @@ def test_ensemble_loads_its_members(tracker, put, scan: Path, voxels: np.ndarray
 
 
 @pytest.mark.usefixtures("mlflow_here")
+def test_a_scan_is_never_replaced_by_its_own_labels(put, scan: Path, tmp_path: Path) -> None:
+    model, before = mlflow.pyfunc.load_model(put("flavour-in-place", threshold=0.5)), scan.read_bytes()
+    for output in (scan, tmp_path):
+        with pytest.raises(InputError, match=r"chest\.nii\.gz is, or holds, a scan"):
+            model.predict([{"image": str(scan), "output": str(output)}])
+    assert scan.read_bytes() == before
+
+
+@pytest.mark.usefixtures("mlflow_here")
 def test_one_path_a_channel(put, scan: Path, voxels: np.ndarray, tmp_path: Path) -> None:
     write_image(voxels[::-1], geometry=GEOMETRY, path=tmp_path / "other.nii.gz")
     scan = scan.rename(tmp_path / "chest_0000.nii.gz")

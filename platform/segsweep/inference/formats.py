@@ -1,6 +1,6 @@
 """The files that a segmented scan becomes: `predict --format NAME` names an entry of `FORMATS`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from segsweep.errors import InputError, RecipeError, unknown
 from segsweep.inference.dicom_seg import write_dicom_seg
 from segsweep.inference.masks import demand_file_names, write_masks
 from segsweep.inference.rtstruct import write_rtstruct
-from segsweep.inference.scans import ScanCase, Segmentable, StoreCase
+from segsweep.inference.scans import ScanCase, Segmentable, StoreCase, files_of
 from segsweep.inference.segrap import demand_structures, write_stacked
 from segsweep.inference.slicer import demand_segment_names, write_segments
 from segsweep.inference.writers import write_label_map
@@ -40,14 +40,23 @@ class Segmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a segmentation is written into a folder: each file complete or not at all, InputError for what the format cannot hold.
+    """How a segmentation becomes `CASE` + suffix: complete or not at all, InputError for what the format cannot hold.
 
     `demand` refuses, before any scan is segmented, structures that it could not hold. What is `of_series` refers to a DICOM series.
     """
 
-    write: Callable[[Segmentation, Path], None]
+    suffix: str
+    writer: Callable[[Segmentation, Path], None]
     demand: Callable[[LabelTable], object] | None = None
     of_series: bool = False
+
+    def path(self, out: Path, *, case_id: str) -> Path:
+        """The file or folder that a case becomes in the folder `out`."""
+        return out / f"{case_id}{self.suffix}"
+
+    def write(self, found: Segmentation, out: Path) -> None:
+        """Write a case into the folder `out`."""
+        self.writer(found, self.path(out, case_id=found.case_id))
 
 
 def find_format(name: str) -> Format:
@@ -66,6 +75,18 @@ def demand_possible(name: str, *, scans: Sequence[Segmentable], table: LabelTabl
         wanted.demand(table)
 
 
+def demand_apart(targets: Iterable[Path], *, scans: Sequence[Segmentable]) -> None:
+    """Raises InputError that names a file or folder to be written which is, or holds, a file that these scans are read from."""
+    there = {target.resolve(): target for target in targets if target.exists()}
+    for file in (file.resolve() for scan in scans if there for file in files_of(scan) if file.exists()):
+        for place in (file, *file.parents):
+            if place in there:
+                raise InputError(
+                    f"{there[place]} is, or holds, a scan that is to be segmented, and its result would take its place; "
+                    "expected another place for results; choose an empty folder"
+                )
+
+
 def _no_series(what: str, *, name: str) -> InputError:
     others = ", ".join(other for other, one in FORMATS.items() if not one.of_series)
     return InputError(
@@ -73,54 +94,44 @@ def _no_series(what: str, *, name: str) -> InputError:
     )
 
 
-def _label_map(suffix: str) -> Format:
-    """`CASE` + suffix."""
-
-    def write(found: Segmentation, out: Path) -> None:
-        write_label_map(found.label, geometry=found.geometry, path=out / f"{found.case_id}{suffix}")
-
-    return Format(write=write)
+def _label_map(found: Segmentation, path: Path) -> None:
+    write_label_map(found.label, geometry=found.geometry, path=path)
 
 
-def _masks(found: Segmentation, out: Path) -> None:
-    """`CASE/STRUCTURE.nii.gz`."""
-    write_masks(found.label, geometry=found.geometry, table=found.table, folder=out / found.case_id)
+def _masks(found: Segmentation, path: Path) -> None:
+    write_masks(found.label, geometry=found.geometry, table=found.table, folder=path)
 
 
-def _segments(found: Segmentation, out: Path) -> None:
-    """`CASE.seg.nrrd`."""
-    path = out / f"{found.case_id}.seg.nrrd"
+def _segments(found: Segmentation, path: Path) -> None:
     write_segments(found.label, geometry=found.geometry, table=found.table, path=path)
 
 
 def _segrap(structures: tuple[str, ...]) -> Format:
-    """`CASE.mha` of four dimensions."""
+    """A file of four dimensions."""
 
-    def write(found: Segmentation, out: Path) -> None:
-        path = out / f"{found.case_id}.mha"
+    def write(found: Segmentation, path: Path) -> None:
         write_stacked(found.label, geometry=found.geometry, table=found.table, structures=structures, path=path)
 
-    return Format(write=write, demand=partial(demand_structures, structures=structures))
+    return Format(suffix=".mha", writer=write, demand=partial(demand_structures, structures=structures))
 
 
 def _of_series(name: str, *, suffix: str, writer: Callable[..., None]) -> Format:
-    """`CASE` + suffix, on the slices of the series."""
+    """A file on the slices of the series."""
 
-    def write(found: Segmentation, out: Path) -> None:
+    def write(found: Segmentation, path: Path) -> None:
         if found.reference is None:
             raise _no_series(found.case_id, name=name)
-        path = out / f"{found.case_id}{suffix}"
         writer(found.label, table=found.table, geometry=found.geometry, reference=found.reference, path=path)
 
-    return Format(write=write, demand=partial(dicom_names, name=f"format {name}"), of_series=True)
+    return Format(suffix=suffix, writer=write, demand=partial(dicom_names, name=f"format {name}"), of_series=True)
 
 
 FORMATS: Mapping[str, Format] = {
-    "nii.gz": _label_map(".nii.gz"),
-    "nrrd": _label_map(".nrrd"),
-    "mha": _label_map(".mha"),
-    "masks": Format(write=_masks, demand=demand_file_names),
-    "seg.nrrd": Format(write=_segments, demand=demand_segment_names),
+    "nii.gz": Format(suffix=".nii.gz", writer=_label_map),
+    "nrrd": Format(suffix=".nrrd", writer=_label_map),
+    "mha": Format(suffix=".mha", writer=_label_map),
+    "masks": Format(suffix="", writer=_masks, demand=demand_file_names),
+    "seg.nrrd": Format(suffix=".seg.nrrd", writer=_segments, demand=demand_segment_names),
     "segrap2023_oar": _segrap(ORGANS),
     "segrap2023_gtv": _segrap(TUMOURS),
     "dicom-seg": _of_series("dicom-seg", suffix=".seg.dcm", writer=write_dicom_seg),

@@ -53,7 +53,8 @@ def predict(
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
     joint store needs none, since it belongs to one.
     A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced.
-    Raises InputError when `out` holds label maps of another meaning. `progress` is told (scans done, all scans).
+    Raises InputError when `out` holds label maps of another meaning, or one of the scans where a result is to lie. `progress` is told
+    (scans done, all scans).
     """
     chosen = formats.find_format(kind)
     predictor = predictor.only(dataset) if dataset else predictor
@@ -61,6 +62,7 @@ def predict(
     if mirror is not None:
         flip_sets(mirror, mirrored_outputs=None)  # refuses a word that is no choice of axes before any scan is read
     formats.demand_possible(kind, scans=scans, table=table)
+    formats.demand_apart((chosen.path(out, case_id=scan.case_id) for scan in scans), scans=scans)
     _demand_same_labels(out, table=table)
     out.mkdir(parents=True, exist_ok=True)
     resources = resources or Resources()

@@ -115,6 +115,13 @@ class StoreCase:
         return LoadedScan(image=image, geometry=grid.geometry, source=source, structures=structures)
 
 
+def files_of(scan: Segmentable) -> tuple[Path, ...]:
+    """The files that a scan is read from, as far as that is known; a store's case has none."""
+    if isinstance(scan, ScanCase):
+        return scan.images
+    return scan.series.files if isinstance(scan, SeriesCase) else ()
+
+
 def find_scans(path: str | Path, *, channels: Sequence[str], split: str = "validation") -> Sequence[Segmentable]:
     """The cases at `path`, sorted by id: a scan file, a folder of scan files, a folder of DICOM series, or a store's `split`.
 

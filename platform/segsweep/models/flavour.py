@@ -10,6 +10,7 @@ from typing import Any
 
 from segsweep.data.readers import is_scan, stem
 from segsweep.errors import InputError, SegsweepError
+from segsweep.inference.formats import demand_apart
 from segsweep.inference.prediction import predict, segment_scan
 from segsweep.inference.predictor import Predictor
 from segsweep.inference.scans import ScanCase, Segmentable, find_dicom
@@ -53,6 +54,7 @@ class Segmenter:
         scan = _case(row["image"], channels=self.predictor.table_task.channels)
         predictor = self.predictor.only(row["dataset"]) if "dataset" in row else self.predictor
         if is_scan(output):
+            demand_apart([output], scans=[scan])
             found = segment_scan(scan, predictor=predictor)
             write_label_map(found.label, geometry=found.geometry, path=output)
             return output
