@@ -128,6 +128,25 @@ def test_another_dataset_or_a_foreign_folder_is_refused(phantom_raw: Path, phant
         convert("phantoms", raw=phantom_raw, store=phantom_store)
 
 
+@pytest.mark.parametrize("where", ["raw", "raw/study"])
+def test_raw_scans_in_the_place_of_cases_are_never_replaced(where: str, phantom_raw: Path, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(phantom_raw, tmp_path / "cases" / where))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="lies where the store keeps its cases"):
+        convert("phantom", raw=raw, store=tmp_path)
+    with pytest.raises(InputError, match="cases: holds other things than a store's cases"):
+        convert("phantom", raw=phantom_raw, store=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_store_beside_or_in_the_raw_folder_goes_on_where_it_ended(okbp_raw: Path) -> None:
+    for store in (okbp_raw / "store", okbp_raw.parent / "cases"):
+        convert("openkbp", raw=okbp_raw, store=store)
+        (store / "index.json").unlink()
+        (store / "cases" / ".okbp_000.12ab.partial").mkdir()
+        assert convert("openkbp", raw=okbp_raw, store=store).written == ()
+
+
 def test_what_failed_is_not_written_into_the_store(raw: Path, tmp_path: Path) -> None:
     victim = sorted((raw / "images").glob("*_0000.nii.gz"))[0]
     victim.write_bytes(b"secret")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data import footprint, storage
-from segsweep.data.case import CaseSource
+from segsweep.data.case import CaseSource, lies_below
 from segsweep.data.dataset import Dataset, describe
 from segsweep.data.fingerprint import find_planner, make_plan, read_fingerprints
 from segsweep.data.geometry import Spacing
@@ -95,7 +95,7 @@ def convert(
     place = storage.address(store)
     described = describe(dataset, raw=raw) if isinstance(dataset, str) else dataset
     sources = _sources(described.cases, raw=raw)
-    earlier = _earlier_store(place, dataset=described.name)
+    earlier = _earlier_store(place, dataset=described.name, raw=raw)
     if not storage.is_remote(place):
         Path(place, "cases").mkdir(parents=True, exist_ok=True)
     with locked(place):
@@ -238,8 +238,13 @@ def _sources(cases: Iterable[CaseSource], *, raw: Path) -> list[CaseSource]:
     return sources
 
 
-def _earlier_store(store: str, *, dataset: str) -> Store | None:
-    """The store as it is before this conversion. Raises InputError when the place holds something else."""
+def _earlier_store(store: str, *, dataset: str, raw: Path) -> Store | None:
+    """The store as it is before this conversion. Raises InputError when the place holds something else, the raw scans for one."""
+    cases = Path(store, "cases")
+    if not storage.is_remote(store) and lies_below(raw, root=cases):
+        raise InputError(
+            f"{raw}: lies where the store keeps its cases, which would replace the scans; choose another --store"
+        )
     if storage.exists(f"{store}/{INDEX}"):
         found = open_store(store)
         if found.dataset != dataset:
@@ -250,6 +255,9 @@ def _earlier_store(store: str, *, dataset: str) -> Store | None:
     names = set(storage.names(store))
     if names - {"cases", LOCK} and "cases" not in names:
         raise InputError(f"{store}: is not empty and not a store; choose another --store")
+    # An upload that was interrupted leaves cases without a manifest, but a bucket holds no raw scans.
+    if cases.is_dir() and not all((case / MANIFEST).is_file() for case in cases.glob("[!.]*")):
+        raise InputError(f"{cases}: holds other things than a store's cases; choose another --store")
     return None
 
 
