@@ -25,7 +25,7 @@ from typing import Any
 from segsweep.data.case import CaseSource, SegmentFile, Series
 from segsweep.data.dicom import SeriesInfo, describe_series, find_series
 from segsweep.data.dicom_objects import DrawnObject, find_drawn, modality_of, patient_pseudonym
-from segsweep.data.layouts import demand_names, entry, pairs_of, read_json
+from segsweep.data.layouts import demand_names, entry, pairs_of, read_json, stated_pairs
 from segsweep.data.pseudonyms import project_key, pseudonym
 from segsweep.data.segments import segment_names
 from segsweep.data.structures import LabelSet
@@ -192,7 +192,7 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
         for series in unusable
         if len(series.files) == 1 and _may_be(series.files[0], modality="") and series.files[0].parent not in folders
     ]
-    pairs = _pairs(stated) if "pairs" in stated else pairs_of(structures)
+    pairs = stated_pairs(stated, file=STRUCTURES) if "pairs" in stated else pairs_of(structures)
     return _Survey(
         labels=LabelSet(structures=structures, pairs=pairs),
         spellings=spellings,
@@ -305,15 +305,6 @@ def _pattern(spellings: list[str]) -> re.Pattern[str]:
         raise InputError(
             f"{STRUCTURES}: a spelling of {spellings[0]!r} is no regular expression ({error}); correct it"
         ) from None
-
-
-def _pairs(stated: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    pairs = entry(stated, key="pairs", kind=list, file=STRUCTURES)
-    if not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
-    ):
-        raise InputError(f"{STRUCTURES}: 'pairs' is no list of [left, right]; correct the file")
-    return tuple((left, right) for left, right in pairs)
 
 
 def _case_names(raw: Path, *, survey: _Survey) -> dict[str, str]:

@@ -7,8 +7,10 @@ beside label maps:
 
     {"structures": {"Heart": 1, "Lung_L": 2, "Lungs": [2, 3]}, "channels": ["CT"], "annotated": "all"}
 
-A value may belong to several structures. Annotated is every structure of a label map, or every mask or segment that is there;
-`"annotated": "all"` says that one that is not there was looked for and is empty; `"annotated": {"ID": ["Heart"]}` says it case by case.
+A value may belong to several structures. `pairs`, such as `[["Ventricle_L", "Ventricle_R"]]`, replaces those that are found by L and R,
+left and right, which leave out what may be a chamber of the heart. Annotated is every structure of a label map, or every mask or segment
+that is there; `"annotated": "all"` says that one that is not there was looked for and is empty; `"annotated": {"ID": ["Heart"]}` says
+it case by case.
 """
 
 import glob
@@ -27,6 +29,7 @@ from segsweep.data.layouts import (
     pairs_of,
     read_json,
     scans,
+    stated_pairs,
     structures_by_value,
 )
 from segsweep.data.readers import SUFFIXES, stem
@@ -48,14 +51,15 @@ class _Folder:
     drawn: dict[str, tuple[str, ...]]
     values: dict[int, tuple[str, ...]]
     structures: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
     channels: tuple[str, ...]
     annotated: Any
 
 
 def labels(raw: Path) -> LabelSet:
     """The structures of `labels.json`, then those that have masks or segments."""
-    structures = _folder(raw).structures
-    return LabelSet(structures=structures, pairs=pairs_of(structures))
+    folder = _folder(raw)
+    return LabelSet(structures=folder.structures, pairs=folder.pairs)
 
 
 def channels(raw: Path) -> tuple[str, ...]:
@@ -140,9 +144,9 @@ def _folder(raw: Path) -> _Folder:
     content: dict[str, Any] = {}
     if maps or (raw / FILE).is_file():
         content = read_json(raw / FILE, what='a file such as {"structures": {"Heart": 1, "Lungs": [2, 3]}}')
-    for key in set(content) - {"structures", "channels", "annotated"}:
+    for key in set(content) - {"structures", "pairs", "channels", "annotated"}:
         raise InputError(
-            f"{FILE}: {key[:60]!r} means nothing; expected structures, channels, annotated; correct the file"
+            f"{FILE}: {key[:60]!r} means nothing; expected structures, pairs, channels, annotated; correct the file"
         )
     stated = entry(content if maps else {"structures": {}, **content}, key="structures", kind=dict, file=FILE)
     stated = {name: value for name, value in stated.items() if (name, value) != ("background", 0)}
@@ -164,6 +168,7 @@ def _folder(raw: Path) -> _Folder:
         drawn=drawn,
         values=values,
         structures=structures,
+        pairs=stated_pairs(content, file=FILE) if "pairs" in content else pairs_of(structures),
         channels=tuple(names),
         annotated=annotated,
     )

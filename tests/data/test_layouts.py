@@ -167,4 +167,15 @@ def test_pairs_from_spellings(left: str, right: str) -> None:
 
 def test_what_is_no_pair() -> None:
     assert pairs_of(("Eye_L", "Lens_R", "Lung", "Rung", "vertebrae_L1", "vertebrae_T1", "cleft")) == ()
-    assert pairs_of(("heart_ventricle_left", "heart_ventricle_right")) == ()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("heart_ventricle_left", "heart_ventricle_right"), ("Atrium_L", "Atrium_R"), ("LV", "RV"), ("LA", "RA")),
+        *(("left atrial appendage", "right atrial appendage"), ("LV_myo", "RV_myo"), ("LAA", "RAA")),
+        *(("LeftVentricle", "RightVentricle"), ("A_LV", "A_RV")),
+    ],
+)
+def test_chambers_of_the_heart_are_no_pair(names: tuple[str, str]) -> None:
+    assert pairs_of((*names, "LVR", "RVR")) == (("LVR", "RVR"),)

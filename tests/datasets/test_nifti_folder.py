@@ -66,6 +66,14 @@ def test_background_may_be_named(maps: Path) -> None:
     assert describe("nifti_folder", raw=maps).labels.structures == ("Lungs", "Heart", "Lung_L", "Lung_R")
 
 
+def test_pairs_as_stated(maps: Path) -> None:
+    structures = {"Ventricle_L": 1, "Ventricle_R": 2, "Eye_L": 3, "Eye_R": 3}
+    state(maps, structures=structures)
+    assert describe("nifti_folder", raw=maps).labels.pairs == (("Eye_L", "Eye_R"),)
+    state(maps, structures=structures, pairs=[["Ventricle_L", "Ventricle_R"]])
+    assert describe("nifti_folder", raw=maps).labels.pairs == (("Ventricle_L", "Ventricle_R"),)
+
+
 def test_annotated_case_by_case(maps: Path, voxels: Callable[..., dict[str, int]]) -> None:
     state(maps, structures=STRUCTURES, annotated={"a": ["Heart", "Lung_L"], "b_0001": []})
     dataset = describe("nifti_folder", raw=maps)
@@ -150,13 +158,14 @@ def test_channels(tmp_path: Path, write: Callable[..., Path], voxels: Callable[.
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"Heart": 1}, "'Heart' means nothing; expected structures, channels, annotated"),
+        ({"Heart": 1}, "'Heart' means nothing; expected structures, pairs, channels, annotated"),
         ({}, "there is no 'structures'"),
         ({"structures": {"background": 1, "Heart": 0}}, "'Heart' has the value '0'"),
         ({"structures": {"Heart": "1"}}, "'Heart' has the value '1'"),
         ({"structures": STRUCTURES, "channels": "CT"}, "'channels' is"),
         ({"structures": STRUCTURES, "channels": []}, "no structures or no channels"),
         ({"structures": STRUCTURES, "channels": [3]}, "'3' cannot be a name"),
+        ({"structures": STRUCTURES, "pairs": ["Lung_L"]}, r"no list of \[left, right\]"),
         ({"structures": STRUCTURES, "annotated": "most"}, "'annotated' is 'most'"),
         ({"structures": STRUCTURES, "annotated": {"a": ["Liver"]}}, "a is annotated for 'Liver'"),
         ({"structures": STRUCTURES, "annotated": {"a": "Heart"}}, "'a' is 'Heart'"),

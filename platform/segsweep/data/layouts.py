@@ -33,6 +33,10 @@ _LEFT = (
     (re.compile("(?<![A-Za-z])Lt(?![A-Za-z])"), "Rt"),
     (re.compile("(?<![A-Za-z])lt(?![A-Za-z])"), "rt"),
 )
+# Chambers of the heart: a mirrored left ventricle is no right one.
+_CHAMBER = re.compile(
+    "(?i:heart|ventricle|ventricular|atrium|atrial|atria|appendage)|(?<![A-Za-z])(LV|RV|LA|RA|LAA|RAA)(?![A-Za-z])"
+)
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -173,15 +177,25 @@ def _all_channels(paths: Mapping[int, Path], *, num_channels: int) -> tuple[Path
 
 
 def pairs_of(structures: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(left, right) pairs among the names. The chambers of the heart are none: a mirrored left ventricle is no right one."""
+    """(left, right) pairs among the names, chambers of the heart aside."""
     pairs: dict[str, str] = {}
     for name in structures:
         for pattern, right in _LEFT:
             for match in pattern.finditer(name):
                 other = name[: match.start()] + right + name[match.end() :]
-                if other in structures and "heart" not in name.lower():
+                if other in structures and not _CHAMBER.search(name):
                     pairs[name] = other
     return tuple(pairs.items())
+
+
+def stated_pairs(content: dict[str, Any], *, file: str) -> tuple[tuple[str, str], ...]:
+    """The value of "pairs", a list of [left, right], in a JSON object."""
+    pairs = entry(content, key="pairs", kind=list, file=file)
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
+    ):
+        raise InputError(f"{file}: 'pairs' is no list of [left, right]; correct the file")
+    return tuple((left, right) for left, right in pairs)
 
 
 def _hostile(name: str) -> str:
