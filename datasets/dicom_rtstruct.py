@@ -9,7 +9,8 @@ SEG files that count, by their path in `raw`; else all) may be left out:
     {"structures": {"Brainstem": ["brain stem", "/bs.*/"], "Parotid_L": ["/par.* l(eft)?/"], "Parotid_R": ["/par.* r(ight)?/"]},
      "pairs": [["Parotid_L", "Parotid_R"]], "files": "*approved*"}
 
-Without it every name in the files is a structure: look at these names before the store goes to others, for people typed them.
+Without it every name in the files is a structure, signs aside, and names that cannot be told apart so are refused: look at these
+names before the store goes to others, for people typed them.
 `cases.json` names cases in words of your own, by the folder of their series: {"patient one/CT": "case_01"}.
 """
 
@@ -182,6 +183,8 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
         raise InputError(
             f"{raw}: no RTSTRUCT or SEG was drawn on a series that is here; expected the series beside them; copy these too"
         )
+    if not stated:
+        _demand_distinct([part for one in chosen for part in one.drawings])
     spellings = _spellings(stated, names={name for one in chosen for part in one.drawings for name in part.names})
     structures = tuple(spellings)
     unusable = [series for series, info in described if not info and _may_be(series.files[0], modality=modality)]
@@ -278,15 +281,30 @@ def _stated(raw: Path) -> dict[str, Any]:
     return stated
 
 
+def _demand_distinct(drawings: list[_Drawing]) -> None:
+    """Raises InputError, which quotes no name, for a drawing in which two names would be one structure, or one would be none."""
+    for drawing in drawings:
+        structures = [_structure(name).casefold() for name in set(drawing.names)]
+        if "" in structures or len(set(structures)) < len(structures):
+            raise InputError(
+                f"{drawing.drawn.path.name}: two of its names differ in signs or capitals alone, or one has neither letters nor digits; "
+                f"expected names that stay distinct without signs; say in {STRUCTURES} which names are which structure"
+            )
+
+
+def _structure(name: str) -> str:
+    """A name without what cannot be in a structure's."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")[:128]
+
+
 def _spellings(stated: dict[str, Any], *, names: set[str]) -> dict[str, re.Pattern[str]]:
     """Structure -> what its names look like, as stated, or each name found as it is (without what cannot be in a name)."""
     spelt: dict[str, Any] = dict(stated.get("structures", {}))
     if not stated:
-        clean = {name: re.sub(r"[^\w.+-]+", "_", name).strip("_")[:128] for name in names}
+        clean = {name: _structure(name) for name in names}
         for name in sorted(names, key=lambda name: (clean[name], name)):
             known = next((other for other in spelt if other.casefold() == clean[name].casefold()), clean[name])
             spelt.setdefault(known, []).append(name)
-        spelt.pop("", None)
     return {structure: _pattern([structure, *_texts(spelt[structure], of=structure)]) for structure in spelt}
 
 

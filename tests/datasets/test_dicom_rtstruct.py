@@ -70,14 +70,26 @@ def test_structures_as_stated(write_patient: WritePatient, tmp_path: Path) -> No
 
 
 def test_without_a_statement_every_name_is_a_structure(write_patient: WritePatient, tmp_path: Path) -> None:
-    rois = {"Eye_L": SMALL, "Eye R": SMALL, "eye_l": SMALL, "GTV #1": BOX, "??": BOX, "Heart": BOX}
-    write_patient(tmp_path, rois=rois)
-    (source,) = describe("dicom_rtstruct", raw=tmp_path).cases
+    write_patient(tmp_path / "a", rois={"Eye_L": SMALL, "Eye R": SMALL, "GTV #1": BOX, "Heart": BOX})
+    write_patient(tmp_path / "b", patient="P2", rois={"eye_l": SMALL})
+    first, second = describe("dicom_rtstruct", raw=tmp_path).cases
     labels = recipe.labels(tmp_path)
     assert labels.structures == ("Eye_L", "Eye_R", "GTV_1", "Heart")
     assert labels.pairs == (("Eye_L", "Eye_R"),)
-    assert names_of(source)["eye_l"] == names_of(source)["Eye_L"] == "Eye_L"
-    assert "??" not in names_of(source)
+    assert names_of(second)["eye_l"] == names_of(first)["Eye_L"] == "Eye_L"
+
+
+@pytest.mark.parametrize("names", [("Prostate >7mm", "Prostate <7mm"), ("Smith", "SMITH"), ("Heart", "***")])
+def test_without_a_statement_no_two_names_of_a_file_become_one_and_none_is_lost(
+    names: tuple[str, str], write_patient: WritePatient, tmp_path: Path
+) -> None:
+    write_patient(tmp_path, rois=dict.fromkeys(names, BOX))
+    for ask in (recipe.labels, recipe.cases):
+        with pytest.raises(InputError, match=r"rs\.dcm: two of its names .* in structures\.json") as caught:
+            ask(tmp_path)
+        assert not any(name in str(caught.value) for name in names)
+    state(tmp_path, structures={"one": [names[0]], "other": []})
+    assert names_of(recipe.cases(tmp_path)[0])[names[0]] == "one"
 
 
 def test_series_and_files_are_paired_by_uid_wherever_they_lie(write_patient: WritePatient, tmp_path: Path) -> None:
