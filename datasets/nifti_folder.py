@@ -36,7 +36,7 @@ from segsweep.data.readers import SUFFIXES, stem
 from segsweep.data.segmented_nrrd import SUFFIX as SEGMENTED
 from segsweep.data.segments import segment_names
 from segsweep.data.structures import LabelSet
-from segsweep.errors import InputError
+from segsweep.errors import InputError, unknown
 
 FILE = "labels.json"
 
@@ -45,6 +45,7 @@ FILE = "labels.json"
 class _Folder:
     """What lies in the folder by case, and what `labels.json` says. `drawn` names the structures of masks and segmentations."""
 
+    raw: Path
     maps: dict[str, Path]
     masks: dict[str, dict[str, Path]]
     segmentations: dict[str, Path]
@@ -84,7 +85,11 @@ def cases(raw: Path) -> list[CaseSource]:
         )
     # Labels without a scan are listed too: reading the scan says that it is not there, or of no readable format.
     lost = {case_id: (_unread(raw, case_id=case_id),) for case_id in sorted(labelled.keys() - images.keys())}
-    return [_source(case_id, images=files, folder=folder) for case_id, files in {**images, **lost}.items()]
+    found = {**images, **lost}
+    for case_id in folder.annotated if isinstance(folder.annotated, dict) else ():
+        if case_id not in found:
+            raise InputError(f"{FILE}: 'annotated': {unknown(case_id, kind='cases', known=found)}; correct it")
+    return [_source(case_id, images=files, folder=folder) for case_id, files in found.items()]
 
 
 def _images(raw: Path, *, num_channels: int) -> dict[str, tuple[Path, ...]]:
@@ -107,9 +112,11 @@ def _source(case_id: str, *, images: tuple[Path, ...], folder: _Folder) -> CaseS
     if case_id in folder.segmentations:
         names = {name: name for name in folder.drawn[case_id] if name in annotated}
         files.append(SegmentFile(path=folder.segmentations[case_id], names=names))
-    if case_id in folder.maps and annotated:
+    if annotated and case_id not in folder.drawn and (folder.maps or not folder.drawn):
+        # Where labels are masks, none may mean that all are empty; a label map that is not there fails when it is read.
+        path = folder.maps.get(case_id, folder.raw / "labels" / f"{case_id}.nii.gz")
         values = {value: tuple(n for n in names if n in annotated) for value, names in folder.values.items()}
-        files.append(LabelFile(path=folder.maps[case_id], values=values))
+        files.append(LabelFile(path=path, values=values))
     return CaseSource(case_id=case_id, images=images, labels=tuple(files), annotated=annotated)
 
 
@@ -162,6 +169,7 @@ def _folder(raw: Path) -> _Folder:
             f"{FILE}: 'annotated' is {str(annotated)[:60]!r}; expected \"all\" or lists by case; correct it"
         )
     return _Folder(
+        raw=raw,
         maps=maps,
         masks=masks,
         segmentations=segmentations,

@@ -85,6 +85,19 @@ def test_annotated_case_by_case(maps: Path, voxels: Callable[..., dict[str, int]
     assert voxels(dataset, "a") == {"Heart": 1, "Lung_L": 2}
 
 
+def test_what_is_stated_of_no_case_or_of_no_label_map(maps: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    state(maps, structures=STRUCTURES, annotated={"a": ["Heart"], "scan_b": ["Heart"]})
+    with pytest.raises(
+        InputError, match=r"labels\.json: 'annotated': no 'scan_b' among cases \(there are: a, b_0001, c\)"
+    ):
+        describe("nifti_folder", raw=maps)
+    state(maps, structures=STRUCTURES, annotated={"c": ["Heart"]})
+    dataset = describe("nifti_folder", raw=maps)
+    assert voxels(dataset, "a") == {"Lungs": 3, "Heart": 1, "Lung_L": 2, "Lung_R": 1}
+    with pytest.raises(InputError, match=r"c\.nii\.gz is not there \(in .*labels\)"):
+        voxels(dataset, "c")
+
+
 def test_masks(masks: Path, voxels: Callable[..., dict[str, int]]) -> None:
     dataset = describe("nifti_folder", raw=masks)
     assert dataset.labels.structures == ("Aorta", "Heart")
@@ -101,6 +114,9 @@ def test_masks_that_are_not_there_may_count_as_empty(masks: Path) -> None:
     assert dataset.labels.structures == ("Liver", "Aorta", "Heart")
     assert dataset.channels == ("MR",)
     assert [len(case.annotated) for case in dataset.cases] == [3, 3, 0]
+    state(masks, annotated={"c": ["Heart"]})
+    empty = describe("nifti_folder", raw=masks).cases[2]
+    assert (empty.case_id, empty.annotated, empty.labels) == ("c", ("Heart",), ())
 
 
 def test_segmentations_of_slicer(masks: Path, voxels: Callable[..., dict[str, int]]) -> None:
