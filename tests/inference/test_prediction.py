@@ -398,6 +398,22 @@ def test_a_folder_of_masks_replaces_no_folder_with_a_scan(tmp_path: Path):
     assert read_scan(tmp_path / "bone" / "bone.nii.gz").voxels.dtype == np.int16
 
 
+def test_what_was_interrupted_says_what_its_values_mean(tmp_path: Path):
+    for name in ("a", "b"):
+        write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")
+    cases = find_files(tmp_path, channels=("CT",))
+
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(cases, predictor=bands(), out=tmp_path / "out", progress=interrupt)
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+    other = Predictor(members=(Member(model=Where(), task=task(SIDES, head="sigmoid")),))
+    with pytest.raises(InputError, match="another meaning"):
+        predict(cases[1:], predictor=other, out=tmp_path / "out")
+
+
 def test_a_second_call_adds_to_the_folder(tmp_path: Path):
     for name in ("a", "b"):
         write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")

@@ -77,6 +77,8 @@ def predict(
                 with stopwatch.stage("export"):  # all that is neither resampling nor the network, which stop its clock
                     found = _segmentation(read, predictor=predictor, mirror=mirror, resources=own, maps=maps)
                 with stopwatch.stage("write"):
+                    if not (out / LABELS).is_file():  # first of all, so that no label map is ever without its meaning
+                        storage.write_bytes(out / LABELS, f"{json.dumps(_labels(table), indent=1)}\n".encode())
                     if maps is not None:
                         maps.write(out / f"{case_id}{SUFFIX}", structures=table.labels.structures)
                     chosen.write(found, out)
@@ -88,8 +90,6 @@ def predict(
             failures[case_id] = f"{case_id}: the memory does not suffice to segment it; crop the scan"
         if progress is not None:
             progress(done, len(scans))
-    if written:
-        storage.write_bytes(out / LABELS, f"{json.dumps(_labels(table), indent=1)}\n".encode())
     return Predicted(written=tuple(written), failures=failures)
 
 
