@@ -227,6 +227,29 @@ def test_a_case_that_does_not_fit_fails_alone_among_others(tmp_path: Path) -> No
         find_files(tmp_path / "b_0000.nii.gz", channels=("CT",))
 
 
+def test_two_files_of_one_case_are_a_matter_of_that_case(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz", "b.nrrd", "c.nii.gz", "c_0000.nii.gz"):
+        (tmp_path / name).touch()
+    found = find_files(tmp_path, channels=("CT",))
+    assert [type(case) for case in found] == [ScanCase, Misfit, Misfit]
+    with pytest.raises(InputError, match=r"b: both b\.nii\.gz and b\.nrrd are there; expected one"):
+        found[1].load()
+    assert find_files(tmp_path / "a.nii.gz", channels=("CT",)) == found[:1]
+    with pytest.raises(InputError, match=r"c: both c\.nii\.gz and c_0000\.nii\.gz are there"):
+        find_files(tmp_path / "c.nii.gz", channels=("CT",))
+
+
+def test_segmentations_of_slicer_are_no_scans(write_series: WriteSeries, tmp_path: Path) -> None:
+    for name in ("a.nrrd", "a.seg.nrrd", "b.SEG.nrrd"):
+        (tmp_path / name).touch()
+    assert [case.case_id for case in find_scans(tmp_path, channels=("CT",))] == ["a"]
+    with pytest.raises(InputError, match=r"a\.seg\.nrrd is no scan"):
+        find_scans(tmp_path / "a.seg.nrrd", channels=("CT",))
+    (tmp_path / "a.nrrd").unlink()
+    write_series(tmp_path / "series", voxels=noise(4, 7, 6))
+    assert isinstance(find_scans(tmp_path, channels=("CT",))[0], SeriesCase)
+
+
 @pytest.mark.parametrize(("shift", "same"), [(0.0, True), (0.1, True), (0.2, False)])
 def test_channels_lie_on_one_grid_but_for_the_rounding_of_headers(shift: float, same: bool, tmp_path: Path) -> None:
     """By the rule that a label map of a dataset is held to."""

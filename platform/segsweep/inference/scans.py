@@ -16,6 +16,7 @@ from segsweep.data.geometry import Geometry
 from segsweep.data.joint import JointStore, is_store, open_stores
 from segsweep.data.placement import same_place
 from segsweep.data.readers import SUFFIXES, Reference, is_scan, read_scan, stem
+from segsweep.data.segmented_nrrd import SUFFIX as SEGMENTED
 from segsweep.data.store import Store
 from segsweep.errors import InputError, unknown
 
@@ -177,52 +178,62 @@ def find_in_store(store: Store, *, channels: Sequence[str], split: str) -> list[
 def find_files(path: Path, *, channels: Sequence[str]) -> list[ScanCase | Misfit]:
     """The cases of a file or folder: `CASE.nii.gz`, or `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ... with several channels.
 
-    A case with another number of channels than the model's, or whose name is no case id, is a `Misfit` among others. Raises
-    InputError when there are no others, and for a path without scans.
+    A case with another number of channels than the model's, with two files for one, or whose name is no case id, is a `Misfit` among
+    others. Raises InputError when there are no others, and for a path without scans.
     """
     if not path.exists():
         raise InputError(f"{path} is not there; expected a scan, a folder of scans or a store; check the path")
-    if path.is_file() and not is_scan(path):
+    if path.is_file() and not _is_scan(path):
         raise InputError(
             f"{path.name} is no scan; expected a file that ends with {', '.join(SUFFIXES)}, or the folder of a DICOM series"
         )
     groups = _groups(_scan_files(path if path.is_dir() else path.parent))
     if path.is_file():
-        groups = {case_id: files for case_id, files in groups.items() if path in files.values()}
+        groups = {case_id: files for case_id, files in groups.items() if any(path in paths for paths in files.values())}
     if not groups:
         raise InputError(f"{path} holds no scans; expected files that end with {', '.join(SUFFIXES)}")
-    cases = [_case(case_id, files=files, channels=channels) for case_id, files in sorted(groups.items())]
+    cases = [_case(case_id, found=files, channels=channels) for case_id, files in sorted(groups.items())]
     if all(isinstance(case, Misfit) for case in cases):
         cases[0].load()
     return cases
 
 
 def _scan_files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if is_scan(file) and not file.name.startswith(".")]
+    return [file for file in sorted(folder.iterdir()) if _is_scan(file) and not file.name.startswith(".")]
 
 
-def _groups(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
-    """Case id -> channel -> file. `_0007` at the end of a name is a channel only where the folder has that name's `_0000` too."""
+def _is_scan(path: Path) -> bool:
+    """Whether a file may be a scan by its name, which 3D Slicer's segmentations are not."""
+    return is_scan(path) and not path.name.lower().endswith(SEGMENTED)
+
+
+def _groups(files: Sequence[Path]) -> dict[str, dict[int, list[Path]]]:
+    """Case id -> channel -> its files, one if all is well.
+
+    `_0007` at the end of a name is a channel only where the folder has that name's `_0000` too.
+    """
     stems = {stem(file) for file in files}
-    groups: dict[str, dict[int, Path]] = {}
+    groups: dict[str, dict[int, list[Path]]] = {}
     for file in files:
         match = _CHANNEL.fullmatch(stem(file))
         multiple = match is not None and f"{match[1]}_0000" in stems
         case_id, channel = (match[1], int(match[2])) if match and multiple else (stem(file), 0)
-        other = groups.setdefault(case_id, {}).setdefault(channel, file)
-        if other != file:
-            raise InputError(f"{case_id}: both {other.name} and {file.name} are there; expected one; remove the other")
+        groups.setdefault(case_id, {}).setdefault(channel, []).append(file)
     return groups
 
 
-def _case(case_id: str, *, files: dict[int, Path], channels: Sequence[str]) -> ScanCase | Misfit:
+def _case(case_id: str, *, found: dict[int, list[Path]], channels: Sequence[str]) -> ScanCase | Misfit:
+    files = {channel: paths[0] for channel, paths in found.items()}
     if not CASE_ID.fullmatch(case_id):
         name = files[min(files)].name
         reason = f"{name} gives the case id {case_id!r}; expected letters, digits, '.', '_' and '-'; rename the file"
         return Misfit(case_id=case_id, reason=reason)
+    for one, other, *_ in (paths for paths in found.values() if len(paths) > 1):
+        reason = f"{case_id}: both {one.name} and {other.name} are there; expected one; remove the other"
+        return Misfit(case_id=case_id, reason=reason)
     if sorted(files) != list(range(len(channels))):
         expected = [f"{case_id}_{index:04d} ({name})" for index, name in enumerate(channels)]
-        found = ", ".join(files[index].name for index in sorted(files))
-        reason = f"{case_id}: found {len(files)} channels ({found}), the model expects {len(channels)}: {', '.join(expected)}"
+        named = ", ".join(files[index].name for index in sorted(files))
+        reason = f"{case_id}: found {len(files)} channels ({named}), the model expects {len(channels)}: {', '.join(expected)}"
         return Misfit(case_id=case_id, reason=reason)
     return ScanCase(case_id=case_id, images=tuple(files[index] for index in sorted(files)))
