@@ -340,6 +340,27 @@ def test_voxels_beside_the_header_are_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_scan(made(tmp_path, name, content)).voxels, VOXELS, err_msg=name)
 
 
+@pytest.mark.parametrize("voxels", ["Schädel.raw", "Å … 头.raw"])
+def test_voxels_beside_the_header_may_have_any_name_in_utf_8(voxels: str, tmp_path: Path) -> None:
+    made(tmp_path, voxels, RAW)
+    for name, line in (("a.mhd", "ElementDataFile = "), ("a.nrrd", "data file: ")):
+        plain = meta({"ElementDataFile": "V"}, b"") if name == "a.mhd" else nrrd({"data file": "V"}, b"")
+        path = made(tmp_path, name, plain.replace(f"{line}V".encode(), f"{line}{voxels}".encode()))
+        np.testing.assert_array_equal(read_scan(path).voxels, VOXELS)
+
+
+@pytest.mark.parametrize("name", ["Schädel.raw", "../Schädel.raw", "ä/../../Schädel.raw"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_name_in_any_encoding_leads_nowhere_else(name: str, encoding: str, tmp_path: Path) -> None:
+    made(tmp_path, "Schädel.raw", RAW)
+    (tmp_path / "in" / "ä").mkdir(parents=True)
+    (tmp_path / "in" / "Schädel.raw").symlink_to(tmp_path / "Schädel.raw")
+    header = meta({"ElementDataFile": "V"}, b"").replace(b"File = V", b"File = " + name.encode(encoding))
+    with pytest.raises(InputError, match="expected a file beside it") as caught:
+        read_scan(made(tmp_path / "in", "a.mhd", header))
+    assert str(caught.value).isprintable()
+
+
 NOISE = np.random.default_rng(5).integers(-1000, 1000, size=VOXELS.shape).astype("<i2")
 COMPRESSED = {
     "a.nrrd": packed_nrrd(gzip.compress(NOISE.tobytes(), mtime=0)),

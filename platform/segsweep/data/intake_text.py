@@ -125,8 +125,11 @@ def voxel_file(path: Path) -> Path | None:
 
 def _beside(path: Path, *, name: str) -> Path:
     """Links are followed: header and voxels must be in one folder in the end."""
+    # ITK opens the file of these very bytes, which has a name of characters where they are UTF-8.
+    name = name.encode("latin-1").decode("utf-8", errors="surrogateescape")
     other = path.parent / Path(name).name
-    if Path(name) != Path(other.name) or not other.is_file() or other.resolve().parent != path.resolve().parent:
+    beside = name.isprintable() and Path(name) == Path(other.name) and other.is_file()
+    if not beside or other.resolve().parent != path.resolve().parent:
         raise InputError(
             f"{path.name}: its voxels are in {name[:60]!r}; expected a file beside it; put both in one folder"
         )
@@ -146,7 +149,8 @@ def _fields(path: Path) -> _Fields:
         expected = f"{'an empty line' if nrrd else 'ElementDataFile'} within {MAX_HEADER} bytes"
         raise refuse(path.name, field="the header", found="without an end", expected=expected, do="copy the file again")
     size = end.end() if end else len(start)
-    lines = start[:size].decode("latin-1").splitlines()
+    # Lines are those of the bytes: UTF-8 has some in it that Latin-1 takes for the end of a line.
+    lines = [line.decode("latin-1") for line in start[:size].splitlines()]
     return _Fields(name=path.name, values=_pairs(lines[1:] if nrrd else lines, path=path), num_bytes=size)
 
 
