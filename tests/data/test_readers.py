@@ -80,6 +80,14 @@ def test_nan_and_infinity_are_refused(suffix: str, value: float, tmp_path: Path)
         read_scan(write(tmp_path / f"a{suffix}", voxels))
 
 
+@pytest.mark.parametrize("name", ["M.nii.GZ", "M.Nii.gz", "M.Nii"])
+def test_a_nifti_suffix_in_mixed_capitals_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name.lower(), ramp()).rename(tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        read_scan(path)
+    assert str(caught.value) == f"{name}: its suffix is in mixed capitals; rename it to M{name[1:].lower()}"
+
+
 def test_constant_image_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii.gz", np.full((3, 4, 5), 7, dtype="i2"))
     with pytest.raises(InputError, match=r"a\.nii\.gz.*all voxels are 7"):

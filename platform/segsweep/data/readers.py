@@ -223,6 +223,8 @@ def _read(path: Path, *, num_channels: int = 1) -> Scan:
         if suffix in _TEXT:
             check_text(path)
         else:
+            if not path.name.endswith((suffix, suffix.upper())):  # all that ITK takes for NIfTI
+                raise InputError(f"{path.name}: its suffix is in mixed capitals; rename it to {stem(path)}{suffix}")
             check_nifti(path, num_channels=num_channels)
         reader = _opened(path, suffix=suffix, num_channels=num_channels)
         voxels = _itk().GetArrayFromImage(reader.Execute())
