@@ -140,6 +140,19 @@ def test_malformed_file_is_refused(kind: str, suffix: str, tmp_path: Path) -> No
     assert field in refused(path)
 
 
+@pytest.mark.parametrize("skew", [9e-5, 1.2e-4, 9e-4])
+def test_an_sform_alone_must_be_one_that_itk_takes(skew: float, tmp_path: Path) -> None:
+    srow = (2, 2 * skew, 0, -5, 0, 2, 0, 4, 0, 0, 3, 3)
+    path = tmp_path / "patient.nii"
+    path.write_bytes(nifti(srow=srow))
+    assert read_scan(path).geometry.shape == SHAPE[::-1]
+    path.write_bytes(nifti(srow=srow, codes=(0, 1)))
+    if skew < 1e-4:
+        assert read_scan(path).geometry.shape == SHAPE[::-1]
+    else:
+        assert "the sform is sheared" in refused(path)
+
+
 @pytest.mark.parametrize("kind", BROKEN_GZIP)
 def test_broken_gzip_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "patient.nii.gz"

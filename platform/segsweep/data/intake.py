@@ -23,6 +23,8 @@ MAX_BYTES = 8 * 2**30
 MAX_OFFSET = 2**24
 # Cosines and lengths in a header are 32-bit floats, often rounded to 4 digits by the program that wrote them.
 ORTHONORMAL_WITHIN = 1e-3
+# Where there is no qform to fall back on, ITK takes an sform only if its cosines times their transpose are the identity so well.
+ALONE_WITHIN = 1e-4
 SPACING_WITHIN = 1e-3
 PLACED_WITHIN_MM = 0.5
 
@@ -280,7 +282,8 @@ def _sform(fields: np.void, *, spacing: NDArray, name: str) -> NDArray:
         raise refuse(name, field="the sform", found=found, expected="three axes", do="correct the orientation")
     cosines = grid[:, :3] / lengths
     skew = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
-    if skew > ORTHONORMAL_WITHIN:
+    alone = fields["qform_code"] <= 0 and not np.allclose(cosines @ cosines.T, np.eye(3), rtol=0, atol=ALONE_WITHIN)
+    if skew > ORTHONORMAL_WITHIN or alone:
         found = f"sheared (axes off a right angle by a cosine of {skew:.3g})"
         raise refuse(name, field="the sform", found=found, expected="right angles", do="resample the scan")
     if not np.allclose(lengths, spacing, rtol=SPACING_WITHIN):
