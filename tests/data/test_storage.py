@@ -60,6 +60,11 @@ def test_other_addresses_are_refused(given: str) -> None:
         storage.address(given)
 
 
+def test_a_folder_of_a_user_who_is_not_there_is_refused() -> None:
+    with pytest.raises(StoreError, match="~nobody-of-this-name/store: there is no such user"):
+        storage.address("~nobody-of-this-name/store")
+
+
 def test_a_password_in_an_address_is_not_repeated() -> None:
     with pytest.raises(StoreError) as caught:
         storage.address("s3://me:hunter2@lab/x")

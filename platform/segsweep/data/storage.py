@@ -83,7 +83,10 @@ def address(given: str | Path) -> str:
         raise StoreError(
             f"{text.partition(':')[0]}:// is no place for a store; expected a folder or s3://BUCKET/FOLDER"
         )
-    return str(Path(text).expanduser().resolve())
+    try:
+        return str(Path(text).expanduser().resolve())
+    except RuntimeError:
+        raise StoreError(f"{text}: there is no such user, or its links lead in a circle; expected a folder") from None
 
 
 def is_remote(uri: str | Path) -> bool:
