@@ -287,6 +287,16 @@ def test_damaged_files(tmp_path: Path) -> None:
         segment_names(tmp_path / "absent.dcm")
 
 
+def test_a_preface_without_a_transfer_syntax(tmp_path: Path) -> None:
+    slices = series()
+    path = write(tmp_path / "a.dcm", slices=slices, pixels=masks())
+    dataset = pydicom.dcmread(path)
+    del dataset.file_meta.TransferSyntaxUID
+    dataset.save_as(path, implicit_vr=True, little_endian=True)
+    with pytest.raises(InputError, match=r"a\.dcm: TransferSyntaxUID is missing"):
+        read(path, image=scan(slices))
+
+
 def test_a_file_deflated_as_a_whole_is_not_inflated(tmp_path: Path) -> None:
     slices = series()
 

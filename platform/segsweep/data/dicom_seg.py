@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
 
 from segsweep.data.dicom_file import items, numbers, open_dicom, text, whole
 from segsweep.data.geometry import Geometry
@@ -128,8 +129,10 @@ def _demand_sound_sizes(dataset: Dataset, *, name: str) -> None:
     if kind == "LABELMAP" and count * rows * columns * bits > 8 * MAX_BYTES:
         raise InputError(f"{name}: {count} frames of {rows} x {columns} voxels are too many; export it as BINARY")
     found, expected = len(dataset.get("PixelData") or b""), -(-count * rows * columns * bits // 8)
-    padded = expected + expected % 2
-    if found == 0 or not (dataset.file_meta.TransferSyntaxUID.is_compressed or found in (expected, padded)):
+    padded, syntax = expected + expected % 2, UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if not syntax.is_transfer_syntax:
+        raise InputError(f"{name}: TransferSyntaxUID is missing or unknown; expected a standard one; export it again")
+    if found == 0 or not (syntax.is_compressed or found in (expected, padded)):
         raise InputError(f"{name}: {found} bytes of pixel data; expected {expected}; copy or export it again")
 
 
