@@ -90,6 +90,12 @@ def test_folds_of_a_file_and_another_planner(phantom_raw: Path, phantom_store: P
     assert open_store(store).digest == again.digest
 
 
+def test_a_file_of_folds_is_read_before_any_case_is_converted(okbp_raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a JSON file"):
+        convert("openkbp", raw=okbp_raw, store=tmp_path / "store", options=ConversionOptions(folds=tmp_path))
+    assert not (tmp_path / "store").exists()
+
+
 def test_bad_cases_are_named_and_the_others_go_on(raw: Path, tmp_path: Path) -> None:
     images = sorted((raw / "images").glob("*_0000.nii.gz"))
     images[0].write_bytes(images[0].read_bytes()[:-2000])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segsweep.data.splits import NUM_FOLDS, Candidate, draw_folds, read_folds
+from segsweep.data.splits import NUM_FOLDS, Candidate, demand_fitting, draw_folds, read_folds
 from segsweep.errors import InputError
 
 
@@ -80,7 +80,8 @@ def test_patients_are_never_divided(drawn: dict[str, tuple[str, set[str]]]) -> N
 def test_folds_of_a_file(tmp_path: Path, content: object) -> None:
     path = tmp_path / "splits.json"
     path.write_text(json.dumps(content))
-    assert read_folds(path, cases=candidates(a="X", b="X", c="", d="X")) == (("a",), ("b", "c"))
+    assert read_folds(path) == (("a",), ("b", "c"))
+    demand_fitting(read_folds(path), cases=candidates(a="X", b="X", c="", d="X"), name=path.name)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +102,11 @@ def test_files_that_are_refused(tmp_path: Path, content: object, message: str) -
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     cases = {**candidates(a="", b=""), **{name: Candidate(group="p", structures=()) for name in ("c", "d")}}
     with pytest.raises(InputError, match=message):
-        read_folds(path, cases=cases)
+        demand_fitting(read_folds(path), cases=cases, name=path.name)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json: no such file"):
-        read_folds(tmp_path / "none.json", cases={})
+        read_folds(tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\); expected a JSON file"):
+        read_folds(tmp_path)

@@ -26,7 +26,7 @@ from segsweep.data.joint import JointStore
 from segsweep.data.lock import LOCK, locked
 from segsweep.data.manifest import MANIFEST, Depth, remove_leftovers, seal
 from segsweep.data.parallel import Outcome, Piece, Progress, run_all
-from segsweep.data.splits import Folds, read_folds
+from segsweep.data.splits import Folds, demand_fitting, read_folds
 from segsweep.data.store import Store, open_store, store_from_index
 from segsweep.data.structures import LabelSet, labels_json
 from segsweep.errors import InputError, StoreError
@@ -96,6 +96,7 @@ def convert(
     described = describe(dataset, raw=raw) if isinstance(dataset, str) else dataset
     sources = _sources(described.cases, raw=raw)
     earlier = _earlier_store(place, dataset=described.name, raw=raw)
+    given = read_folds(chosen.folds) if chosen.folds else None
     if not storage.is_remote(place):
         Path(place, "cases").mkdir(parents=True, exist_ok=True)
     with locked(place):
@@ -103,7 +104,9 @@ def convert(
         cases = _build_all(sources, labels=described.labels, store=place, depth=chosen.depth, progress=progress)
         _remove_leftovers(place)  # of workers that died meanwhile
         draft = _draft(described, cases=cases, store=place, raw=raw)
-        folds = _folds(draft, file=chosen.folds, earlier=earlier)
+        if given and chosen.folds:
+            demand_fitting(given, cases=draft.candidates, name=chosen.folds.name)
+        folds = given or _earlier_folds(draft, earlier=earlier)
         made = _made_plan(draft, planner=chosen.planner)
         edited = _is_edited(f"{place}/plan.json", made=made, earlier=earlier)
         spacing = draft.plan.spacing if edited else json.loads(made)["spacing"]
@@ -284,10 +287,8 @@ def _index(described: Dataset, *, cases: _Cases, folds: Folds | None = None, pla
     )
 
 
-def _folds(store: Store, *, file: Path | None, earlier: Store | None) -> Folds | None:
-    """Held-out cases of each fold where somebody gave them; those given earlier go on among the cases that are left."""
-    if file:
-        return read_folds(file, cases=store.candidates)
+def _earlier_folds(store: Store, *, earlier: Store | None) -> Folds | None:
+    """Held-out cases of each fold where somebody gave them earlier, among the cases that are left."""
     if earlier is None or earlier.given_folds is None:
         return None
     return tuple(tuple(case_id for case_id in fold if case_id in store.candidates) for fold in earlier.given_folds)

@@ -49,11 +49,10 @@ def draw_folds(cases: Mapping[str, Candidate]) -> Folds:
     return tuple(tuple(sorted(fold)) for fold in held_out)
 
 
-def read_folds(path: Path, *, cases: Mapping[str, Candidate]) -> Folds:
+def read_folds(path: Path) -> Folds:
     """Folds from a JSON file: a list with the held-out case ids of each fold, or nnU-Net's list of {"train", "val"}.
 
-    Cases that no fold holds out are trained on in every fold. Raises InputError that names the file and the case for an unknown id, a case
-    that is held out twice, and a patient whose cases lie on both sides of a fold.
+    Cases that no fold holds out are trained on in every fold. Raises InputError that names a file that holds no folds.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -61,17 +60,20 @@ def read_folds(path: Path, *, cases: Mapping[str, Candidate]) -> Folds:
         folds = tuple(tuple(sorted(str(case_id) for case_id in fold)) for fold in held_out)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected JSON with the held-out case ids of each fold") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON file; check the path") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read as folds ({type(error).__name__}: {error}); expected a list of lists of case ids"
         ) from None
     if not folds or not all(folds):
         raise InputError(f"{path}: holds an empty fold; expected at least one case id in each")
-    _check(folds, cases=cases, name=path.name)
     return folds
 
 
-def _check(folds: Folds, *, cases: Mapping[str, Candidate], name: str) -> None:
+def demand_fitting(folds: Folds, *, cases: Mapping[str, Candidate], name: str) -> None:
+    """Raises InputError that names the file `name` and the case for an unknown id, a case that is held out twice, and a patient whose
+    cases lie on both sides of a fold."""
     for case_id, count in Counter(case_id for fold in folds for case_id in fold).items():
         if case_id not in cases:
             raise InputError(f"{name}: {unknown(case_id, kind='annotated training cases', known=cases)}")
