@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from segsweep.data import dicom_file
-from segsweep.data.dicom_file import is_dicom, items, numbers, open_dicom, sop_class, text, whole
+from segsweep.data.dicom_file import ENHANCED, is_dicom, items, numbers, open_dicom, sop_class, text, whole
 from segsweep.errors import InputError
 
 VALUES: dict[str, tuple[bytes, str]] = {
@@ -91,6 +92,20 @@ def test_absurdly_large_files_are_not_read(dicom: Any, monkeypatch: pytest.Monke
     open_dicom(path)
     monkeypatch.setattr(dicom_file, "MAX_FILE_BYTES", size - 1)
     with pytest.raises(InputError, match=rf"00\.dcm has {size} bytes; expected at most"):
+        open_dicom(path)
+
+
+@pytest.mark.parametrize("kind", [*ENHANCED, *(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("66.4", "66.7"))])
+def test_what_has_many_frames_may_be_as_large_as_a_scan(kind: str, dicom: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dicom.series().files[0]
+    dataset = dcmread(path)
+    dataset.file_meta.MediaStorageSOPClassUID = kind
+    dataset.save_as(path)
+    size = path.stat().st_size
+    monkeypatch.setattr(dicom_file, "MAX_FILE_BYTES", 100)
+    open_dicom(path)
+    monkeypatch.setattr(dicom_file, "MAX_BYTES", size - 1)
+    with pytest.raises(InputError, match=rf"expected at most {size - 1}"):
         open_dicom(path)
 
 

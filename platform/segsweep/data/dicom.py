@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.case import Series, lies_below
-from segsweep.data.dicom_file import Dataset, is_dicom, numbers, open_dicom, sop_class, sop_instance, text, whole
+from segsweep.data.dicom_file import (
+    ENHANCED,
+    Dataset,
+    is_dicom,
+    numbers,
+    open_dicom,
+    sop_class,
+    sop_instance,
+    text,
+    whole,
+)
 from segsweep.data.dicom_frames import FRAME_TAGS, number_of_frames, one_frame
 from segsweep.data.dicom_pixels import stored_values
 from segsweep.data.geometry import Geometry
@@ -19,12 +29,8 @@ from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITH
 from segsweep.data.readers import Reference, Scan, file_digest
 from segsweep.errors import InputError
 
-# One slice a file, and the kinds that hold many, with what each has for a modality.
+# The kinds of one slice a file, with what each has for a modality.
 CLASSES = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR", "1.2.840.10008.5.1.4.1.1.128": "PT"}
-ENHANCED = {
-    f"1.2.840.10008.5.1.4.1.1.{end}": modality
-    for end, modality in (("2.1", "CT"), ("2.2", "CT"), ("4.1", "MR"), ("4.4", "MR"), ("128.1", "PT"), ("130", "PT"))
-}
 # Positions are often written with one decimal.
 REGULAR_WITHIN_MM = 0.1
 SAME_POSITION_MM = 0.01

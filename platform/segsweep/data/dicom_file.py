@@ -18,10 +18,17 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
+from segsweep.data.intake import MAX_BYTES
 from segsweep.errors import InputError
 
-# A structure set of a whole body with two hundred structures has about 100 MB of text; more than that is no DICOM file of ours.
+# A structure set of a whole body with two hundred structures has about 100 MB of text; only what has many frames is larger.
 MAX_FILE_BYTES = 2**29
+# The kinds of scans with all slices in one file, with what each has for a modality; then BINARY, FRACTIONAL and LABELMAP SEG.
+ENHANCED = {
+    f"1.2.840.10008.5.1.4.1.1.{end}": modality
+    for end, modality in (("2.1", "CT"), ("2.2", "CT"), ("4.1", "MR"), ("4.4", "MR"), ("128.1", "PT"), ("130", "PT"))
+}
+_OF_MANY_FRAMES = {*ENHANCED, "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 
 _UNDEFINED = 0xFFFFFFFF
 _OF_MANY = tuple(
@@ -64,9 +71,10 @@ def open_dicom(path: Path, *, tags: list[str] | None = None) -> Dataset:
         raise InputError(f"{path.name} is not there (in {path.parent}); expected a DICOM file; check the path")
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path.name} has {size} bytes; expected at most {MAX_FILE_BYTES}; export it again")
         preface = read_file_meta_info(path)
+        most = MAX_BYTES if preface.get("MediaStorageSOPClassUID") in _OF_MANY_FRAMES else MAX_FILE_BYTES
+        if size > most:
+            raise InputError(f"{path.name} has {size} bytes; expected at most {most}; export it again")
         if size < _PREFACE_BYTES + int(preface.get("FileMetaInformationGroupLength") or 0):
             raise InputError(f"{path.name} is cut off; expected a whole DICOM file; copy or export it again")
         if preface.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
