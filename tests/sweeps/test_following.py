@@ -90,6 +90,8 @@ def test_outage_loses_nothing_and_each_point_is_stored_once(
     follow.on_trial_result(0, [], one, {**epoch(1, loss=3.0), "system/cpu_percent": 150.0, "date": 7})
     follow.on_trial_result(0, [], one, {"waiting": 2, "since": datetime(2026, 1, 2, 14, 3).timestamp()})
     assert said[-1] == "waiting for room for 2 workers since 14:03"
+    follow.on_trial_result(0, [], one, {"damaged": "starting from its first epoch: found epoch-00002 damaged"})
+    assert said[-1] == "starting from its first epoch: found epoch-00002 damaged"
     tracker.away = True
     follow.on_trial_result(0, [], one, epoch(2, loss=2.0))
     follow.on_trial_result(0, [], one, epoch(3, loss=1.0))

@@ -10,7 +10,7 @@ from segsweep.errors import ModelError
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.loop import Epoch
-from segsweep.sweeps.kept import chosen, keep
+from segsweep.sweeps.kept import chosen, keep, passed_over
 
 
 def epoch(number: int, *, dice: float | None) -> Epoch:
@@ -58,6 +58,24 @@ def test_a_damaged_best_one_is_replaced_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "best" / "epoch-00000" / checkpoint.WEIGHTS).write_bytes(b"cut")
     keep(epoch(1, dice=0.1), checkpoints=tmp_path, document={})
     assert chosen(tmp_path, select="best").epoch == 1
+
+
+def test_a_damaged_last_one_is_named_and_what_is_later_never_wins(tmp_path: Path) -> None:
+    for number in range(3):
+        keep(epoch(number, dice=0.7 + number / 10), checkpoints=tmp_path, document={})
+    assert not passed_over(tmp_path, begin=checkpoint.latest(tmp_path))
+    (tmp_path / "epoch-00002" / checkpoint.WEIGHTS).write_bytes(b"cut")
+    begin = checkpoint.latest(tmp_path)
+    assert (
+        begin is None
+        and passed_over(tmp_path, begin=begin) == "starting from its first epoch: found epoch-00002 damaged"
+    )
+    for number in range(2):
+        keep(epoch(number, dice=0.1 + number / 10), checkpoints=tmp_path, document={})
+    assert names(tmp_path) == ["best", "epoch-00001"] and names(tmp_path / "best") == ["epoch-00001"]
+    (tmp_path / "epoch-00002").mkdir()
+    begin = checkpoint.latest(tmp_path)
+    assert passed_over(tmp_path, begin=begin) == "starting from checkpoint epoch-00001: found epoch-00002 damaged"
 
 
 def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:

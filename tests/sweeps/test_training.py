@@ -176,7 +176,7 @@ def test_scans_are_validated_between_and_the_best_epoch_becomes_the_model(run: R
 
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
-    run: Run, tmp_path: Path, request: pytest.FixtureRequest
+    run: Run, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     first, listening = Written(tmp_path / "first.jsonl"), Listening(tmp_path / "listening.txt")
@@ -223,12 +223,17 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
     longer = tmp_path / "longer"
     shutil.copytree(folder / "checkpoints", longer / "checkpoints")
     (longer / "checkpoints" / ".epoch-00002.partial-1").mkdir()
+    (longer / "checkpoints" / "epoch-00002").mkdir()
+    reported: list[dict[str, Any]] = []
+    report = ray.train.report
+    monkeypatch.setattr(ray.train, "report", lambda metrics: (reported.append(metrics), report(metrics)))
     more = dataclasses.replace(run, workers=1, params={**run.params, "epochs": 3})
     final = fit(more, folder=longer, resources=Resources(cpus=1))
     assert [epoch["epoch"] for epoch in epochs_of(longer)] == [3]
     assert (final["status"], final["epoch"]) == ("finished", 3)
     assert {path.name for path in (longer / "checkpoints").iterdir()} == {"best", "epoch-00002"}
     assert len(list((longer / "checkpoints" / "best").iterdir())) == 1
+    assert reported[0] == {"damaged": "starting from checkpoint epoch-00001: found epoch-00002 damaged"}
 
 
 @pytest.mark.usefixtures("cluster")

@@ -176,13 +176,18 @@ def finder_of(folder: Path) -> Path | None:
 
 def latest(folder: Path) -> Path | None:
     """The checkpoint of the highest epoch among `epoch-NNNNN` folders that is intact, or None."""
-    for candidate in sorted(folder.glob("epoch-[0-9]*"), reverse=True):
+    for candidate in reversed(epoch_folders(folder)):
         try:
             verify(candidate)
         except ModelError:
             continue
         return candidate
     return None
+
+
+def epoch_folders(folder: Path) -> list[Path]:
+    """All `epoch-NNNNN` folders, damaged ones too, in the order of their epochs."""
+    return sorted(folder.glob("epoch-[0-9]*"))
 
 
 def epoch_folder(folder: Path, *, epoch: int) -> Path:

@@ -16,6 +16,7 @@ from segsweep.data.mirror import shared
 from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import DIGEST_TAG, FOLD_TAG, SWEEP_TAG, TRIAL_TAG, Status
 from segsweep.sweeps.folds import FOLD, FOLD_FOLDERS, fold_name, judged_folder, told
+from segsweep.sweeps.kept import DAMAGED
 from segsweep.sweeps.lineage import UNKNOWN, Lineage, publish
 from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.relay import SINCE, WAITING
@@ -71,6 +72,8 @@ class Follow(Callback):
         if WAITING in own:
             since = datetime.fromtimestamp(own[SINCE]).strftime("%H:%M")
             self._report(trial_name(trial), 0, 0, f"waiting for room for {own[WAITING]} workers since {since}")
+        if DAMAGED in own:
+            self._report(self._run_told_of(trial, result), 0, 0, own[DAMAGED])
         if "epoch" not in own:
             return
         name, step, values = self._run_told_of(trial, result), int(own["epoch"]), measurements(own)

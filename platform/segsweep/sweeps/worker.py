@@ -30,7 +30,7 @@ from segsweep.learning.setting import rank
 from segsweep.learning.task import Task
 from segsweep.learning.transfer import transfer_from
 from segsweep.run import Run
-from segsweep.sweeps.kept import chosen, keep
+from segsweep.sweeps.kept import DAMAGED, chosen, keep, passed_over
 from segsweep.sweeps.meter import Meter
 from segsweep.sweeps.preparing import Prepared, prepare
 from segsweep.sweeps.record import OVERLAYS, RECORD, add_epoch, begin_record
@@ -52,6 +52,9 @@ def _train(run: Run, *, place: Mirror, attempt: str) -> None:
     setting = _setting(prepared)
     checkpoints = folder / CHECKPOINTS
     begin = checkpoint.latest(checkpoints)
+    damaged = passed_over(checkpoints, begin=begin)
+    if damaged:
+        ray.train.report({DAMAGED: damaged})
     resume = None if begin is None else checkpoint.load(begin)
     if resume is None and prepared.params.initial:
         transferred = transfer_from(setting.model, initial=prepared.params.initial, task=prepared.task)
