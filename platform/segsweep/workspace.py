@@ -38,7 +38,12 @@ class Workspace:
     @property
     def studies_uri(self) -> str:
         """Optuna storage address."""
-        return os.environ.get("SEGSWEEP_STUDIES") or f"sqlite:///{self.root / 'studies.db'}"
+        return os.environ.get("SEGSWEEP_STUDIES") or self.own_studies_uri
+
+    @property
+    def own_studies_uri(self) -> str:
+        """Optuna storage that no other workspace uses."""
+        return f"sqlite:///{self.root / 'studies.db'}"
 
     @property
     def runs(self) -> Path:

@@ -81,6 +81,7 @@ def test_an_interrupted_fold_goes_on_and_what_ended_is_not_trained_again(
     swept(1)
     # The same trial once more, as a driver leaves it that dies before the second fold's result.
     study = optuna.load_study(study_name="folded", storage=workspace.studies_uri)
+    assert study.user_attrs["segsweep.workspace"] == str(workspace.root)
     study.ask().set_user_attr(CONFIG, study.trials[0].user_attrs[CONFIG])
     shutil.copytree(sweep / "trial-0000", sweep / "trial-0001")
     (sweep / "trial-0001" / "result.json").unlink()

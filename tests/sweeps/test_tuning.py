@@ -12,8 +12,10 @@ from segsweep.run import Run
 from segsweep.sweeps import tuning
 from segsweep.sweeps.preparing import prepare
 from segsweep.sweeps.tuning import tune
+from segsweep.sweeps.tuning_database import demand_own
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_shared import base_run
+from segsweep.sweeps.tuning_study import open_study
 from segsweep.workspace import Workspace
 
 NETWORKS = ("unet", "resenc_unet")
@@ -42,6 +44,26 @@ def test_what_can_never_run_is_refused_before_anything_is_made(phantom_store: Pa
     with pytest.raises(ValueError, match="trials=0 cannot be used: expected at least 1"):
         SweepOptions(trials=0)
     assert list(workspace.root.iterdir()) == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_sweep_of_another_workspace_in_the_same_database_is_left_alone(
+    phantom_store: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGSWEEP_STUDIES", f"sqlite:///{tmp_path / 'shared.db'}")
+    study = open_study(workspace.studies_uri, name="now", settings={}, seed=0)
+    demand_own(workspace, name="now")  # begun before studies said whose they are
+    demand_own(workspace, name="another")
+    study.set_user_attr("segsweep.workspace", str(workspace.root))
+    demand_own(workspace, name="now")
+    study.set_user_attr("segsweep.workspace", "s3://lab/theirs")
+    sentence = "sweep 'now' in .*shared.db' is that of another workspace, s3://lab/theirs .*choose another name="
+    with pytest.raises(RecipeError, match=sentence):
+        tune("default", store=str(phantom_store), workspace=workspace, options=SweepOptions(name="now"))
+    assert list(workspace.root.iterdir()) == []
+    monkeypatch.delenv("SEGSWEEP_STUDIES")
+    open_study(workspace.studies_uri, name="now", settings={}, seed=0).set_user_attr("segsweep.workspace", "/before")
+    demand_own(workspace, name="now")  # its database moved with it
 
 
 def test_a_trial_is_checked_with_the_trainable_that_it_chooses(

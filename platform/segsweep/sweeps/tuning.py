@@ -35,7 +35,7 @@ from segsweep.sweeps.stopping import demand_pairs, make_scheduler
 from segsweep.sweeps.trial import as_trainable, changed
 from segsweep.sweeps.tuning_comparison import FIGURES, PAGE, Rows
 from segsweep.sweeps.tuning_comparison import report as compare
-from segsweep.sweeps.tuning_database import studied
+from segsweep.sweeps.tuning_database import WORKSPACE, demand_own, studied
 from segsweep.sweeps.tuning_models import register_best, sweep_note
 from segsweep.sweeps.tuning_options import SweepOptions
 from segsweep.sweeps.tuning_record import FILE, StudyRecord, restore
@@ -101,6 +101,7 @@ def tune(
     name = chosen.name or f"{space}-{opened.dataset}"
     if name in chosen.earlier:
         raise RecipeError(f"warm={chosen.warm}: {name!r} is this sweep itself; expected earlier ones")
+    demand_own(place, name=name)
     start = _start(recipe, options=chosen, prepared=prepared, fixed=fixed, workspace=place, report=report)
     connect()
     least = share(workers=chosen.workers, concurrent=chosen.concurrent or 1, gpus=chosen.gpus)
@@ -111,6 +112,7 @@ def tune(
         study = open_study(
             place.studies_uri, name=name, settings=settings, seed=chosen.seed, sampler=chosen.sampler, record=kept
         )
+        study.set_user_attr(WORKSPACE, home.uri)
         record = StudyRecord(study, uri=kept)
         home.at(sweep).fetch(_seen)
         rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=sweep, home=home)

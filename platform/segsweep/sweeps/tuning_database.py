@@ -10,13 +10,17 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from segsweep.errors import ResourceError, SegsweepError
+from segsweep.data.mirror import shared
+from segsweep.errors import RecipeError, ResourceError, SegsweepError
 from segsweep.models.databases import public, reason
+from segsweep.workspace import Workspace
 
 # Tries to make the tables of a new database while others do.
 OPENING_TRIES = 4
 # Seconds between tries to reach a study database that was there before: five minutes in all.
 RECONNECT_WAITS = (1.0, 2.0, 4.0, 8.0, *[15.0] * 19)
+# Of a study: the address of the workspace where its trials lie.
+WORKSPACE = "segsweep.workspace"
 
 
 def open_database(storage: str) -> Any:
@@ -51,6 +55,23 @@ def studied() -> Iterator[None]:
             f"the study database could not do what was asked of it ({reason(found)}); all that was written is kept: see that it runs, "
             "has room and SEGSWEEP_STUDIES is right, then give the same command again"
         ) from error
+
+
+@studied()
+def demand_own(workspace: Workspace, *, name: str) -> None:
+    """Raise RecipeError when the database's sweep of that name is another workspace's. A workspace with its own database may be moved."""
+    storage, own = workspace.studies_uri, shared(workspace).uri
+    if storage == workspace.own_studies_uri:
+        return
+    database = open_database(storage)
+    if name not in optuna.get_all_study_names(database):
+        return
+    found = optuna.load_study(study_name=name, storage=database).user_attrs.get(WORKSPACE, own)
+    if found != own:
+        raise RecipeError(
+            f"sweep {name!r} in the study database {public(storage)!r} is that of another workspace, {found} (this one is {own}); "
+            "choose another name=…, or set SEGSWEEP_WORKSPACE to that one"
+        )
 
 
 def _of_database(error: BaseException | None) -> BaseException | None:
