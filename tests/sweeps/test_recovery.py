@@ -10,9 +10,10 @@ import ray.tune
 from ray.exceptions import ActorDiedError
 from ray.util import placement_group, placement_group_table
 
+from segsweep.errors import InputError
 from segsweep.sweeps.folds import report_of
 from segsweep.sweeps.orphans import free_orphans
-from segsweep.sweeps.recovery import BEGIN_AGAIN, MOST_DEATHS, OWN_ERROR, Recovery, own_errors
+from segsweep.sweeps.recovery import BEGIN_AGAIN, MOST_DEATHS, OWN_ERROR, Recovery, own_errors, own_sentences
 
 
 class Trial(SimpleNamespace):
@@ -135,3 +136,24 @@ def test_places_of_workers_are_freed_when_their_controller_is_dead_and_not_befor
     ray.kill(living)
     while states() != before:
         free_orphans()
+
+
+def as_tune_does(error: Exception) -> None:
+    """Its loop says as text alone what a callback raised."""
+    try:
+        raise error
+    except Exception:
+        raise ray.tune.TuneError("Traceback (most recent call last): …")  # noqa: B904
+
+
+@own_sentences()
+def loop(error: Exception) -> None:
+    as_tune_does(error)
+
+
+def test_an_error_of_ours_in_a_callback_is_its_sentence() -> None:
+    with pytest.raises(InputError, match=r"result\.json is damaged") as raised:
+        loop(InputError("result.json is damaged"))
+    assert raised.value.__suppress_context__
+    with pytest.raises(ray.tune.TuneError, match="Traceback"):
+        loop(KeyError("dice"))

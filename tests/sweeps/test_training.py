@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray import train
 from ray.exceptions import ActorDiedError, RayActorError
 from ray.train import UserCallback, WorkerGroupError
 from ray.train.torch import TorchTrainer
@@ -225,8 +226,8 @@ def test_two_workers_train_once_and_a_longer_run_goes_on_from_the_checkpoint(
     (longer / "checkpoints" / ".epoch-00002.partial-1").mkdir()
     (longer / "checkpoints" / "epoch-00002").mkdir()
     reported: list[dict[str, Any]] = []
-    report = ray.train.report
-    monkeypatch.setattr(ray.train, "report", lambda metrics: (reported.append(metrics), report(metrics)))
+    report = train.report
+    monkeypatch.setattr(train, "report", lambda metrics: (reported.append(metrics), report(metrics)))
     more = dataclasses.replace(run, workers=1, params={**run.params, "epochs": 3})
     final = fit(more, folder=longer, resources=Resources(cpus=1))
     assert [epoch["epoch"] for epoch in epochs_of(longer)] == [3]

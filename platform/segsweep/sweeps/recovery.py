@@ -10,8 +10,9 @@ from typing import Any
 
 import ray.tune
 from ray.exceptions import RayActorError
-from ray.tune import Callback, FailureConfig
+from ray.tune import Callback, FailureConfig, TuneError
 
+from segsweep.errors import SegsweepError
 from segsweep.sweeps.folds import told
 
 # So often in a row is a trial begun again whose process died before another epoch.
@@ -31,6 +32,20 @@ def own_errors() -> Iterator[None]:
         raise
     except Exception:
         ray.tune.report({OWN_ERROR: True})
+        raise
+
+
+@contextmanager
+def own_sentences() -> Iterator[None]:
+    """Around Tune's loop: an error of ours in a callback, of which Tune raises the traceback as text, is raised as what it was."""
+    try:
+        yield
+    except TuneError as error:
+        found: BaseException | None = error
+        while isinstance(found, TuneError):
+            found = found.__context__
+        if isinstance(found, SegsweepError):
+            raise found from None
         raise
 
 

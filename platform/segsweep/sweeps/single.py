@@ -25,7 +25,7 @@ from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of, scores_of
 from segsweep.sweeps.preparing import demand_memory, prepare
-from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery
+from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery, own_sentences
 from segsweep.sweeps.run_folder import MODEL, RESULT, light, read_result
 from segsweep.sweeps.trial import as_trainable
 from segsweep.workspace import Workspace, current_workspace
@@ -88,6 +88,7 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     return Trained(folder=folder, result=result, registered=registered)
 
 
+@own_sentences()
 def _run(run: Run, *, place: Mirror, callbacks: list[Any]) -> None:
     folder = place.folder
     scratch = folder / "tune"

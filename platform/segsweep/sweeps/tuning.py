@@ -29,7 +29,7 @@ from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of
 from segsweep.sweeps.orphans import free_orphans
 from segsweep.sweeps.preparing import Prepared, demand_memory, needed_memory, prepare
-from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery
+from segsweep.sweeps.recovery import BEGIN_AGAIN, Recovery, own_sentences
 from segsweep.sweeps.run_folder import light, tidy
 from segsweep.sweeps.stopping import demand_pairs, make_scheduler
 from segsweep.sweeps.trial import as_trainable, changed
@@ -259,6 +259,7 @@ def _settle(ended: Iterable[SweptTrial], *, follow: Follow) -> None:
         follow.settle(trial.folder, params=trial.config)
 
 
+@own_sentences()
 def _run_trials(
     trainable: Any, *, search: StudySearch, follow: Follow, scheduler: Any, concurrent: int, sweep: Path, report: Report
 ) -> None:
