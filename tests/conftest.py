@@ -184,6 +184,18 @@ def object_storage(storage_server: ObjectStorage) -> ObjectStorage:
     return storage_server
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object storage that is away is asked three times, without any pauses."""
+    from segsweep.data import storage  # noqa: PLC0415
+
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "_said", [])
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    # Connections are kept by address.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost"))
+
+
 @dataclass(kw_only=True)
 class Postgres:
     """A PostgreSQL of the distribution: on its socket for this user without a password, on the network with the one of `user`."""

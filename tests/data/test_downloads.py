@@ -38,17 +38,7 @@ def uri(object_storage: Any, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(downloads, "PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(downloads, "_said", [])
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The storage is asked once, without the pauses of its own client."""
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
-    # Connections are kept by address.
-    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost"))
 
 
 def shard(folder: Path) -> bytes:
@@ -199,7 +189,7 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(
     assert download(uri).read(shard) == CONTENT
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
-    assert said[0].endswith("or try again later; reading goes on once it answers")
+    assert said[0].endswith("or try again later; work goes on once it answers")
 
 
 @pytest.mark.usefixtures("hasty")

@@ -29,11 +29,6 @@ def other(one: Mirror, tmp_path: Path) -> Mirror:
     return Mirror(uri=one.uri, folder=tmp_path / "other")
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "PAUSES", (0.0, 0.0))
-
-
 def write(place: Mirror, **files: str) -> None:
     for name, content in files.items():
         path = place.folder / name.replace("__", "/")
@@ -137,11 +132,8 @@ def test_markers_come_last_and_a_sending_that_was_cut_off_leaves_none(object_sto
     assert moved(object_storage, "PUT")[-2:] == ["model/manifest.json", "result.json"]
 
 
-def test_a_storage_that_is_away_is_waited_for(
-    object_storage: Any, one: Mirror, other: Mirror, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://Localhost:{object_storage.port}")
+@pytest.mark.usefixtures("hasty")
+def test_a_storage_that_is_away_is_waited_for(object_storage: Any, one: Mirror, other: Mirror) -> None:
     write(one, a="1")
     object_storage.faults = {"PUT": [503, 503]}
     one.send()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from ray.tune.execution import class_cache
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from segsweep.data.parallel import Piece, run_all
+from segsweep.errors import StorageAwayError
 from segsweep.run import Run
+from segsweep.sweeps import trial
+from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.trial import KEYS, TRIAL_BYTES, as_trainable, trial_resources
 
 
@@ -50,6 +54,32 @@ def test_keys_of_a_storage_are_sent_to_no_trial(phantom_store: Path, monkeypatch
     sent = str(class_cache._ActorClassCache().get(type("Trial", (), {}))._default_options)
     assert "RAY_TRAIN_V2_ENABLED" in sent and "canary" not in sent
     assert {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} <= KEYS
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_storage_that_is_away_when_a_trial_begins_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = SimpleNamespace(
+        store=SimpleNamespace(uri="s3://lab/store"), task=SimpleNamespace(spacing=(1.0, 1.0, 1.0))
+    )
+    away, trained = [0, 0], []
+
+    def waited_for(_what: Any, **_how: Any) -> Any:
+        if away:
+            raise StorageAwayError(f"away {away.pop()}")
+        return prepared
+
+    monkeypatch.setattr(ray.tune, "with_resources", lambda function, _resources: function)
+    monkeypatch.setattr(ray.tune, "report", lambda _report: None)
+    for name in ("prepare", "derive"):
+        monkeypatch.setattr(trial, name, lambda *_given, **_how: prepared)
+    monkeypatch.setattr(trial, "demand_resources", lambda *_given, **_how: None)
+    monkeypatch.setattr(trial, "fit_told", lambda run, **_how: trained.append(run))
+    function = as_trainable(Run(trainable="unet", store="s3://lab/store"), resources=Resources(cpus=1))
+    monkeypatch.setattr(trial, "prepare", waited_for)
+    function({"folder": str(tmp_path)})
+    assert len(trained) == 1 and not away
 
 
 @pytest.mark.usefixtures("cluster")

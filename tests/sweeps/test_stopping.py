@@ -27,7 +27,7 @@ from segsweep.run import Run
 from segsweep.sweeps import worker
 from segsweep.sweeps.kept import keep
 from segsweep.sweeps.preparing import Prepared, prepare
-from segsweep.sweeps.run_folder import STOP, read_result
+from segsweep.sweeps.run_folder import STOP, begin_attempt, demand_attempt, read_result, request_stop
 from segsweep.sweeps.stopping import CooperativeASHA, CooperativePaired, demand_pairs, make_scheduler
 from segsweep.sweeps.trial import as_trainable
 
@@ -98,6 +98,17 @@ def test_a_trial_is_judged_by_its_first_fold_and_the_flag_lies_there(tmp_path: P
         assert not list(tmp_path.rglob(STOP)), "later folds are not judged"
         scheduler.on_trial_result(None, trial, {"epoch": 1, "epochs": 10, "patch_dice_smoothed": dice, "fold": 2})
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob(STOP)] == [Path("bad", "fold-2", STOP)]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_storage_that_is_away_for_a_moment_loses_no_flag(object_storage: Any) -> None:
+    uri = f"{object_storage.uri}/sweep/trial-0000"
+    object_storage.faults = {"PUT": [503, 503]}
+    request_stop(uri)
+    assert storage.exists(f"{uri}/{STOP}") and not any(object_storage.faults["PUT"])
+    object_storage.faults = {"PUT": [503, 503]}
+    demand_attempt(uri, attempt=begin_attempt(uri))
+    assert not any(object_storage.faults["PUT"])
 
 
 def test_of_trials_in_a_bucket_validations_come_from_there_and_flags_go_there(

@@ -104,3 +104,13 @@ def test_records_of_ended_trials_are_not_written_every_time(
     object_storage.requests.clear()
     StudyRecord(Machine(tmp_path / "b", uri="").study(), uri="").save(now=True)
     assert object_storage.requests == []
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_storage_that_is_away_is_waited_for(tmp_path: Path, object_storage: Any, uri: str) -> None:
+    before = Machine(tmp_path / "a", uri=uri).study()
+    fill(before)
+    object_storage.faults = {"PUT": [503, 503], f"HEAD {uri.removeprefix('s3:/')}": [503], "GET": [503]}
+    StudyRecord(before, uri=uri).save(now=True)
+    assert described(Machine(tmp_path / "b", uri=uri).study()) == described(before)
+    assert not any(object_storage.faults.values())

@@ -22,16 +22,13 @@ from segsweep.data.cache import (
     configured_limit,
 )
 from segsweep.data.manifest import MANIFEST, Manifest, check_folder, read_manifest
+from segsweep.data.storage import Result
 from segsweep.errors import ResourceError, StorageAwayError, StoreError
-from segsweep.terminal import complain
 
 Opened = TypeVar("Opened")
-Result = TypeVar("Result")
 
 # A manifest takes so many bytes for itself, and for each file that it lists.
 _MANIFEST_BYTES = 512
-# While the storage does not answer, all is asked for again after such pauses (seconds): it may be away for a minute.
-PAUSES = (1.0, 5.0, 20.0)
 # How often room is looked for while others read or fill all that the cache may hold, and for how long (seconds).
 ROOM_EVERY, ROOM_SECONDS = 0.05, 600.0
 
@@ -127,7 +124,7 @@ class Download(Generic[Opened]):
         if self._manifest is None:
             with self._lock:
                 if self._manifest is None:
-                    found = patiently(lambda: read_manifest(self._uri, name=self._name))
+                    found = storage.patiently(lambda: read_manifest(self._uri, name=self._name))
                     self._demand(found)
                     self._manifest = found
         return self._manifest
@@ -135,19 +132,8 @@ class Download(Generic[Opened]):
     def _fill(self, folder: Path) -> None:
         assert self._manifest
         wanted = [*self._manifest.files, MANIFEST]
-        patiently(lambda: storage.download(self._uri, folder=folder, only=wanted))
+        storage.patiently(lambda: storage.download(self._uri, folder=folder, only=wanted))
         check_folder(folder, name=self._name, depth="deep")
-
-
-def patiently(work: Callable[[], Result]) -> Result:
-    """What `work` returns, tried again after pauses while the storage does not answer; stderr says so once a process."""
-    for pause in PAUSES:
-        try:
-            return work()
-        except StorageAwayError as error:
-            _say_once(f"{error}; reading goes on once it answers")
-            time.sleep(pause)
-    return work()
 
 
 def download_cache() -> LocalCache:
@@ -163,13 +149,3 @@ def download_cache() -> LocalCache:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise ResourceError(f"{folder} belongs to somebody else; set {FOLDER_VARIABLE} to a folder of your own")
     return LocalCache(folder=folder, limit_bytes=configured_limit())
-
-
-def _say_once(sentence: str) -> None:
-    """One sentence a process, whatever the next ones say."""
-    if not _said:
-        _said.append(sentence)
-        complain(sentence)
-
-
-_said: list[str] = []

@@ -19,14 +19,12 @@ from pathlib import Path, PurePosixPath
 from segsweep.data import storage
 from segsweep.data.lock import held
 from segsweep.data.storage import Found, is_remote
-from segsweep.errors import ResourceError, StorageAwayError
+from segsweep.errors import ResourceError
 from segsweep.workspace import Workspace
 
 # Written after all else of their folder, the later ones last of all: who sees them takes the rest for whole.
 MARKERS = ("manifest.json", "result.json")
 RAYS_OWN = ("ray", "tune")
-# Seconds to wait before each further attempt: a network may be away for a minute, and a training should not end for it.
-PAUSES = (1.0, 5.0, 15.0, 40.0)
 # What was written so shortly before it was fetched may change again within the same second of the storage's clock.
 SETTLED_NS = 10 * 10**9
 
@@ -63,12 +61,12 @@ class Mirror:
     def fetch(self, wanted: Wanted = everything) -> None:
         """Make what is wanted here as it is there. What is as it was when it was fetched last stays."""
         if is_remote(self.uri):
-            _patiently(partial(self._fetch, wanted))
+            storage.patiently(partial(self._fetch, wanted))
 
     def send(self, wanted: Wanted = everything) -> None:
         """Take there what is wanted and changed here since this process fetched or sent it, and delete there what went since."""
         if is_remote(self.uri):
-            _patiently(partial(self._send, wanted))
+            storage.patiently(partial(self._send, wanted))
 
     def _fetch(self, wanted: Wanted) -> None:
         looked = time.time_ns()
@@ -169,16 +167,6 @@ def _delete_dead(folder: Path) -> None:
     alive = ResourceError(f"{folder} is in use")
     with contextlib.suppress(ResourceError, FileNotFoundError), held(folder, otherwise=alive):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _patiently(work: Callable[[], None]) -> None:
-    """Do it, and again after a pause where the storage is away. Raises StoreError when it stays away, or refuses."""
-    for pause in PAUSES:
-        try:
-            return work()
-        except StorageAwayError:
-            time.sleep(pause)
-    return work()
 
 
 def _travels(name: str) -> bool:

@@ -11,23 +11,29 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from segsweep.errors import InputError, StorageAwayError, StoreError
+from segsweep.terminal import complain
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
+
+Result = TypeVar("Result")
 
 _ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*")
 # A request that fails for reasons that may pass (5xx, a lost connection) is made again, after pauses that grow.
 ATTEMPTS = 4
 CONNECT_SECONDS, SILENT_SECONDS = 5.0, 20.0
+# Seconds to wait before each further attempt: a network may be away for a minute, and a training should not end for it.
+PAUSES = (1.0, 5.0, 15.0, 40.0)
 # Files of one folder that travel at the same time.
 CONCURRENT = 8
 # A download asks for so many bytes at a time, and waits for the storage's answer each time.
@@ -92,6 +98,25 @@ def address(given: str | Path) -> str:
 def is_remote(uri: str | Path) -> bool:
     """Whether an address is that of an object storage."""
     return str(uri).startswith("s3://")
+
+
+def patiently(work: Callable[[], Result]) -> Result:
+    """What `work` returns, tried again after pauses while the storage is away; stderr says so once a process.
+
+    Raises StoreError when it stays away, or refuses.
+    """
+    for pause in PAUSES:
+        try:
+            return work()
+        except StorageAwayError as error:
+            if not _said:
+                _said.append(str(error))
+                complain(f"{error}; work goes on once it answers")
+            time.sleep(pause)
+    return work()
+
+
+_said: list[str] = []
 
 
 def exists(uri: str) -> bool:

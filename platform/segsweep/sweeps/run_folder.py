@@ -11,6 +11,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -58,7 +59,7 @@ def joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
 def begin_attempt(uri: str) -> str:
     """Take the run in a folder, at an address, from all who trained it before; the mark by which `demand_attempt` knows who did."""
     attempt = secrets.token_hex(8)
-    storage.write_bytes(f"{uri}/{ATTEMPT}", attempt.encode())
+    storage.patiently(partial(storage.write_bytes, f"{uri}/{ATTEMPT}", attempt.encode()))
     return attempt
 
 
@@ -74,7 +75,7 @@ def request_stop(folder: str | Path) -> None:
     uri = storage.address(folder)
     if not storage.is_remote(uri):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    storage.write_bytes(f"{uri}/{STOP}", b"")
+    storage.patiently(partial(storage.write_bytes, f"{uri}/{STOP}", b""))
 
 
 def tidy(folder: Path) -> None:

@@ -11,6 +11,7 @@ import ray
 import ray.tune
 from ray.tune.execution import class_cache
 
+from segsweep.data import storage
 from segsweep.data.conversion import derive
 from segsweep.data.manifest import write_json
 from segsweep.data.mirror import Mirror, working
@@ -67,8 +68,9 @@ def as_trainable(
             return
         chosen = changed(run, config={key: value for key, value in config.items() if key != "folder"})
         with own_errors():
-            prepared = prepare(chosen)  # what cannot be trained fails here, before any worker starts
-            derive(prepared.store, spacing=prepared.task.spacing)
+            # What cannot be trained fails here, before any worker starts.
+            prepared = storage.patiently(partial(prepare, chosen))
+            storage.patiently(partial(derive, prepared.store, spacing=prepared.task.spacing))
             each = resources or plain_resources()
             if not demanded:  # else there was room at the start: for nodes that died since, it waits
                 demand_resources(each, workers=run.workers)

@@ -5,6 +5,7 @@ It is written before a trial is handed out, so that no worker begins one that it
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import optuna
@@ -25,9 +26,10 @@ class StudyRecord:
         self._study, self._uri, self._written = study, uri, 0.0
 
     def save(self, *, now: bool) -> None:
-        """Write it, unless that was done a moment ago and need not be `now`. Raises StoreError when the storage does not answer."""
+        """Write it, unless that was done a moment ago and need not be `now`. Raises StoreError when the storage stays away."""
         if self._uri and (now or time.monotonic() - self._written > PAUSE):
-            storage.write_bytes(self._uri, json.dumps(described(self._study)).encode())
+            content = json.dumps(described(self._study)).encode()
+            storage.patiently(partial(storage.write_bytes, self._uri, content))
             self._written = time.monotonic()
 
 
@@ -42,9 +44,9 @@ def described(study: optuna.Study) -> dict[str, Any]:
 
 def restore(database: Any, *, name: str, uri: str) -> None:
     """Make a study again from its record at an address, where the database knows less of it than the record."""
-    if not uri or not storage.exists(uri):
+    if not uri or not storage.patiently(partial(storage.exists, uri)):
         return
-    record = json.loads(storage.read_bytes(uri))
+    record = json.loads(storage.patiently(partial(storage.read_bytes, uri)))
     if name in optuna.get_all_study_names(database):
         if not _behind(optuna.load_study(study_name=name, storage=database), record=record):
             return

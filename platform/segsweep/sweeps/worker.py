@@ -48,7 +48,7 @@ def train_run(config: Mapping[str, Any]) -> None:
 
 def _train(run: Run, *, place: Mirror, attempt: str) -> None:
     folder = place.folder
-    prepared = prepare(run)
+    prepared = storage.patiently(partial(prepare, run))
     setting = _setting(prepared)
     checkpoints = folder / CHECKPOINTS
     begin = checkpoint.latest(checkpoints)
