@@ -12,13 +12,14 @@ from segsweep.data.manifest import (
     committed,
     differences,
     read_file,
+    read_json,
     read_manifest,
     remove_leftovers,
     seal,
     unseal,
     write_json,
 )
-from segsweep.errors import StoreError
+from segsweep.errors import InputError, StoreError
 
 # (file of the folder, its content)
 CONTENT = {"case.json": b"{}", "grids/native/image/c/0/0": bytes(range(256)) * 1000, "empty": b""}
@@ -170,3 +171,13 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", [2])
     assert json.loads((tmp_path / "a.json").read_text()) == [2]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b'{"a": "\xff"}', b"[1]", b"[" * 100_000])
+def test_a_damaged_json_file_of_ours_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    assert read_json(path, do="delete it") == {"a": 1}
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json: cannot be used \(.*\); delete it$"):
+        read_json(path, do="delete it")

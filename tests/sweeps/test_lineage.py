@@ -9,7 +9,8 @@ import pytest
 
 from segsweep.data.store import open_store
 from segsweep.data.structures import LabelSet
-from segsweep.sweeps.lineage import commit_of, lineage_of, origin
+from segsweep.errors import InputError
+from segsweep.sweeps.lineage import commit_of, lineage_of, origin, scores_of
 
 
 def git(folder: Path, *words: str) -> str:
@@ -40,6 +41,17 @@ def test_origin_without_git_names_command_and_user(monkeypatch: pytest.MonkeyPat
     assert origin("segsweep tune toy") == {
         "mlflow.source.name": "segsweep tune toy", "mlflow.source.type": "LOCAL", "mlflow.user": "ada",
     }  # fmt: skip
+
+
+def test_a_damaged_validation_is_named(tmp_path: Path) -> None:
+    assert scores_of(tmp_path) == {}
+    (tmp_path / "validation.json").write_text('{"c01": {"Heart": 0.5}}')
+    assert scores_of(tmp_path) == {"c01": {"Heart": 0.5}}
+    (tmp_path / "validation.json").write_bytes(b'{"c01": {"Heart')
+    with pytest.raises(
+        InputError, match=r"validation\.json: cannot be used .*delete it and the result\.json beside it"
+    ):
+        scores_of(tmp_path)
 
 
 def test_a_folds_cases_are_two_datasets_with_the_stores_digest(tiny_store: Callable[..., Path]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
+from segsweep.errors import InputError
 from segsweep.sweeps import pairing
 from segsweep.sweeps.pairing import RATE, Look, comparable, fewest_cases, looks, verdict, worse
 from segsweep.sweeps.run_folder import read_result
@@ -106,6 +107,9 @@ def test_a_folders_validations_in_their_order(tmp_path: Path) -> None:
     assert looks(trial.path, epochs=10)[0].cases == pytest.approx({"case-0": 0.3, "case-1": 0.4})
     trial.finished([0.8, 0.8])
     assert [look.share for look in looks(trial.path, epochs=10)] == [0.2, 0.4, 1.0]
+    (trial.path / "validation-00002.json").write_text('{"case-0"')
+    with pytest.raises(InputError, match=r"validation-00002\.json: cannot be used .*delete it"):
+        looks(trial.path, epochs=10)
 
 
 @pytest.mark.parametrize("fold", ["", "fold-2"])

@@ -22,6 +22,8 @@ def test_epochs_survive_a_dying_worker_and_count_once(tmp_path: Path) -> None:
         add_epoch(tmp_path, {"epoch": number, "loss": 10.0 - number})
     with (tmp_path / RECORD / EPOCHS).open("a") as stream:
         stream.write('\n{"epoch": 3, "lo')
+    with (tmp_path / RECORD / EPOCHS).open("ab") as stream:
+        stream.write(b'\n\xff\xfe\n7\n{"loss": 1.0}')
     begin_record(tmp_path, run={}, plan={})
     for number in (2, 3):
         add_epoch(tmp_path, {"epoch": number, "loss": 20.0 - number})

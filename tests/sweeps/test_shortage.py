@@ -9,7 +9,7 @@ import ray.exceptions
 import torch
 from ray.train import WorkerGroupError
 
-from segsweep.errors import ResourceError
+from segsweep.errors import InputError, ResourceError
 from segsweep.sweeps.shortage import full_disks, note, noted, ran_out
 
 
@@ -71,6 +71,9 @@ def test_a_folder_keeps_what_was_too_large(tmp_path: Path) -> None:
     (tmp_path / "trial" / "fold-1").mkdir(parents=True)
     note(tmp_path / "trial" / "fold-1", patch_size=(8, 8, 8), batch_size=1)
     assert noted(tmp_path / "trial") == {"patch_size": [8, 8, 8], "batch_size": 1}, "one fold's lack is its trial's"
+    (tmp_path / "out_of_memory.json").write_text("{")
+    with pytest.raises(InputError, match=r"out_of_memory\.json: cannot be used .*delete it"):
+        noted(tmp_path)
 
 
 def test_a_full_disk_is_told_with_its_node_and_place(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from segsweep.data import storage
+from segsweep.errors import InputError
 from segsweep.sweeps import tuning_record
 from segsweep.sweeps.tuning_record import FILE, StudyRecord, described
 from segsweep.sweeps.tuning_study import HAD, MEMORY, open_study
@@ -104,6 +105,12 @@ def test_records_of_ended_trials_are_not_written_every_time(
     object_storage.requests.clear()
     StudyRecord(Machine(tmp_path / "b", uri="").study(), uri="").save(now=True)
     assert object_storage.requests == []
+
+
+def test_a_damaged_record_is_named(tmp_path: Path, uri: str) -> None:
+    storage.write_bytes(uri, b'{"trials": [')
+    with pytest.raises(InputError, match=r"toy/study\.json: cannot be used .*choose another name="):
+        Machine(tmp_path / "a", uri=uri).study()
 
 
 @pytest.mark.usefixtures("hasty")

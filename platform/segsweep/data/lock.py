@@ -95,9 +95,9 @@ def _take(uri: str, *, own: str) -> None:
 
 
 def _holder(uri: str) -> str | None:
-    """Who holds a lease; None where it is free."""
+    """Who holds a lease; None where it is free, or damaged: who holds it writes it again."""
     try:
         lease = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
+        return lease["holder"] if time.time() - lease["renewed"] < LEASE else None
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
-    return lease["holder"] if time.time() - lease["renewed"] < LEASE else None

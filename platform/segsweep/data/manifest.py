@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from segsweep.data import storage
-from segsweep.errors import StoreError, understood
+from segsweep.errors import InputError, StoreError, understood
 
 MANIFEST = "manifest.json"
 # The quick check reads so much of the end of each file: all of the metadata, and of a shard its index, which tells shards apart.
@@ -165,6 +165,13 @@ def committed(folder: Path, *, source: str = "") -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
     storage.write_bytes(str(path), json.dumps(value, indent=1).encode())
+
+
+def read_json(uri: str | Path, *, do: str) -> dict[str, Any]:
+    """The object in a JSON file of ours. Raises InputError, which ends in the advice `do`, where it is damaged."""
+    content = storage.read_bytes(str(uri))
+    with understood(str(uri), otherwise=InputError, do=do):
+        return dict(json.loads(content))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import getpass
-import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from segsweep.models.outbox import Outbox, Tags
 from segsweep.models.tracking import NOTE_TAG
 from segsweep.run import Fold
 from segsweep.sweeps.record import OVERLAYS, RECORD, epochs_of
-from segsweep.sweeps.run_folder import VALIDATION
+from segsweep.sweeps.run_folder import VALIDATION, joined_scores
 
 # MLflow's own names: its pages show them as source, version and user of a run.
 USER_TAG, SOURCE_TAG, SOURCE_TYPE_TAG = "mlflow.user", "mlflow.source.name", "mlflow.source.type"
@@ -122,8 +121,7 @@ def publish(folder: Path, *, outbox: Outbox, run: Tags) -> None:
 
 def scores_of(folder: Path) -> Scores:
     """Case -> structure -> Dice as its validation left them in a training's folder; nothing where it was not validated."""
-    path = folder / VALIDATION
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return joined_scores([folder], name=VALIDATION)
 
 
 def _git(*words: str, at: Path) -> str | None:

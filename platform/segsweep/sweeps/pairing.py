@@ -6,7 +6,6 @@ since the one before, divided by the trials that the best one was the best of. S
 stopped with at most that probability, however often it is looked at.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import wilcoxon
 
+from segsweep.data.manifest import read_json
 from segsweep.sweeps.folds import FOLD_FOLDERS
 from segsweep.sweeps.run_folder import RESULT, VALIDATION, read_result
 
@@ -58,7 +58,8 @@ def looks(folder: Path, *, epochs: int) -> tuple[Look, ...]:
     }
     if (folder / RESULT).is_file() and (folder / VALIDATION).is_file():
         found[epochs] = folder / VALIDATION
-    read = ((epoch, json.loads(found[epoch].read_text())) for epoch in sorted(found))
+    do = "delete it: trials are compared without it"
+    read = ((epoch, read_json(found[epoch], do=do)) for epoch in sorted(found))
     return tuple(
         Look(share=epoch / epochs, cases={name: fmean(dice.values()) for name, dice in scores.items() if dice})
         for epoch, scores in read

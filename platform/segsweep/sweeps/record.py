@@ -39,8 +39,8 @@ def epochs_of(folder: Path) -> list[dict[str, float]]:
     """The epochs of a training in their order; of one that was trained again after an interruption the last time."""
     found: dict[float, dict[str, float]] = {}
     path = folder / RECORD / EPOCHS
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # an empty line, or a torn one
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, LookupError):  # an empty line, or a torn one
             epoch = json.loads(line)
             found[epoch["epoch"]] = epoch
     return [found[number] for number in sorted(found)]

@@ -7,7 +7,6 @@ between epochs are validation-EPOCH.json. A folder with a result is never traine
 """
 
 import contextlib
-import json
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segsweep.data import storage
-from segsweep.data.manifest import write_json
-from segsweep.errors import InputError, StorageAwayError, SupersededError, understood
+from segsweep.data.manifest import read_json, write_json
+from segsweep.errors import StorageAwayError, SupersededError
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.learning import checkpoint
 
@@ -32,9 +31,7 @@ ATTEMPT = ".attempt"
 
 def read_result(folder: Path) -> Mapping[str, Any]:
     """The result of a finished run's folder. Raises InputError when its file is damaged."""
-    path = folder / RESULT
-    with understood(str(path), otherwise=InputError, do="delete it: the run goes on from its last checkpoint"):
-        return dict(json.loads(path.read_text()))
+    return read_json(folder / RESULT, do="delete it: the run goes on from its last checkpoint")
 
 
 def light(name: str) -> bool:
@@ -51,9 +48,10 @@ def write_scores(folder: Path, *, dice: Scores, nsd: Scores) -> None:
 
 
 def joined_scores(folders: Sequence[Path], *, name: str) -> Scores:
-    """What several runs' files of this name say; each run held out other cases."""
+    """What several runs' files of this name say, where they have one; each held out other cases. Raises InputError for a damaged one."""
     files = [folder / name for folder in folders if (folder / name).is_file()]
-    return {case_id: scores for file in files for case_id, scores in json.loads(file.read_text()).items()}
+    do = f"delete it and the {RESULT} beside it: the run goes on from its last checkpoint"
+    return {case_id: scores for file in files for case_id, scores in read_json(file, do=do).items()}
 
 
 def begin_attempt(uri: str) -> str:

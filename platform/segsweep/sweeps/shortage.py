@@ -1,6 +1,5 @@
 """A training that ran out of memory, or of disk: how its error tells so, and what its folder keeps of it for the study."""
 
-import json
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.data.cache import DISK_FULL
-from segsweep.data.manifest import write_json
+from segsweep.data.manifest import read_json, write_json
 from segsweep.errors import ResourceError
 from segsweep.sweeps.folds import FOLD_FOLDERS
 
@@ -34,7 +33,7 @@ def note(folder: Path, *, patch_size: Sequence[int], batch_size: int) -> None:
 def noted(folder: Path) -> dict[str, Any] | None:
     """What `note` wrote there, or in the folder of a trial's fold; None for a run that had memory enough."""
     found = [path for path in (folder / SHORTAGE, *folder.glob(f"{FOLD_FOLDERS}/{SHORTAGE}")) if path.is_file()]
-    return json.loads(found[0].read_text()) if found else None
+    return read_json(found[0], do="delete it: the run goes on from its last checkpoint") if found else None
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A published comparison as a sweep: its rows are the trials, then come ensembles of them, and the paper's figures beside ours."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import ray
 
 from segsweep.data.joint import open_stores
-from segsweep.data.manifest import write_json
+from segsweep.data.manifest import read_json, write_json
 from segsweep.data.mirror import HERE, Mirror
 from segsweep.data.planning import Plan
 from segsweep.data.storage import mirrored
@@ -25,7 +24,7 @@ from segsweep.sweeps.cluster import Resources
 from segsweep.sweeps.comparison import Comparison, Row, config_of, published_params
 from segsweep.sweeps.following import failure
 from segsweep.sweeps.initial import INITIAL
-from segsweep.sweeps.run_folder import MODEL, read_result
+from segsweep.sweeps.run_folder import MODEL, VALIDATION, joined_scores, read_result
 from segsweep.sweeps.tuning_study import CONFIG, FAILED, OUT_OF_MEMORY, SweptTrial, failed, swept
 from segsweep.sweeps.validation import summarise
 
@@ -155,7 +154,7 @@ def _trained(row: Row, *, rows: Rows) -> dict[str, Any]:
         return {**entry, "reason": failure(trial.folder)}
     result = read_result(trial.folder)
     rows.home.at(trial.folder / MODEL).fetch()
-    task = json.loads((trial.folder / MODEL / checkpoint.RUN).read_text())["task"]
+    task = checkpoint.read_json(trial.folder / MODEL / checkpoint.RUN)["task"]
     return {**entry, "reason": "", "epochs": trial.epochs, "patch_size": task["patch_size"], "figures": result}
 
 
@@ -170,7 +169,7 @@ def _ensemble(row: Row, *, rows: Rows, store: Store, base: Run, resources: Resou
         model.fetch()
     digests = [checkpoint.verify(model.folder) for model in models]
     kept = rows.sweep / f"ensemble-{rows.comparison.rows.index(row):04d}.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    known = read_json(kept, do="delete it: the ensemble is measured again") if kept.is_file() else {}
     if known.get("members") != digests:
         # A worker's work: it has the GPU, where there is one.
         score = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(ensemble_scores)
@@ -188,7 +187,7 @@ def _every_score(rows: Rows) -> Scores:
     for row in rows.comparison.rows:
         trial = None if row.members else rows.trial_of(row.name)
         if trial is not None and trial.dice is not None:
-            return json.loads((trial.folder / "validation.json").read_text())
+            return joined_scores([trial.folder], name=VALIDATION)
     return {}
 
 

@@ -13,10 +13,12 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from segsweep.data import storage
+from segsweep.data.manifest import read_json
 
 FILE = "study.json"
 # Seconds between two writings for trials that ended: the next driver finds out by itself that they did.
 PAUSE = 10.0
+DAMAGED = "delete it where the studies' database still knows the sweep, else choose another name=…"
 
 
 class StudyRecord:
@@ -46,7 +48,7 @@ def restore(database: Any, *, name: str, uri: str) -> None:
     """Make a study again from its record at an address, where the database knows less of it than the record."""
     if not uri or not storage.patiently(partial(storage.exists, uri)):
         return
-    record = json.loads(storage.patiently(partial(storage.read_bytes, uri)))
+    record = storage.patiently(partial(read_json, uri, do=DAMAGED))
     if name in optuna.get_all_study_names(database):
         if not _behind(optuna.load_study(study_name=name, storage=database), record=record):
             return
