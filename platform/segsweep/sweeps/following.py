@@ -22,6 +22,7 @@ from segsweep.sweeps.meter import SYSTEM
 from segsweep.sweeps.relay import SINCE, WAITING
 from segsweep.sweeps.run_folder import LOGGED, RESULT, light, read_result
 from segsweep.sweeps.shortage import noted
+from segsweep.sweeps.trial import params_of
 from segsweep.sweeps.tuning_objectives import DICE, DIRECTIONS, NSD
 
 # What a trial's folder also holds: the log of a failed one.
@@ -54,8 +55,7 @@ class Follow(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Open the trial's MLflow run, or the one that an interrupted sweep left."""
         name = trial_name(trial)
-        params = {key: value for key, value in trial.config.items() if key != "folder"}
-        self._begin(name, params=params)
+        self._begin(name, params=params_of(trial.config))
         (self._home.at(trial.config["folder"]).folder / LOGGED).unlink(missing_ok=True)
         self._report(name, 0, 0, f"starting {describe(trial.config)}".rstrip())
 
@@ -177,8 +177,7 @@ class Follow(Callback):
             return trial_run
         name = f"{trial_run}/{fold_name(report[FOLD])}"
         if name not in self._open:
-            params = {key: value for key, value in trial.config.items() if key != "folder"}
-            self._begin(name, params=params)
+            self._begin(name, params=params_of(trial.config))
         return name
 
     def _conclude(self, name: str, result: Mapping[str, Any]) -> None:
@@ -205,7 +204,7 @@ def trial_name(trial: Any) -> str:
 
 def describe(config: Mapping[str, Any]) -> str:
     """A trial's parameters in one line."""
-    return ", ".join(f"{key}={_short(value)}" for key, value in config.items() if key != "folder")
+    return ", ".join(f"{key}={_short(value)}" for key, value in params_of(config).items())
 
 
 def failure(folder: Path) -> str:

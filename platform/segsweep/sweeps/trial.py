@@ -66,7 +66,7 @@ def as_trainable(
         if (place.folder / RESULT).is_file():
             ray.tune.report(dict(read_result(place.folder)))
             return
-        chosen = changed(run, config={key: value for key, value in config.items() if key != "folder"})
+        chosen = changed(run, config=params_of(config))
         with own_errors():
             # What cannot be trained fails here, before any worker starts.
             prepared = storage.patiently(partial(prepare, chosen))
@@ -94,6 +94,11 @@ def trial_resources() -> dict[str, float]:
     nodes = ray.nodes() if ray.is_initialized() else []
     largest = max((node["Resources"].get("memory", 0) for node in nodes if node["Alive"]), default=0)
     return {"CPU": 0, "memory": max(1, min(TRIAL_BYTES, int(largest // 64)))}
+
+
+def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a trial's config is trained with: all but where its folder lies."""
+    return {key: value for key, value in config.items() if key != "folder"}
 
 
 def changed(run: Run, *, config: Mapping[str, Any]) -> Run:
