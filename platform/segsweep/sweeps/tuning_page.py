@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from segsweep.data import storage
@@ -81,10 +81,12 @@ def importance(study: Any) -> dict[str, Any]:
         optuna.trial.create_trial(value=trial.values[0], params=trial.params, distributions=trial.distributions)
         for trial in scored
     )
-    shares = get_param_importances(measured, evaluator=FanovaImportanceEvaluator(seed=0))
+    # Optuna's `get_param_importances` makes their sum 1.
+    shares = FanovaImportanceEvaluator(seed=0).evaluate(measured)
     note = (
-        f"Share of the variance of {objective} that a parameter explains alone (fANOVA), over {len(scored)} trials with a score; only "
-        "parameters that all of them draw. A search that has found good values tries few others there, so shares are of its own trials."
+        f"Share of the variance of {objective} that a parameter explains alone (fANOVA), over {len(scored)} trials with a score; the rest "
+        "is what parameters do together, and chance. Only parameters that all of them draw. "
+        "A search that has found good values tries few others there, so shares are of its own trials."
     )
     return {"shares": shares, "note": note if shares else "No parameter was drawn by all trials."}
 
