@@ -125,6 +125,19 @@ def test_a_grid_needs_choices_and_not_too_many() -> None:
         make_grid(lambda trial: trial.suggest_int("width", 1, 20_000), seed=0)
 
 
+@pytest.mark.parametrize("kind", [ValueError, RecipeError])
+def test_points_that_a_space_refuses_are_not_of_its_grid(kind: type[Exception]) -> None:
+    def choosy(trial: Any) -> None:
+        width, levels = trial.suggest_categorical("width", (16, 32)), trial.suggest_int("levels", 3, 5)
+        if width == 16 and levels != 4:
+            raise kind("too narrow")
+
+    expected = [{"width": 16, "levels": 4}, *({"width": 32, "levels": levels} for levels in (3, 4, 5))]
+    assert in_order(make_grid(choosy, seed=0).points) == in_order(expected)
+    with pytest.raises(RecipeError, match=r"the space allows none of its points \(too narrow\)"):
+        make_grid(lambda trial: choosy(FixedTrial(trial, fixed={"width": 16, "levels": 3})), seed=0)
+
+
 def test_the_plans_own_run_as_a_point_of_a_space() -> None:
     def asked(trial: Any) -> None:
         trial.suggest_categorical("patch_size", ("plan", "smaller"))

@@ -35,6 +35,10 @@ Draw = Callable[[Any], object]
 Ask = Callable[[optuna.Study], optuna.Trial | None]
 
 
+class _EndlessError(RecipeError):
+    """A space that has no grid."""
+
+
 class FixedTrial:
     """An Optuna trial for `space`: what the user fixed is given as it is and not drawn, so no sampler learns from it."""
 
@@ -135,7 +139,7 @@ class Grid:
 
 
 def make_grid(draw: Draw, *, seed: int) -> Grid:
-    """The grid of a space. Raises RecipeError when it draws real numbers without a step, or has too many points."""
+    """The grid of a space. Raises RecipeError when it draws real numbers without a step, or has too many points or none."""
     points = []
     for point in _points(draw):
         points.append(point)
@@ -185,22 +189,35 @@ def fitting(draw: Draw, *, values: Mapping[str, Any], fixed: Mapping[str, Any]) 
 
 
 def _points(draw: Draw) -> Iterator[dict[str, Any]]:
-    """Every point once: each call takes the first value of what is not given yet, and leaves the others for later."""
+    """Every point once: each call takes the first value of what is not given yet, and leaves the others for later.
+
+    Points for which the space raises are left out. Raises RecipeError where those are all.
+    """
     left: list[dict[str, Any]] = [{}]
+    found, refusal = False, ""
     while left:
         given = left.pop()
         probe = Probe(lambda name, distribution, given=given: given.get(name, _choices(name, distribution)[0]))
-        draw(probe)
-        yield probe.params
+        try:
+            draw(probe)
+        except _EndlessError:
+            raise
+        except Exception as error:  # recipes raise what they like
+            refusal = str(error) or repr(error)
+        else:
+            found = True
+            yield probe.params
         names = list(probe.params)
         for index, name in enumerate(names):
             if name not in given:
                 before = {known: probe.params[known] for known in names[:index]}
                 left += [{**before, name: value} for value in _choices(name, probe.distributions[name])[1:]]
+    if not found:
+        raise RecipeError(f"sampler=grid: the space allows none of its points ({refusal}); correct its recipe")
 
 
 def _choices(name: str, distribution: BaseDistribution) -> list[Any]:
-    """All values of a distribution. Raises RecipeError when there is no end of them."""
+    """All values of a distribution. Raises _EndlessError when there is no end of them."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if isinstance(distribution, IntDistribution):
@@ -208,7 +225,7 @@ def _choices(name: str, distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
         count = round((distribution.high - distribution.low) / distribution.step) + 1
         return [round(distribution.low + index * distribution.step, 12) for index in range(count)]
-    raise RecipeError(
+    raise _EndlessError(
         f"sampler=grid: the space draws {name} from real numbers without a step; expected choices, "
         f"give {name}=… a value, or choose another sampler=…"
     )
