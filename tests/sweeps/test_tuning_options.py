@@ -19,13 +19,17 @@ def test_options_that_do_not_exist_are_refused() -> None:
             ({"folds": text}, f"folds={text} cannot be used: expected all, or numbers")
             for text in ("0,0", "-1", "0,all", "")
         ),
+        *(
+            ({"name": name}, "cannot be used: expected a letter or digit, then")
+            for name in ("/tmp/x", "..", ".", "a/b", "-x")
+        ),
         ({"gpus": 2.0}, r"gpus=2\.0 cannot be used: expected a share above 0, at most 1"),
     )
     for options, words in refused:
         with pytest.raises(ValueError, match=words):
             SweepOptions(**options)
     assert SweepOptions(stop="hyperband", grace=0.5, warm="a,b").earlier == ("a", "b")
-    assert SweepOptions().earlier == ()
+    assert SweepOptions(name="second try.2").earlier == ()
 
 
 def test_folds_are_numbers_in_the_given_order_or_all() -> None:

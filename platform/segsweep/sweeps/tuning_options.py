@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from segsweep.errors import unknown
+from segsweep.models.registry import NAME
 from segsweep.sweeps.stopping import RULES
 from segsweep.sweeps.tuning_objectives import DICE, parse_objectives
 from segsweep.sweeps.tuning_sampling import SAMPLERS
@@ -41,6 +42,10 @@ class SweepOptions:
     pretrained: str = ""
 
     def __post_init__(self) -> None:
+        if self.name and not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name={self.name} cannot be used: expected a letter or digit, then at most 127 letters, digits, spaces and . _ + -"
+            )
         for key, least in (("trials", 1), ("concurrent", 0), ("workers", 1), ("register", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} cannot be used: expected at least {least}")
