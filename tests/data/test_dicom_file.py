@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from segsweep.data import dicom_file
 from segsweep.data.dicom_file import ENHANCED, is_dicom, items, numbers, open_dicom, sop_class, text, whole
@@ -99,7 +100,7 @@ def test_absurdly_large_files_are_not_read(dicom: Any, monkeypatch: pytest.Monke
 def test_what_has_many_frames_may_be_as_large_as_a_scan(kind: str, dicom: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = dicom.series().files[0]
     dataset = dcmread(path)
-    dataset.file_meta.MediaStorageSOPClassUID = kind
+    dataset.file_meta.MediaStorageSOPClassUID = UID(kind)
     dataset.save_as(path)
     size = path.stat().st_size
     monkeypatch.setattr(dicom_file, "MAX_FILE_BYTES", 100)
