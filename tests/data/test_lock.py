@@ -93,10 +93,11 @@ def test_a_lease_is_renewed_and_one_that_was_lost_interrupts(
         return json.loads(storage.read_bytes(uri))["renewed"]
 
     with pytest.raises(KeyboardInterrupt), leased(uri, otherwise=ResourceError("busy")):
-        begun = renewed()
+        begun, length = renewed(), len(storage.read_bytes(uri))
         object_storage.faults = {"PUT": [403]}
         while renewed() <= begun:
             time.sleep(0.02)
+        assert len(storage.read_bytes(uri)) == length
         storage.write_bytes(uri, b"{")
         while storage.read_bytes(uri) == b"{":
             time.sleep(0.02)

@@ -91,7 +91,8 @@ def _renew(uri: str, *, own: str, over: threading.Event) -> None:
 
 
 def _take(uri: str, *, own: str) -> None:
-    storage.write_bytes(uri, json.dumps({"holder": own, "renewed": time.time()}).encode())
+    # Always as many bytes: who asks for a file's length, and then reads another one, would have half of it.
+    storage.write_bytes(uri, json.dumps({"holder": own, "renewed": int(time.time())}).encode())
 
 
 def _holder(uri: str) -> str | None:
