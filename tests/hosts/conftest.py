@@ -1,6 +1,6 @@
 """A laptop and hosts of its own as namespaces of this machine (`hosts.sh`), and a cluster that `segsweep cluster up` started on them.
 
-For tests marked `hosts`: `run`, `kill`, `start`, `cut`, `join` and `processes` do to a host what may happen to one.
+For tests marked `hosts`: `run`, `kill`, `start`, `cut`, `join`, `unplug` and `processes` do to a host what may happen to one.
 """
 
 import os
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ class Hosts:
         subprocess.run(
             ("ip", "-n", self.laptop, "link", "set", f"v{host}", "master", f"{self.prefix}br", "up"), check=True
         )
+
+    def unplug(self, host: str, *, seconds: float) -> None:
+        """Pull a host's cable for a while."""
+        for state in ("down", "up"):
+            subprocess.run(("ip", "-n", self.laptop, "link", "set", f"v{host}", state), check=True)
+            if state == "down":
+                time.sleep(seconds)
 
     def up(self) -> None:
         """Make all hosts, without any Ray."""
