@@ -90,6 +90,7 @@ def test_every_field_says_why(name: str) -> None:
     ("old", "new", "sentence"),
     [
         ("cluster_name: segsweep", "cluster_nam: segsweep", "the file: .*cluster_nam.*; correct it"),
+        ("cluster_name: segsweep", "cluster_name: lab/a", "cluster_name: 'lab/a' would name files; expected letters"),
         ("  ssh_user:", "  ssh_usr:", "auth: .*ssh_usr.*; correct it"),
         ("  head_ip:", "  head:", "Ray cannot use it .*head_ip.*; correct it"),
         ("provider:\n", "provider: [\n", "is no YAML"),

@@ -70,6 +70,10 @@ def read_launch(file: Path) -> Launch:
         raise InputError(f"{file}: has no `provider`; expected a cluster's file as docs/cluster-onprem.yaml")
     _demand_no_gaps(found, file=file)
     launch = Launch(file=file, config=_prepared(found, file=file))
+    if not re.fullmatch(r"[\w.-]+", launch.name):
+        raise InputError(
+            f"{file}: cluster_name: {launch.name!r} would name files; expected letters, digits, dots, - and _"
+        )
     if "ssh_user" not in launch.config["auth"]:
         raise InputError(f"{file}: auth: has no ssh_user; expected the user who may log in on every host")
     if launch.config["provider"]["type"] == "aws" and not importlib.util.find_spec("boto3"):
