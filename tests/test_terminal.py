@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """What is printed where there is no terminal, of a training that was interrupted after its second epoch of five."""
     monkeypatch.setattr(terminal, "LINE_EVERY", 0.0)
     clock = iter(range(0, 1000, 30))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     with terminal.bars() as shown:
         shown.trial("trial-0001", 0, 0, "starting")
         for epoch in (3, 4, 5):

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from segsweep.errors import ResourceError, StoreError
 HOLD = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from segsweep.data.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -75,7 +77,8 @@ def test_of_two_that_take_a_lease_at_once_the_later_one_has_it(
     object_storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"{object_storage.uri}/.driver.json"
-    monkeypatch.setattr(lock.time, "sleep", lambda _seconds: lock._take(uri, own="another"))
+    later = SimpleNamespace(time=time.time, sleep=lambda _seconds: lock._take(uri, own="another"))
+    monkeypatch.setattr(lock, "time", later)
     with pytest.raises(ResourceError, match="busy"), leased(uri, otherwise=ResourceError("busy")):
         pass
     assert lock._holder(uri) == "another"

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,8 +91,7 @@ def test_without_a_budget_four_fifths_of_what_is_available_may_be_taken(monkeypa
 
 
 def test_a_full_disk_is_found_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("Usage", "free")
-    monkeypatch.setattr(budget.shutil, "disk_usage", lambda _folder: usage(free=GB))
+    monkeypatch.setattr(budget, "shutil", SimpleNamespace(disk_usage=lambda _folder: SimpleNamespace(free=GB)))
     with pytest.raises(ResourceError, match=f"takes 4 GB, {tempfile.gettempdir()} has 1 GB left; set TMPDIR"):
         find_room(wanting(GB, kept=4 * GB), resources=Resources(max_memory=resident_bytes() + 2 * GB))
 

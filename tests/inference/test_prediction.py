@@ -312,7 +312,7 @@ def test_an_ensemble_gives_the_same_from_memory_and_from_disk(heads: tuple[Head,
     in_memory = predictor.segment(**scan)
     assert not spilled
     monkeypatch.setattr("segsweep.inference.predictor.needs", lambda *_, **__: Needs(parts={}, kept=2**62))
-    monkeypatch.setattr(budget.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**62))
+    monkeypatch.setattr(budget, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=2**62)))
     assert np.array_equal(predictor.segment(**scan), in_memory)
     assert spilled == 2 * list(range(19)) and len(np.unique(in_memory)) == 3
 

@@ -35,7 +35,7 @@ def test_whoever_waits_for_room_says_so_once_with_the_time_since_when(monkeypatc
     told: list[Mapping[str, Any]] = []
     freed: list[int] = []
     clock = iter([100.0, 900.0])
-    monkeypatch.setattr(relays.time, "time", lambda: next(clock))
+    monkeypatch.setattr(relays, "time", SimpleNamespace(time=lambda: next(clock)))
     monkeypatch.setattr(relays, "free_orphans", lambda: freed.append(1))
     waiting = Waiting(SimpleNamespace(reports=SimpleNamespace(put=told.append)))  # type: ignore[arg-type]
 

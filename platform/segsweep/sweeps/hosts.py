@@ -1,12 +1,12 @@
 """A cluster's file as Ray reads it, and what is refused before anything starts: gaps, unknown fields, a cluster open to others."""
 
-import importlib.util
 import io
 import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def read_launch(file: Path) -> Launch:
         )
     if "ssh_user" not in launch.config["auth"]:
         raise InputError(f"{file}: auth: has no ssh_user; expected the user who may log in on every host")
-    if launch.config["provider"]["type"] == "aws" and not importlib.util.find_spec("boto3"):
+    if launch.config["provider"]["type"] == "aws" and not find_spec("boto3"):
         raise ResourceError(f"{file}: provider aws needs boto3, which is not installed; `pip install boto3`")
     return launch
 
