@@ -5,6 +5,7 @@ import socket
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -179,6 +180,19 @@ def test_our_own_ray_listens_on_loopback_only() -> None:
     listening = [(address, port) for address, port in _listening() if port in ports]
     assert {port for _, port in listening} == ports
     assert {address for address, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def test_a_machine_that_is_too_busy_for_ray_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = iter([Exception(f"The current node {cluster.TOO_SLOW}."), Exception("another")])
+
+    def init(**_told: object) -> None:
+        raise next(faults)
+
+    monkeypatch.setattr(cluster, "ray", SimpleNamespace(init=init))
+    with pytest.raises(ResourceError, match="Ray did not start within half a minute"):
+        cluster._start()
+    with pytest.raises(Exception, match="another"):
+        cluster._start()
 
 
 def _listening() -> list[tuple[str, int]]:

@@ -49,6 +49,8 @@ QUIET = {
 # Set where Ray starts here: such a cluster is one machine, has no dashboard, and ends with its driver. Nobody takes its nodes away, and
 # nobody reads its metrics.
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+# Ray's words, in a plain Exception, where its own processes did not start in 30 s.
+TOO_SLOW = "timed out during startup"
 # Folders that a worker must know to find the same recipes and results.
 PASSED_ON = ("SEGSWEEP_PROJECT", "SEGSWEEP_WORKSPACE")
 # How long a node may take to tell of its GPU: a process starts there, and imports torch.
@@ -111,7 +113,14 @@ def _start() -> None:
     keep_token()
     use_token()
     with _alone():
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            if TOO_SLOW not in str(error):
+                raise
+            raise ResourceError(
+                "Ray did not start within half a minute, for this machine is too busy; give the same command again when it is less so"
+            ) from None
 
 
 @contextmanager
