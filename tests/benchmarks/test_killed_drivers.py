@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,10 +32,11 @@ PATIENCE = 240
 
 
 @pytest.fixture
-def killing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def killing(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The benchmark that kills 20 drivers, and workers too."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("killed_drivers")
+    yield importlib.import_module("killed_drivers")
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # its children have its environment, and so this test's project
 
 
 @contextmanager
