@@ -177,15 +177,18 @@ def test_a_mean_is_over_the_papers_structures(tmp_path: Path) -> None:
     end(rows, trial, dice=0.5)
     folder = trial_folder(tmp_path, number=trial.number)
     result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps({**result, "dice/a": 0.25}))
+    surfaces = {"nsd": 0.6, "nsd/a": 0.125, "nsd/b": 0.9}
+    (folder / "result.json").write_text(json.dumps({**result, **surfaces, "dice/a": 0.25}))
     (folder / "validation.json").write_text(json.dumps({"c1": {"a": 0.25, "b": 0.5, "c": 0.75}}))
     document = written(rows)
-    assert document["rows"][0]["metrics"]["dice"]["ours"] == 0.25
+    metrics = document["rows"][0]["metrics"]
+    assert (metrics["dice"]["ours"], metrics["nsd"]["ours"]) == (0.25, 0.125)
     (notice,) = [text for text in document["notices"] if text.startswith("More structures")]
     assert "ours learned 2 that the paper's table is not about; its mean is over the other 1" in notice
     other = dataclasses.replace(rows, comparison=dataclasses.replace(TABLE, structures=("absent",)))
     document = written(other)
-    assert document["rows"][0]["metrics"]["dice"]["ours"] == 0.5
+    metrics = document["rows"][0]["metrics"]
+    assert (metrics["dice"]["ours"], metrics["nsd"]["ours"]) == (0.5, 0.6)
     assert not [text for text in document["notices"] if text.startswith("More structures")]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -25,6 +26,7 @@ from segsweep.sweeps.comparison import Comparison, Row, config_of, published_par
 from segsweep.sweeps.following import failure
 from segsweep.sweeps.initial import INITIAL
 from segsweep.sweeps.run_folder import MODEL, VALIDATION, joined_scores, read_result
+from segsweep.sweeps.tuning_objectives import DICE, NSD
 from segsweep.sweeps.tuning_study import CONFIG, FAILED, OUT_OF_MEMORY, SweptTrial, failed, swept
 from segsweep.sweeps.validation import summarise
 
@@ -192,9 +194,12 @@ def _every_score(rows: Rows) -> Scores:
 
 
 def _over(structures: Sequence[str], *, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures with `dice` as the mean over these structures alone, where there are any of them."""
-    own = [figures[f"dice/{name}"] for name in structures if f"dice/{name}" in figures]
-    return {**figures, "dice": sum(own) / len(own)} if own else dict(figures)
+    """The figures with `dice` and `nsd` as means over these structures alone, where there are any of them."""
+    own = {
+        measure: [figures[f"{measure}/{name}"] for name in structures if f"{measure}/{name}" in figures]
+        for measure in (DICE, NSD)
+    }
+    return {**figures, **{measure: fmean(values) for measure, values in own.items() if values}}
 
 
 def _compared(published: float | None, *, ours: float | None) -> dict[str, float | None]:
