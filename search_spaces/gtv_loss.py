@@ -10,7 +10,7 @@ from segsweep.sweeps.comparison import Row
 SOURCE = "Yang et al., SegRap2023 poster (task 2), table of training and validation"
 MEASURED = (
     "mean Dice and NSD on the challenge's 20 validation cases, predicted with flips; "
-    "ours is measured on the cases that the fold holds out, without flips"
+    "ours is measured with flips too, on the cases that the fold holds out"
 )
 DATASETS = ("segrap2023", "segrap2023_gtv")
 STRUCTURES = TUMOURS

@@ -117,3 +117,11 @@ def test_a_row_can_be_trained_at_any_scale(name: str, row: Row, scale: float) ->
         assert params.epochs == pytest.approx(full.epochs * scale, abs=3)
         assert all(8 <= edge <= most for edge, most in zip(params.patch_size, full.patch_size, strict=True))
     demand_network(row.trainable, params=params)
+
+
+@pytest.mark.parametrize(("name", "row"), TRAINED, ids=lambda value: getattr(value, "name", value))
+def test_a_page_says_of_flips_what_is_done(name: str, row: Row) -> None:
+    params = params_of(config_of(row, plan=PLAN, scale=1.0))
+    task = task_of(params.head or "softmax", patch_size=PLAN.patch_size)
+    flipped = load_method(row.trainable).inference(params, task=task).mirror != "none"
+    assert not (flipped and "without flips" in COMPARISONS[name].measured)
