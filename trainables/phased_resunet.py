@@ -60,7 +60,7 @@ class Params(TrainingParams):
     optimizer: Optimizer = "adam"
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
-    augmentation: Level = "none"
+    augmentation: Level = "flips"
     first_phase: float = 0.5
     rate_period: int = 20
     features: int = 16
@@ -99,6 +99,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "iterations": 50,
         "validation_iterations": 8,
         "learning_rate": 1e-3,
+        "augmentation": "none",
         "oversampling": "probabilistic",
         "foreground": 0.67,
         "supervision": "nnunet",

@@ -234,6 +234,12 @@ def test_flare22_scales_further():
     assert np.mean(scales) == pytest.approx(1.2, abs=0.03)
 
 
+def test_flips_draws_flips_alone():
+    warps = draws(400, level="flips")
+    assert {Warp(flips=warp.flips) for warp in warps} == set(warps)
+    np.testing.assert_allclose(np.mean([warp.flips for warp in warps], axis=0), 0.5, atol=0.08)
+
+
 def test_none_draws_nothing():
     assert set(draws(50, level="none")) == {Warp()}
 

@@ -65,7 +65,8 @@ def test_flare22_has_what_its_paper_names():
 
 def test_none_leaves_the_patch_alone():
     image = patch()
-    alter(image, level="none", generator=np.random.default_rng(0))
+    for level in ("none", "flips"):
+        alter(image, level=level, generator=np.random.default_rng(0))
     assert torch.equal(image, patch())
 
 

@@ -12,8 +12,10 @@ from segsweep import recipes
 from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import RecipeError
+from segsweep.learning.batches import draw
 from segsweep.learning.loop import train
 from segsweep.learning.patches import TrainingCase
+from segsweep.learning.sampling import Turn
 from segsweep.learning.setting import Setting
 from segsweep.learning.task import Task, normalise
 
@@ -150,6 +152,20 @@ def test_the_task_is_clipped_and_coarser() -> None:
     image = np.asarray([-1000, -200, 100, 700], np.int16).reshape(1, 1, 1, 4)
     assert normalise(image, normalisation=given.normalisation).ravel().tolist() == [-1, -1, 0.5, 1]
     assert RECIPE.task(params(slice_mm=1.0, coarsening=1), TASK).spacing == (1.0, 0.8, 0.8)
+
+
+def test_patches_are_flipped_and_not_altered_otherwise(make_case: Callable[..., TrainingCase]) -> None:
+    task = dataclasses.replace(TASK, patch_size=(16, 16, 16))
+    case, given = make_case(0, shape=(20, 20, 20)), params(batch_size=8, patch_size=(16, 16, 16), mirror="x")
+    turn = Turn(seed=3)
+    flipped, plain = (
+        draw([case], task=task, params=dataclasses.replace(given, mirror=mirror), turn=turn).image
+        for mirror in ("x", "none")
+    )
+    as_they_are = [torch.equal(*pair) for pair in zip(flipped, plain, strict=True)]
+    from_the_other_side = [torch.equal(*pair) for pair in zip(flipped, plain.flip(-1), strict=True)]
+    assert any(from_the_other_side) and any(as_they_are)
+    assert all(one != other for one, other in zip(as_they_are, from_the_other_side, strict=True))
 
 
 def test_only_slices_near_annotated_ones_are_trained_on(make_case: Callable[..., TrainingCase]) -> None:

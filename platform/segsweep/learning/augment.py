@@ -37,6 +37,7 @@ LIMITS: dict[str, Limits] = {
     "light": Limits(probability=0.2, turn=10, turn_flat=10, scale=(0.9, 1.1)),
     # The printed range of scales; chances and angles, which are not printed, are nnU-Net's.
     "flare22": Limits(probability=0.2, turn=30, turn_flat=180, scale=(0.6, 1.8)),
+    "flips": Limits(probability=0.0, turn=0, turn_flat=0, scale=(1.0, 1.0)),
 }
 
 
@@ -86,7 +87,7 @@ class Source:
 
 
 def draw_warp(*, level: Level, task: Task, mirror: str, generator: np.random.Generator) -> Warp:
-    """Rotation and scaling by their chances, a flip of each axis in `mirror` by one half.
+    """Rotation and scaling by their chances, a flip of each axis in `mirror` by one half; nothing at level "none".
 
     Left/right flips are left out where the flipped label cannot be written in the task's atoms.
     """

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Generator = np.random.Generator
-Level = Literal["nnunet", "light", "flare22", "none"]
+Level = Literal["nnunet", "light", "flare22", "flips", "none"]
 
 # A patch at least this many times longer than it is deep has slices too thick to mix (nnU-Net's "dummy 2D").
 FLAT = 3
@@ -148,5 +148,6 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step(name="contrast", probability=0.15, change=contrast),
         Step(name="gamma", probability=0.3, change=gamma),
     ),
+    "flips": (),
     "none": (),
 }

@@ -21,8 +21,8 @@ class TrainingParams:
     `patch_size` (voxels z, y, x), `batch_size` (patches per worker) and `head` come from the store's plan unless given.
     `batch_dice` pools Dice over the batch and over workers. `foreground` is the share of patches that are forced to hold foreground,
     `sampling` how joined datasets share the patches: as they have cases, by the square root of that, or batch by batch in turns.
-    `mirror` names the axes along which patches are flipped. `initial` is a model whose weights the training starts from: models:/NAME/3,
-    a checkpoint folder or the folder of a finished run.
+    `mirror` names the axes along which patches are flipped, unless `augmentation` is "none"; at "flips" nothing else is done. `initial`
+    is a model whose weights the training starts from: models:/NAME/3, a checkpoint folder or the folder of a finished run.
 
     `precision` "auto" computes in bfloat16 on a GPU and in float32 on a CPU. `accumulate` batches make one step of the weights, as one
     batch so many times as large (which batch Dice sees in parts; of MultiTalent's sum it is the mean). `recompute` keeps only what
