@@ -1,13 +1,15 @@
 """Dice on patches: counts of all of them are pooled before they are divided, and an average of weights takes part like any model."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from segsweep.learning.batches import draw
+from segsweep.learning.batches import Batch, draw
+from segsweep.learning.feeding import feed
 from segsweep.learning.pseudo_dice import VALIDATION, pseudo_dice
 from segsweep.learning.sampling import Turn
 from segsweep.learning.setting import Setting, plain
@@ -47,6 +49,25 @@ def test_patches_are_the_same_every_time_and_never_augmented(ball_setting: Make)
         pseudo_dice(Threshold(0.6), setting=ball_setting(augmentation=level)) for level in ("nnunet", "none", "none")
     ]
     assert values[0] == values[1] == values[2]
+
+
+def test_by_quota_every_dataset_has_its_share(ball_setting: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = ball_setting(iterations=500, validation_iterations=10, sampling="quota")
+    cases = tuple(dataclasses.replace(setting.validation[0], source=source) for source in range(5))
+    seen: list[int] = []
+
+    def counted(logits: Tensor, **_: object) -> Tensor:
+        return logits.new_zeros(1, 3)
+
+    def watched(*args: Any, **keywords: Any) -> Iterator[Batch]:
+        for batch in feed(*args, **keywords):
+            seen.extend(batch.source.unique().tolist())
+            yield batch
+
+    monkeypatch.setattr("segsweep.learning.pseudo_dice.feed", watched)
+    monkeypatch.setattr("segsweep.learning.pseudo_dice.dice_counts", counted)
+    pseudo_dice(Threshold(0.6), setting=dataclasses.replace(setting, validation=cases))
+    assert sorted(seen) == sorted([*range(5)] * 2)
 
 
 def test_what_is_nowhere_has_no_value(ball_setting: Make) -> None:

@@ -1,5 +1,7 @@
 """Dice on patches of the validation cases after every epoch: counts pooled over all of them, then one Dice a structure."""
 
+import dataclasses
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -18,16 +20,15 @@ VALIDATION = 1 << 30
 @torch.no_grad()
 def pseudo_dice(model: nn.Module, *, setting: Setting) -> dict[str, float]:
     """`patch_dice/STRUCTURE` and their mean `patch_dice` (0 to 1), of all workers together; empty without validation cases."""
-    params = plain(setting.params)
-    if not setting.validation or not params.validation_iterations:
+    steps = setting.params.validation_iterations
+    if not setting.validation or not steps:
         return {}
+    # By quota, datasets share these steps equally: those of a training's epoch are many more, and the first of them may leave one out.
+    params = dataclasses.replace(plain(setting.params), iterations=steps)
     model.eval()
     structures = setting.task.table.labels.structures
     counts = torch.zeros(len(structures), 3, dtype=torch.float64, device=setting.device)
-    turns = (
-        Turn(seed=setting.seed, epoch=VALIDATION, step=step, rank=rank(), ranks=ranks())
-        for step in range(params.validation_iterations)
-    )
+    turns = (Turn(seed=setting.seed, epoch=VALIDATION, step=step, rank=rank(), ranks=ranks()) for step in range(steps))
     for batch in feed(setting.validation, setting=setting, params=params, turns=turns):
         with computing(params.precision, device=setting.device):
             logits = model(batch.image, batch.source) if getattr(model, "takes_source", False) else model(batch.image)
