@@ -68,10 +68,12 @@ class TrainingParams:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected a number from 0")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema={self.ema} cannot be used: expected a decay from 0 to below 1, such as 0.999")
-        if self.scan_validation_every < 0:
-            raise ValueError(
-                f"scan_validation_every={self.scan_validation_every} cannot be used: expected epochs, or 0 for only the end"
-            )
+        for name, expected in (
+            ("scan_validation_every", "epochs, or 0 for only the end"),
+            ("validation_iterations", "batches, or 0 for none"),
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be used: expected {expected}")
         if not 0.0 <= self.nsd_tolerance < math.inf:
             raise ValueError(
                 f"nsd_tolerance={self.nsd_tolerance} cannot be used: expected a length in mm, or 0 for none"
