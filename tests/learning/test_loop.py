@@ -20,6 +20,11 @@ STAGES = (
     Stage(name="all", epochs=2, learning_rate=0.05, unlabelled=True, switches={"deep": False}),
     Stage(name="end", epochs=1, learning_rate=0.01, schedule="step", augment=False, switches={"deep": True}),
 )
+# All, then less, with gradients that are clipped.
+NARROWED = (
+    Stage(name="all", epochs=3, learning_rate=0.05),
+    Stage(name="head", epochs=1, learning_rate=0.05, parameters=("head.",), largest_gradient=0.01),
+)
 
 
 def assert_same_weights(setting: Setting, other: Setting) -> None:
@@ -43,6 +48,7 @@ def test_it_learns(ball_setting: Make) -> None:
         {"ema": 0.9},
         {"precision": "bfloat16"},
         {"precision": "float16", "ema": 0.5, "optimizer": "adamw"},
+        {"stages": NARROWED},
         {"stages": STAGES, "unlabelled": 2, "ema": 0.9, "precision": "float16"},
     ],
     ids=lambda params: " ".join(params) or "plain",

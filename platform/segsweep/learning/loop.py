@@ -98,6 +98,8 @@ def _train(
 
 def _start_stage(setting: Setting, *, stage: Stage) -> torch.optim.Optimizer:
     """Set the model's switches, let gradients flow into what the stage trains, and make its optimizer."""
+    # Else what the stage before left behind counts when gradients are clipped.
+    setting.model.zero_grad()
     for name, on in stage.switches.items():
         setting.model.get_buffer(name).fill_(on)
     for name, parameter in setting.model.named_parameters():
