@@ -1,13 +1,18 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from segsweep.data.structures import LabelSet
+from segsweep.data.planning import Normalisation
+from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.errors import RecipeError
+from segsweep.learning.method import load_method
+from segsweep.learning.task import Task
 from segsweep.run import Run
-from segsweep.sweeps.preparing import prepare
+from segsweep.sweeps.preparing import Prepared, needed_memory, prepare
 
 LABEL = np.zeros((16, 32, 32), dtype=np.uint8)
 LABEL[4:12, 8:24, 8:24] = 1
@@ -50,3 +55,21 @@ def test_other_numbers_of_channels_need_a_network_and_batches_for_them(joined: C
     with pytest.raises(RecipeError, match="the store has 3 channels; uniseg has first convolutions for 1, 2 and 4"):
         prepared = prepare(Run(trainable="uniseg", store=three, fold="all", params={**params, "sampling": "quota"}))
         prepared.method.build(prepared.params, task=prepared.task)
+
+
+def test_unlabelled_patches_need_memory_only_where_there_are_some() -> None:
+    method, labels = load_method("coarse_to_fine"), LabelSet(structures=("liver",))
+    task = Task(
+        channels=("CT",), table=LabelTable(labels=labels, atoms=((), (0,))), head="softmax", patch_size=(16, 16, 16),
+        spacing=(3.0, 2.0, 2.0), normalisation=(Normalisation(scheme="ct"),),
+    )  # fmt: skip
+
+    def needed(*annotated: tuple[str, ...], **values: object) -> int:
+        cases = {str(number): SimpleNamespace(annotated=names) for number, names in enumerate(annotated)}
+        store: Any = SimpleNamespace(cases=cases, training=lambda _fold: tuple(cases))
+        params = method.params({"preset": "small", "patch_size": (16, 16, 16), "batch_size": 2, **values})
+        run = Run(trainable="coarse_to_fine", store="store")
+        return needed_memory(Prepared(run=run, store=store, method=method, params=params, task=task))
+
+    every, some = (("liver",), ("liver",)), (("liver",), ())
+    assert needed(*some) > needed(*every) == needed(*some, consistency_weight=0)

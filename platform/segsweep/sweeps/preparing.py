@@ -101,9 +101,11 @@ def _covering(shape: Size, *, largest: Size) -> list[int]:
 
 def needed_memory(prepared: Prepared) -> int:
     """Estimated bytes of a worker's training step. Raises RecipeError when the patch fits no network."""
-    params, task = prepared.params, prepared.task
+    params, task, store = prepared.params, prepared.task, prepared.store
     model = prepared.method.build(params, task=task)
-    mixed = any(stage.unlabelled for stage in prepared.method.stages(params))
+    mixed = any(stage.unlabelled for stage in prepared.method.stages(params)) and not all(
+        store.cases[case_id].annotated for case_id in store.training(prepared.run.fold)
+    )
     try:
         return training_bytes(
             model,
