@@ -108,11 +108,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def task(params: Params, task: Task) -> Task:
-    """The store's task with clipped intensities in [-1, 1], voxels coarser in-plane and, if asked for, other slices."""
+    """The store's task with CT clipped to [-1, 1], voxels coarser in-plane and, if asked for, other slices; other channels keep their
+    rule."""
     z, y, x = task.spacing
     rule = Normalisation(scheme="ct", low=-WINDOW, high=WINDOW, mean=0.0, deviation=WINDOW)
     spacing = (params.slice_mm or z, y * params.coarsening, x * params.coarsening)
-    return dataclasses.replace(task, spacing=spacing).renormalised(lambda _: rule)
+    return dataclasses.replace(task, spacing=spacing).renormalised(
+        lambda planned: rule if planned.scheme == "ct" else planned
+    )
 
 
 def build(params: Params, task: Task) -> nn.Module:

@@ -154,6 +154,13 @@ def test_the_task_is_clipped_and_coarser() -> None:
     assert RECIPE.task(params(slice_mm=1.0, coarsening=1), TASK).spacing == (1.0, 0.8, 0.8)
 
 
+def test_only_ct_is_clipped() -> None:
+    own = Normalisation(scheme="z-score")
+    both = dataclasses.replace(TASK, channels=("CT", "T2"), normalisation=(*TASK.normalisation, own))
+    clipped, kept = RECIPE.task(params(), both).normalisation
+    assert (clipped.low, clipped.high, kept) == (-200.0, 200.0, own)
+
+
 def test_patches_are_flipped_and_not_altered_otherwise(make_case: Callable[..., TrainingCase]) -> None:
     task = dataclasses.replace(TASK, patch_size=(16, 16, 16))
     case, given = make_case(0, shape=(20, 20, 20)), params(batch_size=8, patch_size=(16, 16, 16), mirror="x")
