@@ -76,6 +76,14 @@ def test_a_driver_that_died_among_the_first_points_loses_none(prepared: Prepared
     assert len(study.trials) == 3, "a sweep that began keeps its first points"
 
 
+def test_first_points_that_a_fixed_parameter_makes_alike_are_one_trial(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipes.load("search_spaces", name="default")
+    both = begin(recipe, prepared=prepared, folder=tmp_path)
+    one = begin(recipe, prepared=prepared, folder=tmp_path, trainable="resenc_unet")
+    assert [point["trainable"] for point in both.first] == ["unet", "resenc_unet"]
+    assert one.first == ({key: value for key, value in both.first[0].items() if key != "trainable"},)
+
+
 def test_the_plain_spaces_first_trial_is_what_it_would_be_without_saying_so(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipes.load("search_spaces", name="default")
     silent = SimpleNamespace(space=recipe.space)

@@ -59,10 +59,12 @@ def search_start(
 
     defaults = {"trainable": prepared.run.trainable, **recipes.params_json(prepared.params)}
     first = recipe.first(plan) if hasattr(recipe, "first") else [default_point(draw, defaults=defaults)]
+    # Where points differed in what is fixed now, they are one and the same trial.
+    free = [{key: value for key, value in point.items() if key not in own} for point in first]
     return Start(
         draw=draw,
         ask=make_grid(draw, seed=prepared.run.seed) if sampler == "grid" else drawn,
-        first=tuple(filter(None, first)),
+        first=tuple(point for number, point in enumerate(free) if point and point not in free[:number]),
         earlier=earlier_studies(storage, names=warm, objectives=parse_objectives(objective)),
         fixed=fixed,
     )
