@@ -23,6 +23,7 @@ from segsweep.learning.memory import (
     resident_bytes,
     training_bytes,
 )
+from segsweep.learning.precision import Precision
 from segsweep.learning.task import Task
 
 
@@ -39,9 +40,8 @@ class TwoConvolutions(nn.Module):
         return [self.second(self.activation(self.first(x_BCZYX)))]
 
 
-def unet_bytes(patch_size: tuple[int, int, int], *, batch_size: int = 2, features: int = 4) -> int:
-    """The estimate for a small U-Net."""
-    task = Task(
+def task_of(patch_size: tuple[int, int, int]) -> Task:
+    return Task(
         channels=("CT",),
         table=LabelTable(labels=LabelSet(structures=("organ",)), atoms=((), (0,))),
         head="softmax",
@@ -49,9 +49,15 @@ def unet_bytes(patch_size: tuple[int, int, int], *, batch_size: int = 2, feature
         spacing=(1.0, 1.0, 1.0),
         normalisation=(Normalisation(scheme="ct"),),
     )
+
+
+def unet_bytes(patch_size: tuple[int, int, int], *, batch_size: int = 2, features: int = 4) -> int:
+    """The estimate for a small U-Net."""
     recipe = recipes.load("trainables", name="unet")
     params = recipes.build_params(recipe, values={"features": features, "levels": 3})
-    return training_bytes(recipe.build(params, task), patch_size=patch_size, channels=1, batch_size=batch_size)
+    return training_bytes(
+        recipe.build(params, task_of(patch_size)), patch_size=patch_size, channels=1, batch_size=batch_size
+    )
 
 
 def test_a_network_that_can_be_counted_by_hand() -> None:
@@ -81,6 +87,36 @@ def test_it_is_about_what_autograd_keeps() -> None:
         model(torch.zeros(2, 1, 16, 32, 32))[0].sum()
     estimate = training_bytes(model, patch_size=(16, 32, 32), channels=1, batch_size=2)
     assert 0.5 * estimate < sum(kept.values()) < 1.5 * estimate
+
+
+@pytest.mark.parametrize("name", ["unet", "resenc_unet"])
+def test_half_precision_keeps_half_as_much(name: str) -> None:
+    """Of a whole network, by what autograd saved under autocast; on a GPU that is what a training computes in unless it is told."""
+    recipe, size, kept = recipes.load("trainables", name=name), (32, 32, 32), {}
+    model = recipe.build(recipes.build_params(recipe, values={"features": 16, "levels": 4}), task_of(size)).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.zeros(2, 1, *size))
+    asked: tuple[tuple[Precision, bool], ...] = (
+        ("bfloat16", False),
+        ("float32", True),
+        ("auto", False),
+        ("auto", True),
+    )
+    half, whole, usual, on_gpu = (
+        training_bytes(model, patch_size=size, channels=1, batch_size=2, precision=precision, gpu=gpu)
+        for precision, gpu in asked
+    )
+    assert (usual, on_gpu) == (whole, half)
+    weights = 4 * WEIGHT_COPIES * sum(parameter.numel() for parameter in model.parameters())
+    assert half - weights == (whole - weights) / 2
+    assert outputs and 1 < (half - weights) / sum(kept.values()) < 2.5
 
 
 class Stages(nn.Module):

@@ -103,5 +103,6 @@ def test_no_more_trials_at_once_than_are_left_or_fit_into_memory(
     monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers, gpus: int(10 * needed * gpus) // workers)
     assert [tuning._most_at_once(prepared, left=left) for left in (0, 1, 3, 20)] == [1, 1, 3, 5]
     assert tuning._most_at_once(prepared, left=20, gpus=0.5) == 2, "each has half of a GPU's memory"
+    assert tuning._most_at_once(prepared, left=20, gpu=True) == 8, "half precision needs half as much"
     monkeypatch.setattr(tuning, "memory_per_worker", lambda *, workers, gpus: int(needed * gpus) // (2 * workers))
     assert tuning._most_at_once(prepared, left=20) == 1, "one trial is tried whatever it needs"

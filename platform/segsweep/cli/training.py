@@ -155,9 +155,9 @@ def _sweep_options(given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
 
 def _demand_possible(run: Run) -> None:
     """Refuse, before Ray starts, what this machine could never hold. (A cluster's memory is known once it is joined.)"""
-    from segsweep.learning.memory import machine_bytes
+    from segsweep.learning.memory import has_gpu, machine_bytes
     from segsweep.sweeps.preparing import demand_memory, prepare
 
     prepared = prepare(run)
     if "RAY_ADDRESS" not in os.environ:
-        demand_memory(prepared, available=machine_bytes())
+        demand_memory(prepared, available=machine_bytes(), gpu=has_gpu())

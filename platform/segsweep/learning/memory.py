@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from segsweep.data.geometry import Size
 from segsweep.errors import InputError
+from segsweep.learning.precision import Precision, number_format
 from segsweep.learning.recompute import stages_of
 
 # Kept for the backward pass: every leaf's output, once more as gradient while it flows back.
@@ -25,9 +26,16 @@ WEIGHT_COPIES = 4
 
 
 def training_bytes(
-    model: nn.Module, *, patch_size: Size, channels: int, batch_size: int, recompute: bool = False
+    model: nn.Module,
+    *,
+    patch_size: Size,
+    channels: int,
+    batch_size: int,
+    recompute: bool = False,
+    precision: Precision = "float32",
+    gpu: bool = False,
 ) -> int:
-    """Estimated peak bytes of one float32 training step on a batch of patches (voxels z, y, x).
+    """Estimated peak bytes of one training step, on a `gpu` or a CPU, on a batch of patches (voxels z, y, x).
 
     With `recompute`, of all stages only what they give is kept, and besides what is inside the largest one.
     """
@@ -46,7 +54,8 @@ def training_bytes(
     again = [sum(sizes) for sizes in inside]
     elements = sum(everything) - sum(again) + max(again, default=0) + sum(map(sum, given))
     weights = sum(parameter.numel() for parameter in model.parameters())
-    return 4 * (PASSES * elements + WEIGHT_COPIES * weights)
+    computed = number_format(precision, device=torch.device("cuda" if gpu else "cpu"))
+    return computed.itemsize * PASSES * elements + 4 * WEIGHT_COPIES * weights
 
 
 def forward_bytes(model: nn.Module, *, patch_size: Size, channels: int, batch_size: int) -> int:
@@ -113,9 +122,14 @@ def _given(stage: nn.Module) -> list[int]:
     return sizes
 
 
+def has_gpu() -> bool:
+    """Whether this machine has a GPU."""
+    return torch.cuda.is_available()
+
+
 def machine_bytes() -> int:
     """What one process can hold on this machine at most: its GPU's memory, or all of the main memory without one."""
-    if torch.cuda.is_available():
+    if has_gpu():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

@@ -99,8 +99,8 @@ def _covering(shape: Size, *, largest: Size) -> list[int]:
     return [min(most, -(-n // 16) * 16) for n, most in zip(shape, largest, strict=True)]
 
 
-def needed_memory(prepared: Prepared) -> int:
-    """Estimated bytes of a worker's training step. Raises RecipeError when the patch fits no network."""
+def needed_memory(prepared: Prepared, *, gpu: bool = False) -> int:
+    """Estimated bytes of a worker's training step, on a `gpu` or a CPU. Raises RecipeError when the patch fits no network."""
     params, task, store = prepared.params, prepared.task, prepared.store
     model = prepared.method.build(params, task=task)
     mixed = any(stage.unlabelled for stage in prepared.method.stages(params)) and not all(
@@ -113,6 +113,8 @@ def needed_memory(prepared: Prepared) -> int:
             channels=len(task.channels),
             batch_size=(params.batch_size or 1) * (2 if mixed else 1),
             recompute=params.recompute,
+            precision=params.precision,
+            gpu=gpu,
         )
     except RuntimeError:
         raise RecipeError(
@@ -121,9 +123,12 @@ def needed_memory(prepared: Prepared) -> int:
         ) from None
 
 
-def demand_memory(prepared: Prepared, *, available: int) -> None:
-    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, RecipeError when the patch fits no network."""
-    needed, batch_size = needed_memory(prepared), prepared.params.batch_size or 1
+def demand_memory(prepared: Prepared, *, available: int, gpu: bool = False) -> None:
+    """Raise ResourceError when a worker's training step cannot fit into `available` bytes, of a `gpu` or of the main memory.
+
+    Raises RecipeError when the patch fits no network.
+    """
+    needed, batch_size = needed_memory(prepared, gpu=gpu), prepared.params.batch_size or 1
     if needed > available:
         raise ResourceError(
             f"patch_size={prepared.task.patch_size} with batch_size={batch_size} needs about {describe(needed)} a worker, "

@@ -20,7 +20,7 @@ from segsweep.models.registry import register
 from segsweep.models.tracking import DATA_TAG, DICE_TAG, FOLD_TAG, Tracker
 from segsweep.run import Run
 from segsweep.sweeps.alone import alone
-from segsweep.sweeps.cluster import connect, memory_per_worker, share
+from segsweep.sweeps.cluster import connect, memory_per_worker, plain_resources, share
 from segsweep.sweeps.following import ERROR, Follow, Report, failure, silent
 from segsweep.sweeps.initial import INITIAL, demand_fitting, pin
 from segsweep.sweeps.lineage import lineage_of, scores_of
@@ -57,7 +57,8 @@ def train(run: Run, *, workspace: Workspace | None = None, report: Report = sile
     storage.exists(f"{trained.uri}/{RESULT}")  # where there is no such bucket, that is said before anything is trained
     trained.fetch(light)
     if not (folder / RESULT).is_file():
-        demand_memory(prepared, available=memory_per_worker(workers=run.workers))
+        gpu = plain_resources().gpus > 0
+        demand_memory(prepared, available=memory_per_worker(workers=run.workers), gpu=gpu)
         fitting = demand_fitting(prepared)
         if fitting is not None:
             report(name, 0, 0, f"starting from {run.params[INITIAL]}: {fitting}")

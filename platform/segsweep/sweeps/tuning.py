@@ -78,11 +78,19 @@ def tune(
         rows = _rows(comparison_of(recipe), options=chosen, study=study, sweep=folder, home=home)
         # Rows differ in the memory that they need, and without GPUs they would share it.
         left = 1 if rows and not least.gpus else trials_left(study, trials=chosen.trials)
-        concurrent = chosen.concurrent or _most_at_once(prepared, left=left, gpus=chosen.gpus)
+        gpu = least.gpus > 0
+        concurrent = chosen.concurrent or _most_at_once(prepared, left=left, gpus=chosen.gpus, gpu=gpu)
         resources = share(workers=chosen.workers, concurrent=concurrent, gpus=chosen.gpus)
         memory = memory_per_worker(workers=chosen.workers * concurrent, gpus=chosen.gpus)
         suggest = partial(
-            _suggest, recipe=rows or recipe, base=base, fixed=fixed, store=opened, memory=memory, workspace=place
+            _suggest,
+            recipe=rows or recipe,
+            base=base,
+            fixed=fixed,
+            store=opened,
+            memory=memory,
+            gpu=gpu,
+            workspace=place,
         )
         tracker = Tracker(place, experiment=opened.dataset)
         outbox = Outbox(tracker, name=name, say=partial(report, "MLflow", 0, 0))
@@ -122,9 +130,9 @@ def _kept(sweep: str, *, workspace: Workspace) -> str:
     return f"{shared(workspace).at(workspace.sweeps / sweep).uri}/{FILE}" if workspace.uri else ""
 
 
-def _most_at_once(prepared: Prepared, *, left: int, gpus: float = 1.0) -> int:
+def _most_at_once(prepared: Prepared, *, left: int, gpus: float = 1.0, gpu: bool = False) -> int:
     """As many runs as fit at once by cores or GPUs and by memory, and no more than are left to run."""
-    workers, needed = prepared.run.workers, needed_memory(prepared)
+    workers, needed = prepared.run.workers, needed_memory(prepared, gpu=gpu)
     counts = range(min(most_concurrent(workers=workers, gpus=gpus), left), 1, -1)
     return next((count for count in counts if needed <= memory_per_worker(workers=workers * count, gpus=gpus)), 1)
 
@@ -138,6 +146,7 @@ def _suggest(
     store: Store,
     memory: int,
     workspace: Workspace,
+    gpu: bool = False,
 ) -> dict[str, Any]:
     """Trainable and parameters of a trial; what the user fixed goes before what the space draws.
 
@@ -146,7 +155,7 @@ def _suggest(
     own = {key: value for key, value in fixed.items() if key != "preset"}
     config = pin({**recipe.space(FixedTrial(trial, fixed=own), store.plan), **own}, workspace=workspace)
     prepared = prepare(changed(base, config=config), opened=store)
-    demand_memory(prepared, available=memory)
+    demand_memory(prepared, available=memory, gpu=gpu)
     demand_fitting(prepared)
     return config
 
