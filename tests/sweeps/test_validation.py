@@ -17,6 +17,7 @@ from segsweep.errors import InputError
 from segsweep.evaluation.metrics import score
 from segsweep.evaluation.profiles import profile
 from segsweep.evaluation.whole_scans import Case, _nsd
+from segsweep.inference.predictor import Member
 from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.inference import CleanUp, Inference
@@ -44,12 +45,16 @@ class Everywhere(torch.nn.Module):
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.outputs = outputs
+        self.halved = False
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        self.halved = torch.is_autocast_enabled("cpu")
         return [torch.ones_like(image[:, :1]) * torch.arange(1, self.outputs + 1).view(1, -1, 1, 1, 1)]
 
 
-def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_is_scored_as_its_model_will_segment(
+    tiny_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     label = np.zeros((16, 32, 32), dtype=np.uint8)
     label[:8] = 1
     store = open_store(tiny_store("a", labels=LabelSet(structures=("liver",)), cases={"c": label}))
@@ -58,7 +63,7 @@ def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Pat
         channels=("CT",), table=store.table, head="softmax", patch_size=(16, 32, 32), spacing=(2.0, 1.0, 1.0),
         normalisation=(rule,),
     )  # fmt: skip
-    given = {"task": task, "store": store, "case_ids": ("c",)}
+    given: dict[str, Any] = {"task": task, "store": store, "case_ids": ("c",), "precision": "auto"}
     anchored = CleanUp(anchors=("liver",), farthest_mm=-1.0)
     for rules, dice in ((CleanUp(), 2 / 3), (anchored, 0.0)):
         pictures = tmp_path / "overlays"
@@ -82,6 +87,12 @@ def test_a_run_is_scored_as_its_model_will_segment(tiny_store: Callable[..., Pat
     assert 0 < surfaces["c"]["liver"] < 1
     nothing = np.zeros((4, 4, 4), dtype=bool)
     assert _nsd(nothing, truth=nothing, spacing=(1.0, 1.0, 1.0), tolerance=2.0) == 1.0
+    # On a GPU in the numbers that it was trained in.
+    monkeypatch.setattr(Member, "on_gpu", True)
+    for precision in ("bfloat16", "float32"):
+        model = Everywhere(2)
+        validate(model, inference=Inference(), finder=None, **{**given, "precision": precision})
+        assert model.halved == (precision == "bfloat16")
     # A finder that takes two channels cannot look at this scan: whoever asks it says so.
     two, method = dataclasses.replace(task, channels=("CT", "PET"), normalisation=(rule, rule)), load_method("unet")
     params = method.params({"features": 4})

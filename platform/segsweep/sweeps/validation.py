@@ -17,6 +17,7 @@ from segsweep.data.store import Store
 from segsweep.evaluation.whole_scans import Case, Scores, score_case
 from segsweep.inference.predictor import Member, Predictor, load_member
 from segsweep.learning.inference import Inference
+from segsweep.learning.precision import Precision
 from segsweep.learning.prefetch import prefetch
 from segsweep.learning.task import Task
 from segsweep.sweeps.meter import peak_memory
@@ -54,15 +55,15 @@ class Validated:
 
 def validate(
     model: nn.Module, *, task: Task, store: Store, case_ids: Sequence[str], inference: Inference, finder: Path | None,
-    nsd_tolerance: float = 0.0, pictures: Path | None = None,
+    precision: Precision, nsd_tolerance: float = 0.0, pictures: Path | None = None,
 ) -> Validated:  # fmt: skip
     """`score_case` of every case, on every worker; each worker segments its share of the cases.
 
-    `finder` is the checkpoint of the model that shows this one where to look, if it has one; `nsd_tolerance` as for `score_case`;
-    `pictures` a folder that gets CASE.png of the first cases.
+    `finder` is the checkpoint of the model that shows this one where to look, if it has one; `precision` what the model is trained in;
+    `nsd_tolerance` as for `score_case`; `pictures` a folder that gets CASE.png of the first cases.
     """
     found_by = None if finder is None else load_member(finder)
-    member = Member(model=model.eval(), task=task, inference=inference, finder=found_by)
+    member = Member(model=model.eval(), task=task, inference=inference, finder=found_by, precision=precision)
     predictor = Predictor(members=(member,))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -73,7 +73,10 @@ def _train(run: Run, *, place: Mirror, attempt: str) -> None:
     finder = None if inference.margin_mm is None else folder / checkpoint.FINDER
     if finder and (rank() == 0 or storage.is_remote(place.uri)):
         keep_finder(prepared.params.initial, task=prepared.task, folder=finder)
-    score = partial(validate, task=prepared.task, store=prepared.store, inference=inference, finder=finder)
+    score = partial(
+        validate, task=prepared.task, store=prepared.store, inference=inference, finder=finder,
+        precision=prepared.params.precision,
+    )  # fmt: skip
     every, meter = prepared.params.scan_validation_every, Meter()
     for epoch in train(setting, resume=resume):
         if rank() == 0:
