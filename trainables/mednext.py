@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "size": "S",
         "features": 8,
         "patch_size": [64, 64, 64],
-        "batch_size": 1,
+        "batch_size": 2,
         "epochs": 40,
         "iterations": 50,
         "validation_iterations": 8,

@@ -56,7 +56,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "depths": (1, 1, 1, 1),
         "window": 4,
         "patch_size": [64, 64, 64],
-        "batch_size": 1,
+        "batch_size": 2,
         "epochs": 40,
         "iterations": 50,
         "validation_iterations": 8,

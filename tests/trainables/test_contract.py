@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from segsweep.data.planning import Normalisation
 from segsweep.data.structures import LabelSet, LabelTable
 from segsweep.learning import checkpoint
 from segsweep.learning.params import TrainingParams
+from segsweep.learning.patches import forced_flags
 from segsweep.learning.task import Head, Task
 from segsweep.run import Run
 
@@ -72,6 +74,17 @@ def test_params_are_a_frozen_json_able_value(name: str) -> None:
         assert recipes.build_params(recipe, values=document) == params
         assert hash(params) == hash(recipes.build_params(recipe, values=document))
     assert recipe.Params() == recipes.build_params(recipe, values={}), "the defaults are a run of their own"
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+def test_no_preset_leaves_foreground_to_chance(name: str) -> None:
+    """The deterministic rule rounds its share: of a batch of one it forces none."""
+    recipe = recipes.load("trainables", name=name)
+    for values in presets(name):
+        params = recipes.build_params(recipe, values=values)
+        given, rule = params.batch_size or 2, params.oversampling
+        flags = forced_flags(given, foreground=params.foreground, rule=rule, generator=np.random.default_rng(0))
+        assert any(flags) or rule == "probabilistic", values
 
 
 @pytest.mark.parametrize("name", TRAINABLES)
