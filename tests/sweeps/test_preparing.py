@@ -37,6 +37,17 @@ def test_stores_of_as_many_channels_keep_their_own_rules(joined: Callable[..., s
     assert [task.scans(source).normalisation[0].scheme for source in (0, 1)] == ["ct", "z-score"]
 
 
+@pytest.mark.parametrize(("trainable", "patch_size"), [("unet", (16, 48, 48)), ("swin_unetr", (32, 64, 64))])
+def test_a_presets_patch_covers_small_scans_in_steps_of_the_network(
+    tiny_store: Callable[..., Path], trainable: str, patch_size: tuple[int, ...]
+) -> None:
+    label = np.zeros((16, 40, 40), dtype=np.uint8)
+    label[4:12, 8:24, 8:24] = 1
+    pair = (tiny_store(name, labels=LabelSet(structures=("liver",)), cases={"c": label}) for name in "ab")
+    run = Run(trainable=trainable, store=",".join(map(str, pair)), fold="all", params={"preset": "small"})
+    assert prepare(run).task.patch_size == patch_size
+
+
 def test_stores_whose_scans_are_alike_share_one_rule(joined: Callable[..., str]) -> None:
     run = Run(trainable="unet", store=joined(a=("CT",), b=("ceCT",)), fold="all", params={"preset": "small"})
     task = prepare(run).task

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segsweep import recipes
+from segsweep.data.geometry import Size
 from segsweep.learning.inference import Inference
 from segsweep.learning.losses import Loss, build_loss
 from segsweep.learning.params import TrainingParams
@@ -63,6 +64,11 @@ class Method:
     def any_channels(self) -> bool:
         """`ANY_CHANNELS`: whether images of one batch may have another number of channels than those of the next (usually not)."""
         return getattr(self.recipe, "ANY_CHANNELS", False)
+
+    @property
+    def divisor(self) -> Size:
+        """`DIVISOR`: what the network needs patches to be multiples of, in voxels along (z, y, x) (usually 16)."""
+        return getattr(self.recipe, "DIVISOR", (16, 16, 16))
 
     def _part(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(self.recipe, name, default)

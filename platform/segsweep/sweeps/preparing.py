@@ -80,7 +80,7 @@ def _filled(method: Method, *, store: Store, run: Run) -> TrainingParams:
     """The run's parameters, with what is open taken from the plan."""
     preset = {key: value for key, value in method.preset(run.params.get("preset")).items() if key not in run.params}
     own = (
-        {"patch_size": _covering(store.plan.median_shape, largest=preset["patch_size"])}
+        {"patch_size": _covering(store.plan.median_shape, largest=preset["patch_size"], by=method.divisor)}
         if "patch_size" in preset
         else {}
     )
@@ -94,9 +94,9 @@ def _filled(method: Method, *, store: Store, run: Run) -> TrainingParams:
     return dataclasses.replace(params, **taken)
 
 
-def _covering(shape: Size, *, largest: Size) -> list[int]:
-    """The smallest multiples of 16 voxels (z, y, x) that cover a scan, or the largest patch allowed."""
-    return [min(most, -(-n // 16) * 16) for n, most in zip(shape, largest, strict=True)]
+def _covering(shape: Size, *, largest: Size, by: Size) -> list[int]:
+    """The smallest multiples of `by` voxels (z, y, x) that cover a scan, or the largest patch allowed."""
+    return [min(most, -(-n // step) * step) for n, most, step in zip(shape, largest, by, strict=True)]
 
 
 def needed_memory(prepared: Prepared, *, gpu: bool = False) -> int:
