@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from segsweep.errors import RecipeError
 from segsweep.learning import checkpoint
 from segsweep.learning.loop import train
 from segsweep.learning.setting import Setting
@@ -37,6 +38,15 @@ def test_it_learns(ball_setting: Make) -> None:
     epochs = list(train(ball_setting(epochs=12)))
     assert epochs[-1].metrics["loss"] < epochs[0].metrics["loss"]
     assert epochs[-1].metrics["patch_dice"] > 0.6
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_that_diverges_ends_before_it_replaces_a_good_checkpoint(ball_setting: Make, optimizer: str) -> None:
+    stages = tuple(Stage(name=f"{rate}", epochs=1, learning_rate=rate) for rate in (0.05, 1e30))
+    epochs = train(ball_setting(optimizer=optimizer, stages=stages))
+    assert next(epochs).number == 0
+    with pytest.raises(RecipeError, match=r"epoch 2: the weights are not finite .* choose a lower learning_rate"):
+        next(epochs)
 
 
 @pytest.mark.parametrize(

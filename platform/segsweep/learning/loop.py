@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from segsweep.errors import RecipeError
 from segsweep.learning.average import Average
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.feeding import feed
@@ -47,7 +48,7 @@ def train(setting: Setting, *, resume: Snapshot | None = None) -> Iterator[Epoch
     """Train stage by stage and yield after every epoch; with `resume`, from the epoch after the snapshot's.
 
     A snapshot of the last epoch yields nothing. Under an initialised process group the model is trained data-parallel and metrics
-    are those of all ranks together. Raises RecipeError when activations cannot be recomputed.
+    are those of all ranks together. Raises RecipeError when activations cannot be recomputed, and when weights are no longer finite.
     """
     params = setting.params
     if resume is not None:
@@ -82,6 +83,7 @@ def _train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 loss = _train_epoch(setting, stage=stage, learner=learner, epoch=number, begin=begin)
+                _demand_finite(setting, epoch=number, rate=rate)
                 metrics = {"loss": loss, "learning_rate": rate, **pseudo_dice(validated, setting=setting)}
                 if "patch_dice" in metrics:
                     smoothed = _smooth(smoothed, metrics["patch_dice"])
@@ -137,6 +139,15 @@ def _train_epoch(setting: Setting, *, stage: Stage, learner: Learner, epoch: int
                 number=epoch * iterations + step,
             )
     return float(_mean_over_ranks(total / iterations))
+
+
+def _demand_finite(setting: Setting, *, epoch: int, rate: float) -> None:
+    """Raise RecipeError after an epoch that no later one can mend; the checkpoint of the one before it stays."""
+    if not all(bool(value.isfinite().all()) for value in setting.model.parameters()):
+        raise RecipeError(
+            f"epoch {epoch + 1}: the weights are not finite any more (its rate was {rate:g}); expected a training that converges: "
+            "choose a lower learning_rate, or precision=float32"
+        )
 
 
 def _turns(setting: Setting, *, epoch: int) -> Iterator[Turn]:
