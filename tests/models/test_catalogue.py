@@ -24,6 +24,16 @@ def test_an_address_asks_for_its_own_name_alone(
     assert asked == ["asked"]
 
 
+def test_names_with_quotes_are_listed_with_the_others(tracker, workspace, tmp_path: Path) -> None:
+    names = ('Bob\'s "best"', 'Bob_s "best"')
+    for name in names:
+        tracker.client.create_registered_model(name)
+        tracker.client.create_model_version(name, source=tmp_path.as_uri())
+    assert [version.uri for version in catalogue.models(workspace) if version.name in names] == [
+        f"models:/{name}/1" for name in names
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "dice"), [("0.8125", 0.8125), ("0", 0.0), ("nan", None), ("good", None), (None, None)]
 )

@@ -107,11 +107,14 @@ def versions(name: str, *, workspace: Workspace) -> list[Listed]:
 
 def listed_versions(client: MlflowClient, *, name: str) -> list[ModelVersion]:
     """A model's versions as MLflow has them, page after page."""
+    # A filter cannot hold a quote, as the names of others' models may; LIKE takes any letter for `_`.
+    pattern = name.replace("'", "_")
+    query = f"name {'=' if pattern == name else 'LIKE'} '{pattern}'"
     found: list[ModelVersion] = []
     token = None
     while token != "":
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
+        page = client.search_model_versions(query, page_token=token)
+        found += (version for version in page if version.name == name)
         token = page.token or ""
     return found
 
