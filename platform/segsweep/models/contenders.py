@@ -18,6 +18,10 @@ from segsweep.models.tracking import DATA_TAG, PARENT_TAG, TRIAL_TAG, answered, 
 from segsweep.run import Fold, Run
 from segsweep.workspace import Workspace
 
+# isort: split
+# After tracking, which sets the switches that MLflow reads when it is imported.
+from mlflow.entities import ViewType
+
 # More trials of one sweep than MLflow lists at a time are not made.
 MOST_TRIALS = 50_000
 
@@ -147,7 +151,10 @@ def choices(model: Contender, *, store: Store, cases: frozenset[str], workspace:
     trials = 0
     for parent, experiment in sweeps.items():
         query = f"tags.`{PARENT_TAG}` = '{parent}'"
-        children = client.search_runs([experiment], filter_string=query, max_results=MOST_TRIALS)
+        # Deleted ones too: a trial that was thrown away was chosen against all the same.
+        children = client.search_runs(
+            [experiment], filter_string=query, run_view_type=ViewType.ALL, max_results=MOST_TRIALS
+        )
         trials += len({run.data.tags.get(TRIAL_TAG, run.info.run_id) for run in children})
     return max(1, trials)
 
