@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +11,10 @@ from segsweep import cli
 from segsweep.data.store import Store
 from segsweep.errors import ModelError, RecipeError, SegsweepError, StoreError
 from segsweep.evaluation.measure import Measure
+from segsweep.evaluation.whole_scans import Scores
 from segsweep.learning import checkpoint
 from segsweep.learning.transfer import pinned
-from segsweep.models import registry
+from segsweep.models import promotion, registry
 from segsweep.models.catalogue import Registered, resolve, set_alias, versions
 from segsweep.models.promotion import promote
 from segsweep.models.tracking import TRIAL_TAG, Tracker
@@ -103,6 +105,27 @@ def test_by_default_nothing_is_promoted(enter: Enter, workspace: Workspace) -> N
     assert forced.outcome == "forced" and forced.reason == done.reason and champion("equal", workspace) == 2
     assert tags_of(new, workspace)["segsweep.promoted"] == "forced"
     assert forced.page is not None and "forced: not better with confidence" in forced.page.read_text()
+
+
+def test_a_champion_that_came_meanwhile_stays(
+    enter: Enter, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, other, new = (enter("meanwhile", threshold) for threshold in (BAD, GOOD, GOOD + 1))
+    set_alias("meanwhile", alias="champion", version=old.version, workspace=workspace)
+    segmenting = promotion.scan_scores
+
+    def crossed(model: Registered, **values: Any) -> Scores:
+        """Another process promotes while this one compares."""
+        set_alias("meanwhile", alias="champion", version=other.version, workspace=workspace)
+        return segmenting(model, **values)
+
+    monkeypatch.setattr(promotion, "scan_scores", crossed)
+    with pytest.raises(
+        ModelError, match=r"^models:/meanwhile/2 is champion now; expected models:/meanwhile/1, as when .*/3"
+    ):
+        promote(new.uri, workspace=workspace)
+    assert champion("meanwhile", workspace) == 2 and "segsweep.promoted" not in tags_of(new, workspace)
+    assert promote(new.uri, workspace=workspace).champion == other
 
 
 def test_too_few_cases_promote_nothing(enter: Enter, workspace: Workspace) -> None:

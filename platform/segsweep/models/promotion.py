@@ -193,7 +193,7 @@ def _concluded(
     workspace: Workspace,
     compared: _Compared | None = None,
 ) -> Promotion:
-    """Write a decision down, then move the alias."""
+    """Write a decision down, then move the alias. Raises ModelError when meanwhile it was moved elsewhere."""
     page = (
         None if compared is None or champion is None else _page_of(champion, candidate=candidate, workspace=workspace)
     )
@@ -205,6 +205,8 @@ def _concluded(
         verdict=compared.verdict if compared else None,
         page=page,
     )
+    if decision.promoted:
+        _demand_still(champion, candidate=candidate, workspace=workspace)
     client = connect(workspace)
     version = str(candidate.version)
     if page is not None and compared is not None:
@@ -226,6 +228,16 @@ def _concluded(
     if decision.promoted:
         set_alias(candidate.name, alias=CHAMPION, version=candidate.version, workspace=workspace)
     return decision
+
+
+def _demand_still(champion: Registered | None, *, candidate: Registered, workspace: Workspace) -> None:
+    """Raise ModelError unless the champion is still the one that was to be beaten: a comparison takes hours, and others promote too."""
+    now = _champion(candidate.name, workspace=workspace)
+    if now != champion:
+        raise ModelError(
+            f"{now.uri if now else 'no version'} is champion now; expected {champion.uri if champion else 'none'}, as when {candidate.uri} "
+            "was looked at, so nothing was changed; give the same command again (scores are kept)"
+        )
 
 
 def _report(decision: Promotion, *, compared: _Compared) -> PromotionReport:
