@@ -161,6 +161,39 @@ def test_the_best_of_a_sweep_has_to_make_up_for_the_choice(
     assert ", as the best of 20, on 10 cases" in done.reason
 
 
+@pytest.fixture
+def purged(enter: Enter, workspace: Workspace, tracker: Tracker) -> Callable[..., str]:
+    """A champion and a candidate whose run is gone for good, as after `mlflow gc`."""
+
+    def make(name: str, **values: object) -> str:
+        run_id = tracker.start(name)
+        duel(enter, name, workspace, thresholds=(BAD, GOOD), run_id=run_id, **values)
+        tracker.client.delete_run(run_id)
+        store: Any = tracker.client._tracking_client.store
+        store._hard_delete_run(run_id)
+        return run_id
+
+    return make
+
+
+def test_a_run_that_is_gone_is_named_before_any_scan_is_segmented(
+    purged: Callable[..., str], workspace: Workspace
+) -> None:
+    run_id = purged("purged")
+    told: list[tuple[str, int, int]] = []
+    with pytest.raises(ModelError, match=rf"^models:/purged/2: MLflow holds its run {run_id} no longer.*--force"):
+        promote("purged", workspace=workspace, progress=lambda *words: told.append(words))
+    assert not told
+    assert promote("purged", workspace=workspace, force=True).outcome == "forced"
+
+
+def test_a_decision_is_kept_although_its_run_is_gone(purged: Callable[..., str], workspace: Workspace) -> None:
+    purged("unchosen", fold="all")  # compared on the validation split, by which no trial was chosen
+    done = promote("unchosen", workspace=workspace, force=True)
+    assert done.reason.startswith("2 cases are too few") and done.page is not None and done.page.is_file()
+    assert champion("unchosen", workspace) == 2
+
+
 @pytest.mark.parametrize(
     ("difference", "sentence"),
     [

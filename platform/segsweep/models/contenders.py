@@ -20,7 +20,10 @@ from segsweep.workspace import Workspace
 
 # isort: split
 # After tracking, which sets the switches that MLflow reads when it is imported.
+from mlflow import MlflowClient
+from mlflow.entities import Run as RunOfMlflow
 from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 
 # More trials of one sweep than MLflow lists at a time are not made.
 MOST_TRIALS = 50_000
@@ -142,10 +145,10 @@ def choices(model: Contender, *, store: Store, cases: frozenset[str], workspace:
         if not cases & set(store.validation(training.run.fold)):
             continue
         own = client.get_model_version(training.version.name, str(training.version.version)).run_id
-        info = client.get_run(own) if own else None
+        info = _run(own, of=training.uri, client=client) if own else None
         # A fold's run lies under its trial's, and that one under the sweep's.
         while info is not None and PARENT_TAG in info.data.tags:
-            info = client.get_run(info.data.tags[PARENT_TAG])
+            info = _run(info.data.tags[PARENT_TAG], of=training.uri, client=client)
         if info is not None and info.info.run_id != own:
             sweeps[info.info.run_id] = info.info.experiment_id
     trials = 0
@@ -157,6 +160,26 @@ def choices(model: Contender, *, store: Store, cases: frozenset[str], workspace:
         )
         trials += len({run.data.tags.get(TRIAL_TAG, run.info.run_id) for run in children})
     return max(1, trials)
+
+
+def held_run(run_id: str, *, client: MlflowClient) -> RunOfMlflow | None:
+    """A run of MLflow, deleted or not; None when `mlflow gc` took it away for good."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _run(run_id: str, *, of: str, client: MlflowClient) -> RunOfMlflow:
+    found = held_run(run_id, client=client)
+    if found is None:
+        raise ModelError(
+            f"{of}: MLflow holds its run {run_id} no longer, so it is not known how many trials it was chosen from; "
+            "expected the run, deleted or not; train it again, or promote it with --force"
+        )
+    return found
 
 
 def _training(version: Registered, *, folder: Path, workspace: Workspace) -> Training:

@@ -23,7 +23,7 @@ from segsweep.evaluation.promotion_report import PromotionReport, render
 from segsweep.evaluation.summary import finite
 from segsweep.evaluation.whole_scans import Scores
 from segsweep.models.catalogue import Registered, resolve, set_alias, versions
-from segsweep.models.contenders import Contender, choices, contender, demand_comparable, open_data, unseen
+from segsweep.models.contenders import Contender, choices, contender, demand_comparable, held_run, open_data, unseen
 from segsweep.models.ensemble import load_predictor
 from segsweep.models.scores import scan_scores
 from segsweep.models.tracking import FROM_TAG, answered, connect
@@ -156,12 +156,12 @@ def _compare(
             f"{candidate.version.uri} and {champion.uri} share no annotated case that neither was trained on ({len(own.cases)} are new "
             f"to the one, {len(others.cases)} to the other); expected some: train both on the same fold, or keep a validation split"
         )
+    number = choices(candidate, store=opened, cases=frozenset(cases), workspace=workspace)
     tables = {}
     for version in (champion, candidate.version):
         told = None if progress is None else _pieces(progress, label=version.uri)
         scores = scan_scores(version, store=opened, case_ids=cases, workspace=workspace, measure=measure, progress=told)
         tables[version.uri] = _table(scores, structures=_annotated(opened, cases=cases))
-    number = choices(candidate, store=opened, cases=frozenset(cases), workspace=workspace)
     verdict = compare(
         tables[candidate.version.uri],
         champion=tables[champion.uri],
@@ -215,7 +215,7 @@ def _concluded(
         storage.write_bytes(page, content.encode())
         shared(workspace).at(page.parent).send(lambda name: name == page.name)
         run_id = client.get_model_version(candidate.name, version).run_id
-        if run_id:
+        if run_id and held_run(run_id, client=client):
             client.log_text(run_id, content, f"promotion/{page.name}")
     tags = {
         PROMOTED_TAG: outcome,
