@@ -15,5 +15,11 @@ def test_the_best_model_stands_first():
     assert "over 4 cases" in html
 
 
+def test_models_that_tie_have_no_order_whose_stability_is_told():
+    found = ranking(Contest(models=("a", "b"), scores=np.full((2, 4, 2, 2), 0.5)), by="structures")
+    html = ranking_section({"ranking": found})
+    assert "All models tie" in html and "nan" not in html
+
+
 def test_one_model_has_no_ranking():
     assert ranking_section({"ranking": {}}) == ""

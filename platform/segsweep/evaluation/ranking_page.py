@@ -1,5 +1,6 @@
 """The table of a ranking for the report: places, mean ranks by every way to rank, and how often each model leads."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,11 +44,16 @@ def ranking_section(summary: Mapping[str, Any]) -> str:
         for row in ranking_rows(ranking)
     ]
     tau = ranking["kendall_tau"]
+    agreement = (
+        "All models tie, so there is no order whose stability could be told."
+        if math.isnan(tau["mean"])
+        else f"{ranking['resamples']} bootstrap samples of the cases tell how stable the places are: Kendall's tau with this order is "
+        f"{tau['mean']:.2f} [{tau['low']:.2f}, {tau['high']:.2f}], 1 being the same order (Wiesenfarth et al. 2021)."
+    )
     lead = (
         f"Placed {WAYS[ranking['by']]}, over {ranking['cases']} cases. By structures: ranked in each structure and metric by the mean over "
         "cases (SegRap2023). By cases: ranked in each case and metric by the mean over structures (FLARE). By tests: as by structures, but "
         "models tie unless one is significantly better (one-sided Wilcoxon, Holm, 5 %). "
-        f"{ranking['resamples']} bootstrap samples of the cases tell how stable the places are: Kendall's tau with this order is "
-        f"{tau['mean']:.2f} [{tau['low']:.2f}, {tau['high']:.2f}], 1 being the same order (Wiesenfarth et al. 2021)."
+        f"{agreement}"
     )
     return f"<p class='muted'>{lead}</p>{table(heads, rows=rows, kind='text')}"
