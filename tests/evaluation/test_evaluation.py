@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,14 @@ def test_cases_of_the_viewer_are_chosen_before_anything_is_scored(tmp_path, refe
     assert "Not shown, for want of a prediction or for more than 255 label values: case2." in text
 
 
+def test_the_folder_that_one_is_in_has_its_own_name(tmp_path, reference, monkeypatch):
+    predictions = folder(tmp_path / "mine", maps={"case0": organs()})
+    monkeypatch.chdir(predictions)
+    found = evaluate(Path(), reference=reference, profile="plain", out=tmp_path / "out")
+    assert list(found.summary["models"]) == ["mine"]
+    assert "<h1>mine</h1>" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_axis_order_of_the_file_does_not_matter(tmp_path, reference):
     path = tmp_path / "turned"
     write_label_map(organs(shift=1)[:, ::-1, ::-1], geometry=RAS, path=path / "case0.nii.gz")
@@ -179,6 +188,9 @@ def test_refusals(tmp_path, reference):
     with pytest.raises(InputError, match="holds no label map"):
         (tmp_path / "empty").mkdir()
         evaluate(tmp_path / "empty", reference=reference, profile="plain", out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"'runs/a', which becomes part of a file's name"):
+        options = Options(compare={"runs/a": predictions})
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=options)
     (predictions / "labels.json").write_text('{"liver": [1, "2"]}')
     with pytest.raises(InputError, match="'liver' has"):
         evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,8 @@ def evaluate(
     chosen = options or Options()
     rules = find_profile(profile)
     rules = rules if chosen.tolerance is None else rules.with_tolerance(chosen.tolerance)
-    models = _models(predictions, compare=chosen.compare)
+    main = _name(predictions)
+    models = _models(predictions, name=main, compare=chosen.compare)
     if not isinstance(reference, Store):
         reference = open_stores(reference) if is_store(reference) else Path(reference)
     source = open_reference(reference, labels=chosen.labels)
@@ -99,11 +101,11 @@ def evaluate(
             chosen.progress(done, len(cases))
     scores = {name: tuple(tally.scores.get(name, ())) for name in models}
     lesions = {name: tuple(tally.lesion_scores.get(name, ())) for name in models}
-    if not scores[predictions.name]:
+    if not scores[main]:
         raise InputError(_nothing(predictions, tally=tally))
     summary = {"profile": rules.name, **tally.marks(), **summarise(scores, lesions=lesions, ranked=rules.ranked)}
     report = Report(
-        title=predictions.name,
+        title=main,
         scores=scores,
         summary=summary,
         source=Readable(source, failed=()),
@@ -126,14 +128,20 @@ def _nothing(predictions: Path, *, tally: Tally) -> str:
     )
 
 
-def _models(predictions: Path, *, compare: Mapping[str, Path]) -> Mapping[str, Source]:
-    if predictions.name in compare:
-        raise InputError(
-            f"compare names {predictions.name!r}, which is the evaluated folder's own name; choose another name"
-        )
-    return {predictions.name: open_folder(predictions)} | {
-        name: open_folder(folder) for name, folder in compare.items()
-    }
+def _name(folder: Path) -> str:
+    """What a folder is called, also where its path says no more than `.`"""
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100  resolving would follow links
+
+
+def _models(predictions: Path, *, name: str, compare: Mapping[str, Path]) -> Mapping[str, Source]:
+    if name in compare:
+        raise InputError(f"compare names {name!r}, which is the evaluated folder's own name; choose another name")
+    for other in compare:
+        if "/" in other:
+            raise InputError(
+                f"compare names {other!r}, which becomes part of a file's name; expected no slash in it; choose another name"
+            )
+    return {name: open_folder(predictions)} | {other: open_folder(folder) for other, folder in compare.items()}
 
 
 def _named_like(models: Mapping[str, Source], *, source: Source, labels: Path | None) -> Mapping[str, Source]:
