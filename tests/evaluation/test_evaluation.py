@@ -100,7 +100,17 @@ def test_cases_of_the_viewer_are_chosen_before_anything_is_scored(tmp_path, refe
     evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=options)
     text = (tmp_path / "out" / "report.html").read_text()
     assert text.count('class="volume"') == 1 and '"case":"case1"' in text
-    assert "Not shown, for want of a prediction or for more than 255 label values: case2." in text
+    assert "Not shown, for want of a prediction or reference, or for more than 255 label values: case2." in text
+
+
+def test_a_case_that_is_to_be_viewed_may_have_a_damaged_reference(tmp_path, reference):
+    predictions = folder(tmp_path / "some", maps={f"case{i}": organs(shift=i) for i in range(3)})
+    (reference / "case1.nii.gz").write_bytes(b"")
+    options = Options(view="case1,case2")
+    found = evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out", options=options)
+    assert len(found.failures) == 1 and {score.case for score in found.scores["some"]} == {"case0", "case2"}
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert '"case":"case2"' in text and "label values: case1." in text
 
 
 def test_the_folder_that_one_is_in_has_its_own_name(tmp_path, reference, monkeypatch):

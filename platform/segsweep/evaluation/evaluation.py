@@ -30,7 +30,7 @@ from segsweep.evaluation.sources import (
     require,
 )
 from segsweep.evaluation.summary import finite, summarise
-from segsweep.evaluation.tally import Readable, Tally
+from segsweep.evaluation.tally import REFERENCE, Readable, Tally
 from segsweep.evaluation.worst import view_of
 
 
@@ -108,7 +108,7 @@ def evaluate(
         title=main,
         scores=scores,
         summary=summary,
-        source=Readable(source, failed=()),
+        source=Readable(source, failed=tally.failures.get(REFERENCE, ())),
         models=tally.readable(),
         view=view,
     )

@@ -58,7 +58,8 @@ def _left_out(cases: Sequence[str]) -> str:
     if not cases:
         return ""
     names = html.escape(", ".join(cases))
-    return f"<p class='warn'>Not shown, for want of a prediction or for more than {viewer.MOST_VALUES - 1} label values: {names}.</p>"
+    most = viewer.MOST_VALUES - 1
+    return f"<p class='warn'>Not shown, for want of a prediction or reference, or for more than {most} label values: {names}.</p>"
 
 
 def _cards(summary: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def view_of(words: str, *, cases: Sequence[str]) -> int | tuple[str, ...]:
 
 
 def look(scores: Sequence[Score], *, source: Source, model: Source, view: int | tuple[str, ...]) -> Seen:
-    """Read each case that is shown once more; those without a prediction have nothing to show and are passed over."""
+    """Read each case that is shown once more; those without a prediction or reference have nothing to show and are passed over."""
     ranked = sorted(
         (score for score in scores if score.case in model.cases and not math.isnan(score.dice)),
         key=lambda score: (score.dice, score.nsd),
@@ -57,7 +57,7 @@ def look(scores: Sequence[Score], *, source: Source, model: Source, view: int | 
     figures: dict[Score, str] = {}
     packed: dict[str, Packed] = {}
     for case in dict.fromkeys((*wanted, *(score.case for score in pictured))):
-        if case not in model.cases:
+        if not (case in model.cases and case in source.cases):
             continue
         truth, image = source.read(case), source.image(case)
         found = read_case(model, case=case, like=truth)
