@@ -188,6 +188,34 @@ def test_artifacts_that_went_away_are_named(tracker, workspace, run_id, make_che
         registry.fetch("models:/moved/1", workspace=workspace)
 
 
+def test_downloads_of_two_processes_at_once_leave_the_first_one_alone(
+    tracker, workspace, run_id, make_checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = put(tracker, run_id, make_checkpoint("one", threshold=7.0), "raced")
+    model = registry.fetch(found.uri, workspace=workspace).parents[1]
+    other, others = workspace.root / "fetched" / found.digest, []
+
+    def download(*, dst_path: str, **_places: str) -> str:
+        shutil.copytree(model, other)
+        others.append((other / registry.DATA / "manifest.json").stat().st_ino)
+        return str(shutil.copytree(model, Path(dst_path) / "model"))
+
+    def broken(*, dst_path: str, **_places: str) -> str:
+        (Path(dst_path) / "part").write_bytes(b"half")
+        raise OSError("the connection was lost")
+
+    monkeypatch.setattr(registry.MlflowClient, "get_model_version_download_uri", lambda *_: "mlflow-artifacts:/m")
+    monkeypatch.setattr(registry, "download_artifacts", broken)
+    with pytest.raises(ModelError, match="connection was lost"):
+        registry.fetch(found.uri, workspace=workspace)
+    assert not list(other.parent.iterdir())
+    monkeypatch.setattr(registry, "download_artifacts", download)
+    folder = registry.fetch(found.uri, workspace=workspace)
+    assert (folder / "manifest.json").stat().st_ino in others, "a process that uses these files goes on using them"
+    assert list(other.parent.iterdir()) == [other]
+    assert checkpoint.verify(folder) == found.digest and folder.is_relative_to(other)
+
+
 def test_model_on_a_server_with_passwords_is_downloaded_once(
     locked: str, tmp_path: Path, monkeypatch, make_checkpoint
 ) -> None:

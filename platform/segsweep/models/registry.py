@@ -163,15 +163,29 @@ def _upload(folder: Path, *, client: MlflowClient, model_id: str, run_id: str) -
 def _download(found: Registered, *, workspace: Workspace) -> Path:
     client = connect(workspace)
     source = client.get_model_version_download_uri(found.name, str(found.version))
-    embedded = urlparse(source).scheme in ("", "file")
+    if urlparse(source).scheme in ("", "file"):
+        return _taken(found, source=source, to=None, workspace=workspace)
     cache = workspace.root / "fetched" / found.digest
-    if not embedded and _intact(cache / DATA):
+    if _intact(cache / DATA):
         return cache / DATA
-    scratch = None if embedded else Path(tempfile.mkdtemp(dir=_made(cache.parent), prefix=".partial-"))
+    with tempfile.TemporaryDirectory(dir=_made(cache.parent), prefix=".partial-") as scratch:
+        model = _taken(found, source=source, to=scratch, workspace=workspace).parents[1]
+        try:
+            if not _intact(cache / DATA):
+                shutil.rmtree(cache, ignore_errors=True)
+                model.rename(cache)
+        except OSError:
+            if not _intact(cache / DATA):  # another process may have been faster, and uses it already
+                raise
+    return cache / DATA
+
+
+def _taken(found: Registered, *, source: str, to: str | None, workspace: Workspace) -> Path:
+    """The folder with the manifest of a version, below `to`, or where it lies on this machine."""
     try:
         model = download_artifacts(
             artifact_uri=source,
-            dst_path=None if scratch is None else str(scratch),
+            dst_path=to,
             tracking_uri=workspace.tracking_uri,
             registry_uri=workspace.tracking_uri,
         )
@@ -180,12 +194,7 @@ def _download(found: Registered, *, workspace: Workspace) -> Path:
             f"{found.uri}: its files cannot be read from {public(source)} ({public(str(error))}); "
             "expected them where they were registered: restore that folder or register the checkpoint again"
         ) from error
-    if scratch is None:
-        return Path(model) / DATA
-    shutil.rmtree(cache, ignore_errors=True)
-    Path(model).rename(cache)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return cache / DATA
+    return Path(model) / DATA
 
 
 def _intact(folder: Path) -> bool:
