@@ -84,6 +84,8 @@ def test_another_orientation_is_another_model(results: Path, workspace: Workspac
 
 def test_a_checkpoint_that_cannot_be_read_registers_nothing(results: Path, workspace: Workspace) -> None:
     results.write_bytes(results.read_bytes()[:100])
+    with pytest.raises(ModelError, match="model name 'a/b' cannot be used"):
+        import_nnunet(Path("nowhere.pth"), name="a/b", workspace=workspace)
     with pytest.raises(ModelError, match="damaged"):
         import_nnunet(results, name="liver", workspace=workspace)
     assert models(workspace) == []

@@ -13,12 +13,13 @@ from segsweep import cli
 from segsweep.data.manifest import seal, unseal
 from segsweep.data.store import Store, open_store
 from segsweep.data.structures import LabelSet
+from segsweep.errors import ModelError
 from segsweep.evaluation.measure import Measure
 from segsweep.evaluation.selection import Limits
 from segsweep.evaluation.surface import surfaces
 from segsweep.evaluation.whole_scans import score_case
 from segsweep.models import registry
-from segsweep.models.ensemble import load_predictor
+from segsweep.models.ensemble import build, load_predictor
 from segsweep.models.selecting import PAGE, RECORD, build_greedy
 from segsweep.models.tracking import DATA_TAG
 from segsweep.sweeps.validation import summarise
@@ -132,6 +133,19 @@ def test_where_no_mean_is_better_the_best_single_is_the_ensemble(
         == f"no weighted mean beats {uris[1]} on the 7 cases of the choice, so the ensemble is that model alone"
     )
     assert len(load_predictor(done.registered.uri, workspace=workspace).members) == 1
+
+
+def test_a_name_that_cannot_be_used_is_refused_before_anything_is_computed(
+    store: Store, candidates: Put, tracker, workspace
+) -> None:
+    uris = candidates(-8.0, 8.0)
+    before = sorted(workspace.probabilities.rglob("*"))
+    with pytest.raises(ModelError, match="model name 'best/1' cannot be used"):
+        build_greedy(uris, store=store, name="best/1", tracker=tracker, limits=Limits(), measure=Measure())
+    assert sorted(workspace.probabilities.rglob("*")) == before
+    with pytest.raises(ModelError, match="model name 'best/1' cannot be used"):
+        build(uris, name="best/1", tracker=tracker)
+    assert not [run for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.run_name == "best/1"]
 
 
 def test_too_few_cases_out_of_fold_give_the_mean(tiny_store, tracker, make_checkpoint, workspace) -> None:

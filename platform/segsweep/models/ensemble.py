@@ -19,7 +19,7 @@ from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import MANIFEST, RUN, read_json, write_manifest
 from segsweep.learning.task import Task, task_from_json
 from segsweep.models.catalogue import Registered, models, resolve, versions
-from segsweep.models.registry import ENSEMBLE, fetch, register
+from segsweep.models.registry import ENSEMBLE, demand_name, fetch, register
 from segsweep.models.tracking import DATA_TAG, KIND_TAG, Tracker
 from segsweep.run import Run
 from segsweep.workspace import Workspace
@@ -103,6 +103,7 @@ def build(
     `record` (name -> text) are kept in its folder and shown with its run.
     Raises ModelError when there are fewer than two members, one is taken twice, or they do not segment the same thing.
     """
+    demand_name(name)
     chosen = distinct(members, workspace=tracker.workspace)
     pairs = zip(chosen, weights or [1.0] * len(chosen), strict=True)
     ensemble = Ensemble(

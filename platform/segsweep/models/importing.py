@@ -8,7 +8,7 @@ from segsweep.learning import checkpoint
 from segsweep.learning.checkpoint import Snapshot
 from segsweep.learning.nnunet import CANONICAL, read_nnunet
 from segsweep.models.catalogue import Registered
-from segsweep.models.registry import register
+from segsweep.models.registry import demand_name, register
 from segsweep.models.tracking import DIGEST_TAG, KIND_TAG, Tracker
 from segsweep.run import Run
 from segsweep.workspace import Workspace
@@ -29,6 +29,7 @@ def import_nnunet(
 
     Raises ModelError when it cannot be read or expressed.
     """
+    demand_name(name)
     found = read_nnunet(path, plans=plans, dataset_json=dataset_json, orientation=orientation)
     run = Run(trainable=found.trainable, store=f"nnunet:{found.dataset}", fold=found.fold)
     document = {"run": run.to_json(), "task": found.task.to_json(), "params": recipes.params_json(found.params)}

@@ -45,6 +45,12 @@ NAME_NOTE = (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}")
 
 
+def demand_name(name: str) -> None:
+    """Raise ModelError for a name under which no model can be registered: it is better said before hours of work than after."""
+    if not NAME.fullmatch(name):
+        raise ModelError(f"model name {name!r} cannot be used; expected letters, digits, '.', '_', '-', '+' and spaces")
+
+
 @answered()
 def register(
     folder: Path,
@@ -60,8 +66,7 @@ def register(
     `scores` are its Dice on whole held-out scans, for its page and the tag with their interval.
     A folder whose digest is already a version of that name is not stored again. Raises ModelError when it is damaged.
     """
-    if not NAME.fullmatch(name):
-        raise ModelError(f"model name {name!r} cannot be used; expected letters, digits, '.', '_', '-', '+' and spaces")
+    demand_name(name)
     digest = verify(folder)
     client = tracker.client
     _ensure_name(client, name=name)

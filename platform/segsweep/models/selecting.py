@@ -24,6 +24,7 @@ from segsweep.learning.checkpoint import METRICS
 from segsweep.models.candidates import Comparison, Progress, compare, find_candidates
 from segsweep.models.catalogue import Registered
 from segsweep.models.ensemble import build
+from segsweep.models.registry import demand_name
 from segsweep.models.tracking import Tracker
 
 RECORD, PAGE = "selection.json", "selection.html"
@@ -54,6 +55,7 @@ def build_greedy(
     ModelError when candidates were not trained on this version of the store, do not segment the same thing, or none keeps within the
     budget.
     """
+    demand_name(name)
     candidates = find_candidates(uris, store=store, workspace=tracker.workspace)
     cases = sorted(set.intersection(*(set(candidate.cases) for candidate in candidates)))
     groups = [store.cases[case_id].group or case_id for case_id in cases]
