@@ -77,6 +77,19 @@ def test_scores_stand_in_the_description_with_their_intervals(tracker, run_id, m
     assert "`candidate` is the best" in (tracker.client.get_registered_model("scored").description or "")
 
 
+def test_a_long_description_is_cut_to_what_every_database_holds(tracker, run_id, make_checkpoint) -> None:
+    names = [f"a structure with a long name, number {number}" for number in range(120)]
+    scores = {"c0": dict.fromkeys(names, 0.5)}
+    folder = make_checkpoint("one", threshold=3.5)
+    run = json.loads((folder / "run.json").read_text())
+    found = {"rules": {"largest": names}, "from": {"uri": "models:/a/1"}}
+    (folder / "run.json").write_text(json.dumps({**run, "clean_up": found}))
+    checkpoint.write_manifest(folder)
+    registry.register(folder, name="long", tracker=tracker, run_id=run_id, scores=scores)
+    description = tracker.client.get_model_version("long", "1").description
+    assert len(description) == 5000 and description.startswith("**Dice 0.500**")
+
+
 def test_fetch_by_version_alias_latest_and_folder(tracker, workspace, run_id, make_checkpoint) -> None:
     folders = [make_checkpoint(f"c{number}", threshold=float(number)) for number in range(2)]
     old, new = (put(tracker, run_id, folder, "fetched") for folder in folders)

@@ -20,7 +20,7 @@ from segsweep.learning.inference import CLEAN_UP
 from segsweep.models.cards import card, in_words, structures
 from segsweep.models.catalogue import Registered, listed_versions, resolve
 from segsweep.models.databases import public
-from segsweep.models.tracking import DIGEST_TAG, INTERVAL_TAG, Tracker, answered, connect
+from segsweep.models.tracking import DESCRIPTION_LENGTH, DIGEST_TAG, INTERVAL_TAG, Tracker, answered, connect, cut
 from segsweep.workspace import Workspace
 
 # isort: split
@@ -90,7 +90,7 @@ def register(
         source=logged.artifact_location,
         run_id=run_id,
         tags=every_tag,
-        description=describe(folder, scores=scores),
+        description=cut(describe(folder, scores=scores), limit=DESCRIPTION_LENGTH),
         model_id=logged.model_id,
     )
     return Registered(name=name, version=int(created.version), digest=digest)

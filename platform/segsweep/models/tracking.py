@@ -59,6 +59,8 @@ CONTEXT_TAG, NOTE_TAG = "mlflow.data.context", "mlflow.note.content"
 NON_FINITE_TAG = "segsweep.non_finite"
 # Limits of MLflow's stores (mlflow/utils/validation.py).
 PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 6000, 8000, 36
+# Of a version, which PostgreSQL holds MLflow to (mlflow/store/model_registry/dbmodels/models.py).
+DESCRIPTION_LENGTH = 5000
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 
 # HTTP: what a wrong password gets.
@@ -117,7 +119,7 @@ class Tracker:
 
         Values beyond MLflow's limits (6000 characters a parameter, 8000 a tag) are cut, with a note at the cut.
         """
-        texts = {key: _cut(_text(value), limit=TAG_LENGTH) for key, value in (tags or {}).items()}
+        texts = {key: cut(_text(value), limit=TAG_LENGTH) for key, value in (tags or {}).items()}
         if parent is not None:
             texts[PARENT_TAG] = parent
         created = self.client.create_run(self.experiment_id, start_time=started_ms, tags=texts, run_name=name)
@@ -155,7 +157,7 @@ class Tracker:
             if other is None:
                 return None
             experiment_id = other.experiment_id
-        wanted = {key: _cut(_text(value), limit=TAG_LENGTH) for key, value in tags.items()}
+        wanted = {key: cut(_text(value), limit=TAG_LENGTH) for key, value in tags.items()}
         query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in wanted.items())
         order = ["attributes.start_time DESC"]
         found = self.client.search_runs([experiment_id], filter_string=query, max_results=1, order_by=order)
@@ -169,7 +171,7 @@ class Tracker:
     @answered()
     def tag(self, run_id: str, values: Mapping[str, Any]) -> None:
         """Set tags; a tag that is there is replaced."""
-        texts = [RunTag(key, _cut(_text(value), limit=TAG_LENGTH)) for key, value in values.items()]
+        texts = [RunTag(key, cut(_text(value), limit=TAG_LENGTH)) for key, value in values.items()]
         self.client.log_batch(run_id, tags=texts)
 
     @answered()
@@ -225,7 +227,7 @@ class Tracker:
         self.client.set_terminated(run_id, status=status, end_time=ended_ms)
 
     def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        values = [Param(_key(key), _cut(_text(value), limit=PARAM_LENGTH)) for key, value in params.items()]
+        values = [Param(_key(key), cut(_text(value), limit=PARAM_LENGTH)) for key, value in params.items()]
         for first in range(0, len(values), PARAMS_AT_ONCE):
             self.client.log_batch(run_id, params=values[first : first + PARAMS_AT_ONCE])
 
@@ -285,7 +287,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _cut(text: str, *, limit: int) -> str:
+def cut(text: str, *, limit: int) -> str:
+    """A text of at most so many characters, with a note where it was cut."""
     if len(text) <= limit:
         return text
     note = f"… (cut; {len(text)} characters)"
