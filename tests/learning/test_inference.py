@@ -28,5 +28,27 @@ def test_what_a_document_records_takes_the_place_of_the_methods_own() -> None:
     assert own.recorded({"clean_up": {"rules": {"foreground": "largest"}}}) == Inference(
         overlap=0.25, clean_up=CleanUp(foreground="largest")
     )
-    with pytest.raises(ModelError, match="records the clean-up smallest; expected rules that this segsweep knows"):
-        own.recorded({"clean_up": {"rules": {"smallest": ["liver"]}}})
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"smallest": ["liver"]},
+        {"largest": "liver"},
+        {"largest": [1]},
+        {"farthest_mm": "170"},
+        {"axes": 3},
+        {"foreground": "most"},
+    ],
+)
+def test_rules_that_are_not_known_are_refused(rules: dict[str, object]) -> None:
+    with pytest.raises(
+        ModelError, match=f"records the clean-up {next(iter(rules))}; expected rules that this segsweep"
+    ):
+        Inference().recorded({"clean_up": {"rules": rules}})
+
+
+@pytest.mark.parametrize("recorded", [{}, [], 5, {"rules": 3}, {"rules": ["largest"]}])
+def test_a_record_that_holds_no_rules_is_refused(recorded: object) -> None:
+    with pytest.raises(ModelError, match=r"the model's clean_up: cannot be used .*; use another checkpoint"):
+        Inference().recorded({"clean_up": recorded})

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from segsweep.errors import ModelError
+from segsweep.errors import ModelError, understood
 
 # Field of run.json and ensemble.json: a clean-up that was found for the model after its training.
 CLEAN_UP = "clean_up"
@@ -55,15 +55,23 @@ class Inference:
         """These settings with the clean-up that a model's document records; as they are where it records none. Raises ModelError."""
         if CLEAN_UP not in document:
             return self
-        return replace(self, clean_up=clean_up_from_json(document[CLEAN_UP]["rules"]))
+        with understood(f"the model's {CLEAN_UP}", otherwise=ModelError, do="use another checkpoint"):
+            return replace(self, clean_up=clean_up_from_json(dict(document[CLEAN_UP]["rules"])))
 
 
 def clean_up_from_json(values: Mapping[str, Any]) -> CleanUp:
-    """The CleanUp that `to_json` wrote. Raises ModelError for a rule that this version does not know."""
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    try:
-        return CleanUp(**given)
-    except TypeError:
+    """The CleanUp that `to_json` wrote. Raises ModelError for a rule, or a value of one, that this version does not know."""
+    if not all(_known(name, value=value) for name, value in values.items()):
         raise ModelError(
             f"the model records the clean-up {', '.join(values)}; expected rules that this segsweep knows; update segsweep"
-        ) from None
+        )
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return CleanUp(**given)
+
+
+def _known(name: str, *, value: object) -> bool:
+    if name in ("largest", "anchors"):
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if name == "farthest_mm":
+        return isinstance(value, int | float)
+    return value in {"axes": ("zyx", "z"), "foreground": ("all", "largest")}.get(name, ())
