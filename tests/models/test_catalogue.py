@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from segsweep.errors import ModelError
 from segsweep.models import catalogue
 from segsweep.models.tracking import DIGEST_TAG
 from segsweep.workspace import Workspace
@@ -32,6 +33,12 @@ def test_names_with_quotes_are_listed_with_the_others(tracker, workspace, tmp_pa
     assert [version.uri for version in catalogue.models(workspace) if version.name in names] == [
         f"models:/{name}/1" for name in names
     ]
+
+
+def test_a_name_without_versions_is_not_called_unknown(tracker, workspace) -> None:
+    tracker.client.create_registered_model("bare")  # as a registration that was interrupted leaves it
+    with pytest.raises(ModelError, match=r"^bare is registered without any version; register one"):
+        catalogue.resolve("models:/bare", workspace=workspace)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def models(workspace: Workspace) -> list[Listed]:
 
 @answered()
 def versions(name: str, *, workspace: Workspace) -> list[Listed]:
-    """The versions of one registered model, oldest first. Raises ModelError with the nearest names when there is none."""
+    """The versions of one registered model, oldest first. Raises ModelError, with the nearest names, when there is none."""
     client = None if _untouched(workspace) else connect(workspace)
     try:
         found = _of(client.get_registered_model(name), client=client) if client else []
@@ -101,6 +101,8 @@ def versions(name: str, *, workspace: Workspace) -> list[Listed]:
         found = []
     if not found:
         known = [model.name for model in _names(client)] if client else []
+        if name in known:
+            raise ModelError(f"{name} is registered without any version; register one, or choose another model")
         raise ModelError(unknown(name, kind="registered models", known=known))
     return found
 
