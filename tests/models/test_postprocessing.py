@@ -97,3 +97,17 @@ def test_only_cases_that_are_new_to_the_model_count(
         postprocess(everything.uri, workspace=workspace)
     with pytest.raises(ModelError, match="does not say what it was trained on"):
         postprocess(enter("unknown", CRUMBS, data="").uri, workspace=workspace)
+
+
+def test_a_deleted_run_is_named_before_anything_is_segmented(
+    enter: Enter, tracker: Tracker, workspace: Workspace
+) -> None:
+    run_id = tracker.start("thrown away")
+    raw = enter("thrown-away", CRUMBS, fold=1, run_id=run_id)
+    tracker.client.delete_run(run_id)
+    told: list[tuple[int, int]] = []
+    with pytest.raises(ModelError, match=rf"was deleted; .*; mlflow runs restore --run-id {run_id}$"):
+        postprocess(raw.uri, workspace=workspace, progress=lambda *counts: told.append(counts))
+    assert not told
+    tracker.client.restore_run(run_id)
+    assert postprocess(raw.uri, workspace=workspace).registered is not None

@@ -14,10 +14,20 @@ from segsweep.evaluation.postprocessing import Found, choose, try_case
 from segsweep.learning.checkpoint import MANIFEST, RUN, read_json, write_manifest
 from segsweep.learning.inference import CLEAN_UP
 from segsweep.models.catalogue import Registered, resolve, versions
-from segsweep.models.contenders import contender, demand_comparable, open_data, unseen
+from segsweep.models.contenders import contender, demand_comparable, held_run, open_data, unseen
 from segsweep.models.ensemble import load_predictor
 from segsweep.models.registry import ENSEMBLE, fetch, register
-from segsweep.models.tracking import DATA_TAG, FOLD_TAG, FROM_TAG, KIND_TAG, SWEEP_TAG, TRIAL_TAG, Tracker, answered
+from segsweep.models.tracking import (
+    DATA_TAG,
+    FOLD_TAG,
+    FROM_TAG,
+    KIND_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+    Tracker,
+    answered,
+    connect,
+)
 from segsweep.workspace import Workspace
 
 # What a version keeps of the one that it comes from. Not its Dice: `ensemble` would take the same weights twice.
@@ -61,6 +71,7 @@ def postprocess(
             f"{version.uri} was trained on every annotated case of {opened.uri}; expected some that are new to it: train it on a fold, "
             "or keep a validation split"
         )
+    run_id = _run_id(version, workspace=workspace)
     predictor = load_predictor(version.uri, workspace=workspace)
     tried = {}
     for done, case_id in enumerate(cases, start=1):
@@ -68,7 +79,9 @@ def postprocess(
         if progress is not None:
             progress(done, len(cases))
     found = choose(tried, present=predictor.members[0].inference.clean_up)
-    registered = _register(version, found=found, store=opened, workspace=workspace) if found.helps else None
+    registered = (
+        _register(version, found=found, store=opened, run_id=run_id, workspace=workspace) if found.helps else None
+    )
     return Postprocessed(version=version, cases=len(cases), found=found, registered=registered)
 
 
@@ -80,12 +93,25 @@ def in_words(found: Found) -> str:
 
 
 @answered()
-def _register(version: Registered, *, found: Found, store: Store, workspace: Workspace) -> Registered:
+def _run_id(version: Registered, *, workspace: Workspace) -> str:
+    """The run that made a version, and will have the new one too. Raises ModelError where MLflow would refuse that."""
+    client = connect(workspace)
+    run_id = client.get_model_version(version.name, str(version.version)).run_id
+    run = held_run(run_id, client=client) if run_id else None
+    if run is None:
+        raise ModelError(f"{version.uri} belongs to no run; expected the one that made it; register the model again")
+    if run.info.lifecycle_stage != "active":
+        raise ModelError(
+            f"{version.uri} belongs to the run {run_id}, which was deleted; expected it, since the new version belongs to it too; "
+            f"mlflow runs restore --run-id {run_id}"
+        )
+    return run.info.run_id
+
+
+@answered()
+def _register(version: Registered, *, found: Found, store: Store, run_id: str, workspace: Workspace) -> Registered:
     tracker = Tracker(workspace, experiment=store.dataset)
     known = {item.version: item.tags for item in versions(version.name, workspace=workspace)}[version.version]
-    run_id = tracker.client.get_model_version(version.name, str(version.version)).run_id
-    if not run_id:
-        raise ModelError(f"{version.uri} belongs to no run; expected the one that made it; register the model again")
     tags = {key: known[key] for key in KEPT_TAGS if key in known}
     with tempfile.TemporaryDirectory(prefix="segsweep-") as scratch:
         folder = Path(scratch) / "model"
