@@ -1,10 +1,12 @@
 """What all verbs share: the application that they belong to, and the arguments that several of them take."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from segsweep import recipes
+from segsweep.errors import InputError
 
 app = typer.Typer(
     add_completion=False,
@@ -49,6 +51,14 @@ def about() -> None:
       AWS_ENDPOINT_URL     object storage of s3:// addresses      (Amazon S3)
       TMPDIR               folder for what is soon deleted             (/tmp)
     """
+
+
+def here(folder: Path) -> Path:
+    """A folder on this machine. Raises InputError for an s3:// address: as a path it would be a new folder `s3:`."""
+    if str(folder).startswith("s3:/"):
+        address = str(folder).replace(":/", "://", 1)
+        raise InputError(f"{address}: results are written on this machine alone; expected a folder; copy it afterwards")
+    return folder
 
 
 def parsed(values: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from segsweep import recipes
-from segsweep.cli.app import app
+from segsweep.cli.app import app, here
 from segsweep.terminal import bars, complain, console, counted, say
 from segsweep.workspace import current_workspace
 
@@ -18,7 +18,7 @@ from segsweep.workspace import current_workspace
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model's address, or a model folder.")],
     scans: Annotated[str, typer.Argument(metavar="SCANS", help="A scan, a folder of scans, or a store.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the label maps.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", callback=here, help="Folder for the label maps.")],
     split: Annotated[str, typer.Option(help="Of a store: train, validation or test.")] = "validation",
     mirror: Annotated[
         str | None,
@@ -104,7 +104,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder that `predict` wrote.")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="A store, or a folder of label maps.")],
     profile: Annotated[str, typer.Option(help="Whose rules; the names are above.")] = "plain",
-    out: Annotated[Path, typer.Option(help="Folder for scores and report.")] = Path("evaluation"),
+    out: Annotated[Path, typer.Option(callback=here, help="Folder for scores and report.")] = Path("evaluation"),
     labels: Annotated[Path | None, typer.Option(help="JSON file: structure name -> its values in label maps.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Of the NSD in mm, in place of the profile's.")] = None,
     lesions: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Structure to score by lesion too.")] = None,

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from segsweep.cli.app import StorePath, app
+from segsweep.cli.app import StorePath, app, here
 from segsweep.terminal import bars, complain, counted, say
 from segsweep.workspace import current_workspace
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", callback=here, help="Where everything goes.")] = Path(
+        "demo"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 0,
 ) -> None:
     """Walk the whole way on a phantom, in about 5 minutes on 2 cores.
