@@ -49,6 +49,14 @@ def test_dice_of_a_version_is_a_number_or_nothing(text: str | None, dice: float 
     assert catalogue.Listed(name="a", version=1, digest="", aliases=(), tags=tags).dice == dice
 
 
+def test_a_database_with_options_is_found(tracker, workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"{workspace.tracking_uri}?timeout=60"
+    tracker.client.create_registered_model("there")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(ModelError, match="there is registered without any version"):
+        catalogue.resolve("models:/there", workspace=workspace)
+
+
 def test_listing_makes_no_database(tmp_path: Path) -> None:
     assert catalogue.models(Workspace(root=tmp_path)) == []
     assert list(tmp_path.iterdir()) == []

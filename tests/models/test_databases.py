@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from segsweep.errors import ResourceError
-from segsweep.models.databases import demand_database, public
+from segsweep.models.databases import demand_database, public, sqlite_file
 from segsweep.models.tracking import connect
 from segsweep.workspace import Workspace
 
@@ -27,6 +27,20 @@ from segsweep.workspace import Workspace
 )
 def test_passwords_are_left_out_of_addresses_and_of_texts_with_them(text: str, shown: str) -> None:
     assert public(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("sqlite:////a/b c.db", "/a/b c.db"),
+        ("sqlite:///b.db?timeout=60", "b.db"),
+        ("sqlite://", None),
+        ("sqlite:b.db", None),
+        ("postgresql:///runs", None),
+    ],
+)
+def test_the_file_of_a_database_is_known_whatever_stands_behind_it(address: str, file: str | None) -> None:
+    assert sqlite_file(address) == (None if file is None else Path(file))
 
 
 def test_a_database_that_cannot_be_used_is_one_sentence(

@@ -4,10 +4,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from segsweep.errors import ModelError, unknown
-from segsweep.models.databases import public
+from segsweep.models.databases import public, sqlite_file
 from segsweep.models.tracking import DICE_TAG, DIGEST_TAG, answered, connect
 from segsweep.workspace import Workspace
 
@@ -123,8 +122,8 @@ def listed_versions(client: MlflowClient, *, name: str) -> list[ModelVersion]:
 
 def _untouched(workspace: Workspace) -> bool:
     """Whether nothing was ever written to the embedded database: asking it would make it."""
-    database = workspace.tracking_uri.removeprefix("sqlite:///")
-    return database != workspace.tracking_uri and not Path(database).exists()
+    file = sqlite_file(workspace.tracking_uri)
+    return file is not None and not file.exists()
 
 
 def _names(client: MlflowClient) -> list[RegisteredModel]:

@@ -1,8 +1,9 @@
 """Databases by their address: what may be said of one, and whether it can be used, in one sentence."""
 
 import re
+from pathlib import Path
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -16,6 +17,14 @@ EXTRA = "pip install 'segsweep[cluster]'"
 def public(text: str) -> str:
     """An address, or a text with addresses, without the names and passwords that they may hold."""
     return _SECRET.sub(lambda found: "//" if found[0].startswith("//") else "***", text)
+
+
+def sqlite_file(address: str) -> Path | None:
+    """The file of a SQLite address (`sqlite:///FILE?timeout=60`); None for any other address."""
+    if not address.startswith("sqlite:///"):
+        return None
+    file = make_url(address).database
+    return Path(file) if file else None
 
 
 def reason(error: BaseException) -> str:
