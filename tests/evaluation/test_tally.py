@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from segsweep.data.geometry import Geometry
-from segsweep.errors import InputError
+from segsweep.data.structures import LabelSet
+from segsweep.errors import InputError, StorageAwayError, StoreError
 from segsweep.evaluation.evaluation import Evaluation, Options, evaluate
-from segsweep.evaluation.sources import open_folder
+from segsweep.evaluation.sources import StoreLabels, open_folder
 from segsweep.evaluation.tally import Readable
 from segsweep.inference.writers import write_label_map
 
@@ -202,3 +204,47 @@ def test_the_last_case_is_read_once(reference: Path) -> None:
     assert readable.cases == ("a", "b", "d")
     assert readable.read("a") is readable.read("a")
     assert (readable.read("b").case, readable.read("a").case, readable.image("a")) == ("b", "a", None)
+
+
+@pytest.fixture
+def store(tiny_store: Callable[..., Path], tmp_path: Path) -> str:
+    """A store of two cases, with predictions of both in `p`."""
+    label = (tumour() == 1).astype(np.uint8)
+    grid = replace(GRID, spacing=(2.0, 1.0, 1.0))
+    for case in "ab":
+        write_label_map(label, geometry=grid, path=tmp_path / "p" / f"{case}.nii.gz")
+    (tmp_path / "p" / "labels.json").write_text(json.dumps({"GTVp": 1}))
+    return str(tiny_store("s", labels=LabelSet(structures=("GTVp",)), cases=dict.fromkeys("ab", label)))
+
+
+def test_a_damaged_case_of_a_store_costs_itself_alone(store: str, tmp_path: Path) -> None:
+    next(path for path in Path(store, "cases", "a", "grids").rglob("values/c/0/0/0")).write_bytes(b"")
+    found = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
+    assert [(score.case, score.dice) for score in found.scores["p"]] == [("b", 1.0)]
+    (sentence,) = found.failures
+    assert sentence.startswith("reference: a: ") and "--deep` to write it again" in sentence
+
+
+def test_a_damaged_image_costs_a_background_and_no_scores(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(self: StoreLabels, case: str) -> NDArray:
+        if case == "a":
+            raise StoreError(f"{case}: grids/native/image is damaged")
+        return whole(self, case)
+
+    whole = StoreLabels.image
+    monkeypatch.setattr(StoreLabels, "image", damaged)
+    found = evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")
+    assert len(found.scores["p"]) == 2 and (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 2
+    assert "segsweep: a: grids/native/image is damaged" in capsys.readouterr().err
+
+
+def test_a_storage_that_is_away_is_no_damage(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> NDArray:
+        raise StorageAwayError("the storage cannot be reached")
+
+    for read in ("image", "read"):
+        monkeypatch.setattr(StoreLabels, read, away)
+        with pytest.raises(StorageAwayError):
+            evaluate(tmp_path / "p", reference=store, profile="plain", out=tmp_path / "out")

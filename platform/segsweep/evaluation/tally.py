@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.errors import InputError, unknown
+from segsweep.errors import InputError, StorageAwayError, StoreError, unknown
 from segsweep.evaluation.lesions import LesionScore, lesion_score
 from segsweep.evaluation.metrics import Score, empty_score, score
 from segsweep.evaluation.profiles import Profile, plain_name
 from segsweep.evaluation.sources import Labelled, Source, named_by_ids, read_case
 from segsweep.evaluation.surface import union, with_margin
+from segsweep.terminal import complain
 
 # Whose files a failure belongs to when it is no model's.
 REFERENCE = "reference"
@@ -38,7 +39,14 @@ class Readable:
         return self._last
 
     def image(self, case: str) -> NDArray | None:
-        return self._source.image(case)
+        """As the source has it; none where it is damaged, which costs a picture its background and no scores."""
+        try:
+            return self._source.image(case)
+        except StorageAwayError:
+            raise
+        except StoreError as error:
+            complain(str(error))
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,9 @@ class Tally:
         """Score one case of every model. One label map of each side is held at a time."""
         try:
             truth = self.source.read(case)
-        except InputError as error:
+        except StorageAwayError:
+            raise  # nothing is wrong with the case
+        except (InputError, StoreError) as error:
             self.failures.setdefault(REFERENCE, {})[case] = str(error)
             return
         _note(self.left_out, *(name for name in truth.values if not self.rules.covers(name)))
