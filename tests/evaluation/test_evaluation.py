@@ -9,6 +9,7 @@ import pytest
 
 from segsweep.data.geometry import Geometry
 from segsweep.errors import InputError, RecipeError
+from segsweep.evaluation import evaluation
 from segsweep.evaluation.evaluation import Options, evaluate
 from segsweep.evaluation.metrics import COLUMNS
 from segsweep.inference.writers import write_label_map
@@ -111,6 +112,16 @@ def test_a_case_that_is_to_be_viewed_may_have_a_damaged_reference(tmp_path, refe
     assert len(found.failures) == 1 and {score.case for score in found.scores["some"]} == {"case0", "case2"}
     text = (tmp_path / "out" / "report.html").read_text()
     assert '"case":"case2"' in text and "label values: case1." in text
+
+
+def test_scores_are_written_before_the_report_is_made(tmp_path, reference, monkeypatch):
+    predictions = folder(tmp_path / "p", maps={"case0": organs()})
+    monkeypatch.setattr(evaluation, "render", lambda _: (predictions / "case0.nii.gz").read_text())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("of earlier scores")
+    with pytest.raises(ValueError, match="codec"):
+        evaluate(predictions, reference=reference, profile="plain", out=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "summary.json"]
 
 
 def test_the_folder_that_one_is_in_has_its_own_name(tmp_path, reference, monkeypatch):

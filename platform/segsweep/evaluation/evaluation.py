@@ -104,6 +104,7 @@ def evaluate(
     if not scores[main]:
         raise InputError(_nothing(predictions, tally=tally))
     summary = {"profile": rules.name, **tally.marks(), **summarise(scores, lesions=lesions, ranked=rules.ranked)}
+    _write(out, scores=scores, lesions=lesions, summary=summary)  # before the report, which reads cases again
     report = Report(
         title=main,
         scores=scores,
@@ -112,7 +113,7 @@ def evaluate(
         models=tally.readable(),
         view=view,
     )
-    _write(out, scores=scores, lesions=lesions, summary=summary, report=render(report))
+    storage.write_bytes(out / "report.html", render(report).encode())
     return Evaluation(scores=scores, lesions=lesions, summary=summary, failures=tally.sentences(), out=out)
 
 
@@ -191,9 +192,9 @@ def _write(
     scores: Mapping[str, tuple[Score, ...]],
     lesions: Mapping[str, tuple[LesionScore, ...]],
     summary: Mapping[str, Any],
-    report: str,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    (out / "report.html").unlink(missing_ok=True)  # it is of other scores
     main = next(iter(scores))
     for name in scores:
         ending = "" if name == main else f"_{name}"
@@ -204,7 +205,6 @@ def _write(
         else:
             counted.unlink(missing_ok=True)
     storage.write_bytes(out / "summary.json", f"{json.dumps(finite(summary), indent=2)}\n".encode())
-    storage.write_bytes(out / "report.html", report.encode())
 
 
 def rows_csv(rows: Sequence[Score] | Sequence[LesionScore], *, columns: tuple[str, ...]) -> str:
