@@ -247,6 +247,18 @@ def test_a_damaged_scan_does_not_stop_the_others(tmp_path: Path):
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"soft": [1], "bone": [2]}
 
 
+def test_an_earlier_result_of_a_scan_that_fails_is_named(tmp_path: Path):
+    for name in ("a", "b"):
+        write_image(noise((8, 8, 8)), geometry=grid((8, 8, 8)), path=tmp_path / f"{name}.nii.gz")
+    cases = find_files(tmp_path, channels=("CT",))
+    predict(cases[:1], predictor=bands(), out=tmp_path / "out")
+    for case in ("a", "b"):
+        (tmp_path / f"{case}.nii.gz").write_bytes(b"no scan at all")
+    done = predict(cases, predictor=bands(), out=tmp_path / "out")
+    assert done.failures["a"].endswith("; its result of an earlier run is still there: delete it unless it is wanted")
+    assert "earlier" not in done.failures["b"] and (tmp_path / "out" / "a.nii.gz").is_file()
+
+
 def test_a_scan_that_memory_cannot_hold_does_not_stop_the_others(tmp_path: Path):
     class Large:
         case_id = "large"

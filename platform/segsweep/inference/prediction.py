@@ -22,6 +22,8 @@ from segsweep.inference.sliding import flip_sets
 from segsweep.learning.prefetch import prefetch
 
 LABELS = "labels.json"
+# Of a case that failed: what lies there would be taken for this model's.
+STALE = "; its result of an earlier run is still there: delete it unless it is wanted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ def predict(
 
     Of a model that joins several datasets, `dataset` names the one whose structures are segmented, under its own names; a case of a
     joint store needs none, since it belongs to one.
-    A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced.
+    A scan that cannot be read or segmented is reported in `failures`, and the others go on; an older label map is replaced, or that of
+    a scan that failed is named.
     Raises InputError when `out` holds label maps of another meaning, or one of the scans where a result is to lie. `progress` is told
     (scans done, all scans).
     """
@@ -88,6 +91,8 @@ def predict(
             failures[case_id] = str(error)
         except (MemoryError, torch.OutOfMemoryError):
             failures[case_id] = f"{case_id}: the memory does not suffice to segment it; crop the scan"
+        if case_id in failures and chosen.path(out, case_id=case_id).exists():
+            failures[case_id] += STALE
         if progress is not None:
             progress(done, len(scans))
     return Predicted(written=tuple(written), failures=failures)
