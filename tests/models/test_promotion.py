@@ -59,6 +59,19 @@ def test_the_first_candidate_has_no_champion_to_beat(enter: Enter, workspace: Wo
     assert tags_of(first, workspace)["segsweep.promoted"] == "first", "the record of how it came about stays"
 
 
+def test_a_model_that_cannot_segment_is_no_first_champion(
+    enter: Enter, workspace: Workspace, tracker: Tracker, tmp_path: Path
+) -> None:
+    folder = registry.fetch(enter("whole", GOOD).uri, workspace=workspace)
+    document = json.loads((folder / "run.json").read_text())
+    document["run"]["trainable"] = "recipe_of_someone_else"
+    checkpoint.save(tmp_path / "foreign", snapshot=checkpoint.load(folder), run=document)
+    new = registry.register(tmp_path / "foreign", name="lost", tracker=tracker, run_id=tracker.start("lost"))
+    with pytest.raises(SegsweepError, match="no 'recipe_of_someone_else' among trainables"):
+        promote(new.uri, workspace=workspace)
+    assert all("champion" not in version.aliases for version in versions("lost", workspace=workspace))
+
+
 def test_a_better_candidate_is_promoted_and_the_decision_written_down(
     enter: Enter, workspace: Workspace, tracker: Tracker, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def promote(
     found = contender(candidate, workspace=workspace)
     champion = _champion(candidate.name, workspace=workspace)
     if champion is None:
+        load_predictor(candidate.uri, workspace=workspace)  # what cannot segment is no champion
         return _concluded(
             "first", reason="no champion to beat", candidate=candidate, champion=None, workspace=workspace
         )
@@ -119,7 +120,7 @@ def promote(
     except SegsweepError as error:
         if not force:
             raise
-        load_predictor(candidate.uri, workspace=workspace)  # what cannot segment is no champion, by no force
+        load_predictor(candidate.uri, workspace=workspace)  # nor by force
         reason = f"not compared: {error}"
         return _concluded("forced", reason=reason, candidate=candidate, champion=champion, workspace=workspace)
     outcome: Outcome = "promoted" if compared.verdict.better else "forced" if force else "not promoted"
