@@ -1,6 +1,7 @@
 """Reads images and label maps from NIfTI, NRRD and MetaImage files as arrays with their exact geometry."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -219,14 +220,12 @@ def _suffix(path: Path) -> str:
 def _read(path: Path, *, num_channels: int = 1) -> Scan:
     """One scan; of several channels, all voxels as they lie in the file (channels first)."""
     suffix = _suffix(path)
-    with _reading(path, kind=suffix):
+    with _reading(path, kind=suffix), _by_itself(path, suffix=suffix) as file:
         if suffix in _TEXT:
             check_text(path)
         else:
-            if not path.name.endswith((suffix, suffix.upper())):  # all that ITK takes for NIfTI
-                raise InputError(f"{path.name}: its suffix is in mixed capitals; rename it to {stem(path)}{suffix}")
             check_nifti(path, num_channels=num_channels)
-        reader = _opened(path, suffix=suffix, num_channels=num_channels)
+        reader = _opened(file, suffix=suffix, num_channels=num_channels)
         voxels = _itk().GetArrayFromImage(reader.Execute())
         digest = file_digest(path)
     if not np.isfinite(voxels).all():
@@ -236,6 +235,19 @@ def _read(path: Path, *, num_channels: int = 1) -> Scan:
     if num_channels == 1:
         voxels = voxels.reshape(voxels.shape[-3:])
     return Scan(voxels=voxels, geometry=_geometry(reader, name=path.name), digest=digest)
+
+
+@contextmanager
+def _by_itself(path: Path, *, suffix: str) -> Iterator[Path]:
+    """A NIfTI file as a link in a folder of its own, with its suffix in small letters: ITK would take the voxels of X.nii.gz from an X.nii
+    beside it, and knows no suffix in mixed capitals. Others stay, since their voxels may be in a file beside them."""
+    if suffix in _TEXT:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"{stem(path)}{suffix}"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 @contextmanager
