@@ -147,4 +147,5 @@ def _manifest(raw: Path) -> _Manifest:
 
 
 def _labels_of_version_one(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for value, name in numbered(content, key="labels", file=FILE).items()}
+    """By name, without that of value 0, which is the background whatever it is called."""
+    return {name: value for value, name in numbered(content, key="labels", file=FILE).items() if value}

@@ -86,13 +86,14 @@ def test_ignored_voxels_in_the_store(raw: Path) -> None:
     assert counts == {(): 114, (0,): 2, (0, 1): 2, (2,): 1, (-1,): 1}
 
 
-def test_version_one(raw: Path) -> None:
+@pytest.mark.parametrize("nothing", ["background", "Background", "clear label"])
+def test_version_one(nothing: str, raw: Path) -> None:
     state(
         raw,
         channel_names=None,
         file_ending=None,
         modality={"0": "CT", "1": "PET"},
-        labels={"0": "background", "1": "liver", "2": "tumour"},
+        labels={"0": nothing, "1": "liver", "2": "tumour"},
     )
     dataset = describe("nnunet_raw", raw=raw)
     assert (dataset.labels.structures, dataset.channels) == (("liver", "tumour"), ("CT", "PET"))
