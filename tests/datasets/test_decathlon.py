@@ -76,6 +76,21 @@ def test_test_scans_may_be_left_out_altogether_but_not_one_by_one(
     assert [case.case_id for case in describe("decathlon", raw=raw).cases] == ["knee_001", "knee_004"]
 
 
+def test_scans_for_validation_and_labels_of_held_out_scans_are_not_lost(
+    raw: Path, voxels: Callable[..., dict[str, int]]
+) -> None:
+    knee_001, _, knee_004 = JSON["training"]
+    state(raw, training=[knee_001], validation=[knee_004], test=[{"image": "./imagesTs/knee_002.nii.gz"}])
+    dataset = describe("decathlon", raw=raw)
+    assert [(case.case_id, case.split) for case in dataset.cases] == [
+        ("knee_001", "train"),
+        ("knee_004", "validation"),
+        ("knee_002", "test"),
+    ]
+    assert [bool(case.annotated) for case in dataset.cases] == [True, True, False]
+    assert voxels(dataset, "knee_004") == {"right meniscus": 2, "left meniscus": 1}
+
+
 def write_channels(path: Path, *, num_channels: int) -> list[np.ndarray]:
     """A 4D file of the grid of `write`, and what its channels hold: whole numbers, but halves in the second one."""
     one = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(np.float32)
