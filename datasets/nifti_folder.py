@@ -151,7 +151,7 @@ def _folder(raw: Path) -> _Folder:
     content: dict[str, Any] = {}
     if maps or (raw / FILE).is_file():
         content = read_json(raw / FILE, what='a file such as {"structures": {"Heart": 1, "Lungs": [2, 3]}}')
-    for key in set(content) - {"structures", "pairs", "channels", "annotated"}:
+    for key in sorted(set(content) - {"structures", "pairs", "channels", "annotated"}):
         raise InputError(
             f"{FILE}: {key[:60]!r} means nothing; expected structures, pairs, channels, annotated; correct the file"
         )

@@ -149,7 +149,7 @@ def test_channels_by_number(tmp_path: Path) -> None:
 def test_what_is_there_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "labelsTr" / "a.nii.gz"
     assert one_each([path]) == {"a": path}
-    with pytest.raises(InputError, match="a is there twice, in labelsTr/ and in other/"):
+    with pytest.raises(InputError, match=r"a is there twice, as labelsTr/a\.nii\.gz and other/a\.mha; expected"):
         one_each([path, tmp_path / "other" / "a.mha"])
 
 

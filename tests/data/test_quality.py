@@ -217,7 +217,7 @@ def test_a_structure_that_no_annotated_case_has(store):
         grid.label[grid.label == TUMOUR] = 0
     found = only(store)
     assert (found.severity, found.case_id, found.structure) == ("error", "", "Tumour")
-    assert "annotated in 8 cases" in found.message
+    assert "annotated in 8 cases, but no voxel of it" in found.message
 
 
 def test_a_structure_that_nobody_annotated(store):

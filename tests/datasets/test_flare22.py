@@ -45,7 +45,9 @@ def test_missing_labels_and_doubles_are_named(
     raw: Path, write: Callable[..., Path], voxels: Callable[..., dict[str, int]]
 ) -> None:
     write("predictions/FLARETs_0002.nii.gz", 1)
-    with pytest.raises(InputError, match="FLARETs_0002 is there twice, in labels/ and in predictions/"):
+    with pytest.raises(
+        InputError, match=r"FLARETs_0002 is there twice, as labels/FLARETs_0002\.nii\.gz and predictions/FLARETs_0002"
+    ):
         describe("flare22", raw=raw)
     (raw / "predictions" / "FLARETs_0002.nii.gz").unlink()
     (raw / "FLARE22_LabeledCase50" / "labels" / "FLARE22_Tr_0001.nii.gz").unlink()

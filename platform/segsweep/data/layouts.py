@@ -137,7 +137,7 @@ def one_each(paths: Iterable[Path]) -> dict[str, Path]:
         other = found.setdefault(stem(path), path)
         if other != path:
             raise InputError(
-                f"{stem(path)} is there twice, in {other.parent.name}/ and in {path.parent.name}/; "
+                f"{stem(path)} is there twice, as {other.parent.name}/{other.name} and {path.parent.name}/{path.name}; "
                 "expected it once; take one away"
             )
     return found

@@ -14,6 +14,7 @@ from segsweep.data.index import CaseRecord
 from segsweep.data.measures import HIGHEST_HU, PADDING_HU, CaseMeasures, measure
 from segsweep.data.store import Store
 from segsweep.errors import StoreError
+from segsweep.terminal import counted
 
 Severity = Literal["error", "warning", "info"]
 # Told after each case: how many are done, of how many.
@@ -210,7 +211,9 @@ def _absent(name: str, *, cases: list[CaseMeasures]) -> Iterator[Finding]:
     if cases and not annotated:
         yield Finding(severity="warning", case_id="", structure=name, message="annotated in none of the cases")
     elif annotated and not present:
-        message = f"annotated in {len(annotated)} cases, but none has a voxel of it; nothing can be learnt"
+        message = (
+            f"annotated in {counted(len(annotated), noun='case')}, but no voxel of it is there; nothing can be learnt"
+        )
         yield Finding(severity="error", case_id="", structure=name, message=message)
     else:
         usual: Severity = "warning" if annotated and present >= USUAL * len(annotated) else "info"
