@@ -335,6 +335,18 @@ def test_convert_goes_on_with_a_store_and_check_looks_at_it(
     assert f"{folder}/quality.html" in capsys.readouterr().out
 
 
+def test_convert_tells_of_cases_that_the_folder_holds_no_more(
+    here: Path, okbp_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(okbp_store, here / "store")
+    shutil.copytree(okbp_store.parent / "raw", here / "raw")
+    stated = json.loads((here / "raw" / "cases.json").read_text())
+    stated["cases"].pop()
+    (here / "raw" / "cases.json").write_text(json.dumps(stated))
+    assert cli.main(["convert", "openkbp", "raw", "--store", "store"]) == 0
+    assert "1 case left out, which the store held and raw does not: okbp_001; " in capsys.readouterr().out
+
+
 def test_a_deep_check_names_damage_and_a_deep_conversion_mends_it(
     okbp_store: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

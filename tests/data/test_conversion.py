@@ -173,6 +173,20 @@ def test_a_case_whose_files_became_bad_stays_as_it_was(okbp_raw: Path, tmp_path:
     assert done.store.digest == before.digest
 
 
+def test_cases_that_are_gone_are_named_and_kept_when_they_come_back(okbp_raw: Path, tmp_path: Path) -> None:
+    before, stated = convert("openkbp", raw=okbp_raw, store=tmp_path / "store"), okbp_raw / "cases.json"
+    assert before.gone == ()
+    everything = stated.read_text()
+    one = json.loads(everything)
+    one["cases"].pop()
+    stated.write_text(json.dumps(one))
+    done = convert("openkbp", raw=okbp_raw, store=tmp_path / "store")
+    assert (done.kept, done.gone, tuple(done.store.cases)) == (("okbp_000",), ("okbp_001",), ("okbp_000",))
+    stated.write_text(everything)
+    again = convert("openkbp", raw=okbp_raw, store=tmp_path / "store")
+    assert (again.written, again.kept, again.gone) == ((), ("okbp_000", "okbp_001"), ())
+
+
 def test_bytes_and_time_are_told(okbp_raw: Path, tmp_path: Path) -> None:
     done = convert("openkbp", raw=okbp_raw, store=tmp_path / "store")
     files = [path for path in (tmp_path / "store" / "cases").rglob("*") if path.is_file()]

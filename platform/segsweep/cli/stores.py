@@ -75,6 +75,12 @@ def convert(
     say(
         f"{target}: {counted(len(done.written), noun='case')} written, {len(done.kept)} kept, {len(done.failures)} failed"
     )
+    if done.gone:
+        names = ", ".join(done.gone[:3]) + (", ..." if len(done.gone) > 3 else "")
+        say(
+            f"{counted(len(done.gone), noun='case')} left out, which the store held and {raw} does not: {names}; "
+            "a store is what one folder holds: put them back there and convert again"
+        )
     share = f"{done.num_bytes / done.raw_bytes:.1f} of the raw voxels"
     say(f"{counted(len(done.store.cases), noun='case')}, {done.num_bytes / 1e6:.0f} MB ({share}), {done.seconds:.0f} s")
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing)

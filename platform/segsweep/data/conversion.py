@@ -50,12 +50,14 @@ class ConversionOptions:
 class Converted:
     """What a conversion did. `failures` maps case id -> the sentence that says why its files are not in the store.
 
+    `gone` are cases that the store held and the dataset has no more; their folders stay, so that they are kept if they come back.
     `num_bytes` is the size on disk of the cases with their training grids, `raw_bytes` that of their images at two bytes a voxel.
     """
 
     store: Store
     written: tuple[str, ...]
     kept: tuple[str, ...]
+    gone: tuple[str, ...]
     failures: Mapping[str, str]
     num_bytes: int
     raw_bytes: int
@@ -121,6 +123,7 @@ def convert(
         store=open_store(place),
         written=tuple(sorted(cases.written)),
         kept=tuple(sorted(cases.records.keys() - cases.written - cases.failures.keys())),
+        gone=tuple(sorted(set(earlier.cases if earlier else ()) - {source.case_id for source in sources})),
         failures=cases.failures,
         num_bytes=sum(derived[name].value for name in cases.records),
         raw_bytes=2
