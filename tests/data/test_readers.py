@@ -1,5 +1,7 @@
 """Readers keep voxels and geometry exactly, and refuse what is no image or no label map."""
 
+import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +92,15 @@ def test_a_nifti_file_is_read_by_itself_whatever_lies_beside_it(tmp_path: Path) 
     packed, plain = write(tmp_path / "a.nii.gz", ramp()), write(tmp_path / "a.nii", ramp()[::-1] + 1000)
     np.testing.assert_array_equal(read_scan(packed).voxels, ramp())
     np.testing.assert_array_equal(read_scan(plain).voxels, ramp()[::-1] + 1000)
+
+
+@pytest.mark.parametrize("inter", [0.0, math.nan])
+def test_a_slope_of_nan_scales_nothing(inter: float, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", ramp())
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, math.nan, inter)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_scan(path).voxels, ramp())
 
 
 def test_constant_image_is_refused(tmp_path: Path) -> None:

@@ -201,6 +201,9 @@ def _checked_type(fields: np.void, *, name: str) -> np.dtype:
 
 
 def _check_scaling(fields: np.void, *, name: str) -> None:
+    # Some programs write NaN where nothing is scaled, and every library takes it so.
+    if np.isnan(fields["scl_slope"]) and (np.isnan(fields["scl_inter"]) or fields["scl_inter"] == 0):
+        return
     for field in ("scl_slope", "scl_inter"):
         if not abs(float(fields[field])) <= 1e6:  # also true for NaN
             found = float(fields[field])
