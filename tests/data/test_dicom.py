@@ -191,9 +191,24 @@ def test_a_folder_that_cannot_be_searched_is_refused(dicom: Any, tmp_path_factor
         find_series(dicom.folder / "nowhere")
     outside = tmp_path_factory.mktemp("outside") / "secret.dcm"
     outside.write_bytes(dicom.series().files[0].read_bytes())
-    (dicom.folder / "link.dcm").symlink_to(outside)
-    with pytest.raises(InputError, match=r"link\.dcm is a link out of"):
-        find_series(dicom.folder)
+    for name, target in (("link.dcm", outside), ("patient", outside.parent), ("gone", outside.with_name("gone.dcm"))):
+        link = dicom.folder / name
+        link.symlink_to(target)
+        with pytest.raises(InputError, match=rf"{name} is a link (out of|to nothing)"):
+            find_series(dicom.folder)
+        link.unlink()
+
+
+def test_hidden_files_and_what_links_inside_stand_for_are_taken_once(dicom: Any) -> None:
+    series = dicom.series()
+    for path in series.files:
+        kept = dicom.folder / ".objects" / path.name
+        kept.parent.mkdir(exist_ok=True)
+        path.rename(kept)
+        path.symlink_to(kept)
+    (dicom.folder / "again").symlink_to(series.files[0].parent)
+    (found,) = find_series(dicom.folder)
+    assert read_series(found).voxels.shape[0] == len(found.files) == 5
 
 
 def each(**values: object) -> Callable[[Any, list[Dataset]], None]:

@@ -112,6 +112,18 @@ def test_listing_is_sorted_and_passes_over_what_is_no_scan(tmp_path: Path) -> No
     assert scans(tmp_path / "absent", "*") == []
 
 
+def test_a_linked_folder_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    (tmp_path / "raw" / "a" / "a.nii").touch()
+    (tmp_path / "raw" / "inside").symlink_to(tmp_path / "raw" / "a")
+    assert [path.name for path in scans(tmp_path / "raw", "**/*")] == ["a.nii"]
+    (tmp_path / "raw" / "part two").symlink_to(tmp_path)
+    with pytest.raises(
+        InputError, match="part two is a link out of raw; expected the data itself in raw; copy it there"
+    ):
+        scans(tmp_path / "raw", "**/*")
+
+
 def test_json_is_an_object_of_bounded_size_and_depth(tmp_path: Path) -> None:
     path = tmp_path / "dataset.json"
     with pytest.raises(InputError, match=r"no dataset\.json in .*expected labels and images"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data.case import Series, lies_below
+from segsweep.data.case import Series
 from segsweep.data.dicom_file import (
     ENHANCED,
     Dataset,
@@ -26,6 +26,7 @@ from segsweep.data.dicom_frames import FRAME_TAGS, number_of_frames, one_frame
 from segsweep.data.dicom_pixels import stored_values
 from segsweep.data.geometry import Geometry
 from segsweep.data.intake import MAX_BYTES, MAX_VOXELS_AN_AXIS, ORTHONORMAL_WITHIN, SPACING_MM
+from segsweep.data.layouts import files_below
 from segsweep.data.readers import Reference, Scan, file_digest
 from segsweep.errors import InputError
 
@@ -76,24 +77,17 @@ class _Slice:
 def find_series(folder: Path) -> tuple[Series, ...]:
     """Every CT, MR and PET image series below a folder, in the order of their first files. Headers alone are read.
 
-    Passed over: localizers and everything that is no such image or no DICOM file (by its content or
-    as .dcm). Files that do not say of which series they are,
-    damaged ones among them, are a series of their own in each folder, which fails when it is read. Raises InputError for a folder
-    that is not there, and for a link that leads out of it.
+    Passed over: localizers, hidden files, and everything that is no such image or no DICOM file (by its content or as .dcm). Files
+    that do not say of which series they are, damaged ones among them, are a series of their own in each folder, which fails when it is
+    read. Raises InputError for a folder that is not there, and for a link that leads out of it or to nothing.
     """
     if not folder.is_dir():
         raise InputError(
             f"{folder.name} is no folder (in {folder.parent}); expected one with DICOM files; check the path"
         )
-    root = folder.resolve()
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        if not lies_below(path, root=root):
-            raise InputError(f"{path.name} is a link out of {folder.name}; expected files in it; copy the files there")
-        named = path.suffix.lower() == ".dcm" and not path.name.startswith(".")
-        if (named or is_dicom(path)) and (uid := _series_uid(path)) is not None:
+    for path in files_below(folder):
+        if (path.suffix.lower() == ".dcm" or is_dicom(path)) and (uid := _series_uid(path)) is not None:
             found[uid or str(path.parent)].append(path)
     return tuple(Series(files=tuple(files)) for files in found.values())
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segsweep.data.dicom_file import is_dicom, items, open_dicom, sop_class, text
+from segsweep.data.layouts import files_below
 from segsweep.data.pseudonyms import pseudonym
 from segsweep.errors import InputError
 
@@ -35,9 +36,8 @@ def modality_of(path: Path) -> str:
 
 
 def find_drawn(folder: Path) -> tuple[DrawnObject, ...]:
-    """Every RTSTRUCT and SEG below a folder, by path, damaged ones too where they still say that they are one."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple(_drawn(path) for path in paths if _is_drawn(path))
+    """Every RTSTRUCT and SEG below a folder, by path, damaged ones too where they still say that they are one; hidden files are none."""
+    return tuple(_drawn(path) for path in files_below(folder) if _is_drawn(path))
 
 
 def patient_pseudonym(path: Path, *, key: bytes) -> str:

@@ -118,10 +118,32 @@ def demand_names(names: Iterable[Any], *, file: str) -> None:
 def scans(root: Path, pattern: str) -> list[Path]:
     """The files of a readable format that match a glob below `root`, sorted; hidden ones (`._x`, `.x/`) are passed over.
 
-    Links that are broken or lead out of `root` are listed: reading them fails and says why, and no case is lost in silence.
+    Links that are broken or lead out of `root` are listed: reading them fails and says why, and no case is lost in silence. Where a
+    pattern searches all folders below, raises InputError for a linked one that leads out: it is not searched.
     """
+    if "**" in pattern:
+        folders = (path for path in root.rglob("*") if path.is_dir() and not _hidden(path, root=root))
+        _demand_no_links_out(folders, root=root)
     found = (path for path in root.glob(pattern) if is_scan(path) and not _hidden(path, root=root))
     return sorted(path for path in found if not path.is_dir())
+
+
+def files_below(root: Path) -> list[Path]:
+    """Every file in a folder and below, sorted; hidden ones (`._x`, `.git/x`) are passed over.
+
+    Raises InputError for a link that leads out of the folder or to nothing: linked folders are not searched, and what they hold would
+    be lost in silence.
+    """
+    found = [path for path in sorted(root.rglob("*")) if not _hidden(path, root=root)]
+    _demand_no_links_out(found, root=root)
+    return [path for path in found if path.is_file()]
+
+
+def _demand_no_links_out(paths: Iterable[Path], *, root: Path) -> None:
+    for path in paths:
+        if path.is_symlink() and not (path.exists() and lies_below(path, root=root)):
+            where = f"out of {root.name}" if path.exists() else "to nothing"
+            raise InputError(f"{path.name} is a link {where}; expected the data itself in {root.name}; copy it there")
 
 
 def demand_cases(found: Sequence[Any], *, raw: Path, layout: str) -> None:
