@@ -107,6 +107,16 @@ def test_streams_of_another_size_or_none_are_refused(
     assert "".join(capfd.readouterr()) == ""
 
 
+def test_signed_jpeg_2000_under_a_header_of_unsigned_values_is_refused(dicom: Any) -> None:
+    path = dicom.series(edit=lambda slices: [setattr(item, "PixelRepresentation", 1) for item in slices]).files[0]
+    compress(path, kind="JPEG2000")
+    dataset = open_dicom(path)
+    assert stored_values(dataset, name="a slice").dtype == np.int16
+    dataset.PixelRepresentation = 0
+    with pytest.raises(InputError, match="a slice: its pixels cannot be unpacked"):
+        stored_values(dataset, name="a slice")
+
+
 def test_no_bit_flip_in_a_lossless_jpeg_ends_in_another_error(dicom: Any) -> None:
     path = dicom.series().files[0]
     compress(path, kind="JPEG")

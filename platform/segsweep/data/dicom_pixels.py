@@ -73,7 +73,7 @@ def stored_values(dataset: Dataset, *, name: str) -> NDArray:
 def _decoded(dataset: Dataset, *, rows: int, columns: int, name: str) -> NDArray:
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     try:
-        _demand_declared_size(dataset, rows=rows, columns=columns)
+        _demand_declared_stream(dataset, rows=rows, columns=columns)
         if syntax in _JPEG:
             values = _decoded_by_gdcm(dataset)
         else:
@@ -109,11 +109,22 @@ def _decoded_by_gdcm(dataset: Dataset) -> NDArray:
         return sitk.GetArrayFromImage(reader.Execute())
 
 
-def _demand_declared_size(dataset: Dataset, *, rows: int, columns: int) -> None:
-    """One frame, and a stream of the size that the header says: decoders allocate what the stream says."""
+def _demand_declared_stream(dataset: Dataset, *, rows: int, columns: int) -> None:
+    """One frame, and a stream of the size that the header says: decoders allocate what the stream says.
+
+    A JPEG 2000 stream of signed values under a header of unsigned ones is unpacked 32768 too high.
+    """
     (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
-    if dataset.file_meta.TransferSyntaxUID != RLELossless and _stream_size(frame) != (rows, columns):
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        return
+    if _stream_size(frame) != (rows, columns) or (dataset.PixelRepresentation == 0 and _is_signed(frame)):
         raise ValueError
+
+
+def _is_signed(frame: bytes) -> bool:
+    """Whether a JPEG 2000 stream says that its values have a sign; others cannot say so."""
+    start = frame.find(_JPEG_2000, 0, _MAX_BOXES)
+    return start >= 0 and frame[start + 42] & 0x80 != 0
 
 
 def _stream_size(frame: bytes) -> tuple[int, int]:
