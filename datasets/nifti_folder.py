@@ -140,10 +140,15 @@ def _stated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
 
 def _folder(raw: Path) -> _Folder:
     files = scans(raw, "labels/*")
-    segmentations = {path.name.removesuffix(SEGMENTED): path for path in files if path.name.endswith(SEGMENTED)}
+    segmentations = {path.name[: -len(SEGMENTED)]: path for path in files if _is_segmented(path)}
     maps = one_each(path for path in files if path not in segmentations.values())
     folders: dict[str, list[Path]] = {}
     for path in scans(raw, "labels/*/*"):
+        if _is_segmented(path):  # read as a mask, its segments would be one structure
+            raise InputError(
+                f"labels/{path.parent.name}/{path.name} holds named segments; expected masks in a folder, or "
+                f"labels/{path.parent.name}{SEGMENTED}; move it there"
+            )
         folders.setdefault(path.parent.name, []).append(path)
     masks = {case_id: one_each(paths) for case_id, paths in folders.items()}
     drawn = {case_id: tuple(paths) for case_id, paths in masks.items()}
@@ -180,6 +185,10 @@ def _folder(raw: Path) -> _Folder:
         channels=tuple(names),
         annotated=annotated,
     )
+
+
+def _is_segmented(path: Path) -> bool:
+    return path.name.lower().endswith(SEGMENTED)
 
 
 def _segment_names(path: Path, *, root: Path) -> tuple[str, ...]:

@@ -146,6 +146,19 @@ def test_segmentations_of_slicer(masks: Path, voxels: Callable[..., dict[str, in
     assert voxels(dataset, "b") == {"Heart": 1}
 
 
+def test_a_segmentation_in_capitals_or_among_masks(masks: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    shutil.copy(SLICER / "CTChest4.nrrd", masks / "images" / "d.nrrd")
+    moved = Path(shutil.copy(SLICER / "Segmentation.seg.nrrd", masks / "labels" / "d.SEG.NRRD"))
+    names = segment_names(moved)
+    dataset = describe("nifti_folder", raw=masks)
+    assert set(voxels(dataset, "d")) == set(names) and len(names) == 7
+    moved.rename(masks / "labels" / "a" / "Segmentation.seg.nrrd")
+    with pytest.raises(
+        InputError, match=r"labels/a/Segmentation\.seg\.nrrd holds named segments; .* labels/a\.seg\.nrrd"
+    ):
+        describe("nifti_folder", raw=masks)
+
+
 def test_a_mask_that_is_there_twice(masks: Path, write: Callable[..., Path]) -> None:
     write("labels/a/Heart.mha", 1)
     with pytest.raises(InputError, match="Heart is there twice"):
