@@ -25,8 +25,10 @@ _SPLITS: dict[str, Split] = {"Tr": "train", "Va": "validation", "Ts": "test"}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The CTs of the three sets."""
-    images = [path for path in scans(raw, "images*/amos_*.nii.gz") if path.parent.name[6:] in _SPLITS and _is_ct(path)]
+    """The CTs of the three sets. One that is not there beside its label is listed too: reading it says so."""
+    paths = [*scans(raw, "images*/amos_*.nii.gz"), *scans(raw, "labels*/amos_*.nii.gz")]
+    kinds = {path: path.parent.name[6:] for path in paths if path.parent.name[6:] in _SPLITS and _is_ct(path)}
+    images = sorted({raw / f"images{kind}" / path.name for path, kind in kinds.items()})
     demand_cases(images, raw=raw, layout="imagesTr/amos_0001.nii.gz, labelsTr/ and the other sets of AMOS22")
     return [_source(raw, case_id=case_id, image=path) for case_id, path in one_each(images).items()]
 

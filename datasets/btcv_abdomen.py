@@ -26,7 +26,12 @@ _VALUES = {value: (name,) for value, name in enumerate(ORGANS, start=1)}
 
 def cases(raw: Path) -> list[CaseSource]:
     """The annotated training cases and, held out, the unlabelled test cases."""
-    images = scans(raw, "RawData/Training/img/img*.nii.gz")
+    labelled = [
+        raw / "RawData/Training/img" / label.name.replace("label", "img")
+        for label in scans(raw, "RawData/Training/label/label*.nii.gz")
+    ]
+    # An image that is not there beside its label is listed too: reading it says so.
+    images = sorted({*scans(raw, "RawData/Training/img/img*.nii.gz"), *labelled})
     demand_cases(images, raw=raw, layout="RawData/Training/img/img0001.nii.gz and label/label0001.nii.gz (BTCV)")
     return [
         *(_source(image, raw=raw) for image in images),

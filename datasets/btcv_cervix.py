@@ -22,7 +22,12 @@ _VALUES = {value: (name,) for value, name in enumerate(LABELS.structures, start=
 
 def cases(raw: Path) -> list[CaseSource]:
     """The annotated training cases and, held out, the unlabelled test cases."""
-    images = scans(raw, "RawData/Training/img/*-Image.nii.gz")
+    labelled = [
+        raw / "RawData/Training/img" / label.name.replace("-Mask", "-Image")
+        for label in scans(raw, "RawData/Training/label/*-Mask.nii.gz")
+    ]
+    # An image that is not there beside its label is listed too: reading it says so.
+    images = sorted({*scans(raw, "RawData/Training/img/*-Image.nii.gz"), *labelled})
     demand_cases(images, raw=raw, layout="RawData/Training/img/*-Image.nii.gz and label/*-Mask.nii.gz (BTCV cervix)")
     return [
         *(_source(image, raw=raw) for image in images),

@@ -25,10 +25,16 @@ _FILE = re.compile(r"(?P<case>(?P<set>FLARE22_Tr|FLARETs|Case)_\d+)(?P<channel>_
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """Labelled and unlabelled training scans and the validation scans."""
+    """Labelled and unlabelled training scans and the validation scans.
+
+    A training scan that is not there while its label is, is listed too: reading it says so.
+    """
     named = [(path, match) for path in scans(raw, "**/*") if (match := _FILE.fullmatch(stem(path)))]
     images = one_each(path for path, match in named if match["channel"])
     labels = one_each(path for path, match in named if not match["channel"] and match["set"] != "Case")
+    for name, label in labels.items():
+        if name.startswith("FLARE22_Tr"):
+            images.setdefault(f"{name}_0000", label.with_name(label.name.replace(name, f"{name}_0000", 1)))
     demand_cases(list(images), raw=raw, layout="FLARE22_Tr_0001_0000.nii.gz with its label, or other files of FLARE22")
     return [_source(name.removesuffix("_0000"), image=images[name], labels=labels) for name in sorted(images)]
 

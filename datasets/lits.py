@@ -12,6 +12,7 @@ from pathlib import Path
 
 from segsweep.data.case import CaseSource, LabelFile
 from segsweep.data.layouts import demand_cases, one_each, scans
+from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("liver", "liver_cancer"))
@@ -21,8 +22,14 @@ _VALUES = {1: ("liver",), 2: ("liver", "liver_cancer")}
 
 
 def cases(raw: Path) -> list[CaseSource]:
-    """The annotated training cases and, held out, the unlabelled test cases."""
+    """The annotated training cases and, held out, the unlabelled test cases.
+
+    A volume that is not there beside its label is listed too: reading it says so.
+    """
     volumes = one_each(scans(raw, "**/volume-*.nii*"))
+    for label in scans(raw, "**/segmentation-*.nii*"):
+        volume = label.with_name(label.name.replace("segmentation", "volume", 1))
+        volumes.setdefault(stem(volume), volume)
     demand_cases(tuple(volumes), raw=raw, layout="volume-0.nii and segmentation-0.nii (LiTS)")
     unlabelled = one_each(scans(raw, "**/test-volume-*.nii*"))
     return [

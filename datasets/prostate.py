@@ -11,6 +11,7 @@ from pathlib import Path
 
 from segsweep.data.case import CaseSource, MaskFile
 from segsweep.data.layouts import demand_cases, one_each, scans
+from segsweep.data.readers import stem
 from segsweep.data.structures import LabelSet
 
 LABELS = LabelSet(structures=("prostate",))
@@ -29,10 +30,14 @@ def cases(raw: Path) -> list[CaseSource]:
 
 def _site(raw: Path, *, site: str) -> list[CaseSource]:
     files = {name.lower(): path for name, path in one_each(scans(raw, f"{site}/Case*.nii.gz")).items()}
+    images = {name: path for name, path in files.items() if not name.endswith(_LABEL)}
+    for name, label in files.items():
+        # An image that is not there beside its label is listed too: reading it says so.
+        if name.endswith(_LABEL) and name.removesuffix(_LABEL) not in images:
+            images[name.removesuffix(_LABEL)] = label.with_name(f"{stem(label)[: -len(_LABEL)]}.nii.gz")
     return [
         _source(image, label=files.get(name + _LABEL), case_id=f"{site}_C{name.removeprefix('c')}")
-        for name, image in files.items()
-        if not name.endswith(_LABEL)
+        for name, image in images.items()
     ]
 
 

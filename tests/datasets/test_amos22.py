@@ -42,3 +42,9 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "labelsVa" / "amos_0008.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case amos_0008: amos_0008\.nii\.gz is not there"):
         voxels(describe("amos22", raw=raw), "amos_0008")
+
+
+def test_a_scan_that_is_not_there_beside_its_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "imagesVa/amos_0008.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case amos_0008: amos_0008\.nii\.gz is not there"):
+        voxels(describe("amos22", raw=raw), "amos_0008")

@@ -48,3 +48,9 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "RawData/Training/label/label0021.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case btcv_0021: label0021\.nii\.gz is not there"):
         voxels(describe("btcv_abdomen", raw=raw), "btcv_0021")
+
+
+def test_a_scan_that_is_not_there_beside_its_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "RawData/Training/img/img0021.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case btcv_0021: img0021\.nii\.gz is not there"):
+        voxels(describe("btcv_abdomen", raw=raw), "btcv_0021")

@@ -34,3 +34,9 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "RawData/Training/label/0507688-Mask.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case cervix_0507688: 0507688-Mask\.nii\.gz is not there"):
         voxels(describe("btcv_cervix", raw=raw), "cervix_0507688")
+
+
+def test_a_scan_that_is_not_there_beside_its_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "RawData/Training/img/0507688-Image.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case cervix_0507688: 0507688-Image\.nii\.gz is not there"):
+        voxels(describe("btcv_cervix", raw=raw), "cervix_0507688")

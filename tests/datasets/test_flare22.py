@@ -53,3 +53,9 @@ def test_missing_labels_and_doubles_are_named(
     (raw / "FLARE22_LabeledCase50" / "labels" / "FLARE22_Tr_0001.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case FLARE22_Tr_0001: FLARE22_Tr_0001\.nii\.gz is not there"):
         voxels(describe("flare22", raw=raw), "FLARE22_Tr_0001")
+
+
+def test_a_scan_that_is_not_there_beside_its_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case FLARE22_Tr_0001: FLARE22_Tr_0001_0000\.nii\.gz is not there"):
+        voxels(describe("flare22", raw=raw), "FLARE22_Tr_0001")

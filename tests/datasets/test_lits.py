@@ -43,3 +43,9 @@ def test_a_volume_that_is_there_twice(raw: Path, write: Callable[..., Path]) -> 
     write("copy/volume-0.nii")
     with pytest.raises(InputError, match="volume-0 is there twice"):
         describe("lits", raw=raw)
+
+
+def test_a_scan_that_is_not_there_beside_its_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "Training Batch 1/volume-9.nii").unlink()
+    with pytest.raises(InputError, match=r"case volume-9: volume-9\.nii is not there"):
+        voxels(describe("lits", raw=raw), "volume-9")

@@ -60,3 +60,9 @@ def test_a_missing_label_is_named(raw: Path, voxels: Callable[..., dict[str, int
     (raw / "RUNMC" / "Case12_segmentation.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case RUNMC_Case12: Case12_segmentation\.nii\.gz is not there"):
         voxels(describe("prostate", raw=raw), "RUNMC_Case12")
+
+
+def test_a_scan_that_is_not_there_beside_its_label_is_named(raw: Path, voxels: Callable[..., dict[str, int]]) -> None:
+    (raw / "RUNMC/Case12.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case RUNMC_Case12: Case12\.nii\.gz is not there"):
+        voxels(describe("prostate", raw=raw), "RUNMC_Case12")
