@@ -28,6 +28,7 @@ from segsweep.data.dicom import SeriesInfo, describe_series, find_series
 from segsweep.data.dicom_objects import DrawnObject, find_drawn, modality_of, patient_pseudonym
 from segsweep.data.layouts import demand_names, entry, pairs_of, read_json, stated_pairs
 from segsweep.data.pseudonyms import project_key, pseudonym
+from segsweep.data.readers import file_digest
 from segsweep.data.segments import segment_names
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError
@@ -169,9 +170,8 @@ def _survey(raw: Path) -> _Survey:
 def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  # noqa: ARG001  a change in `files` reads again
     stated = _stated(raw)
     wanted = entry(stated, key="files", kind=str, file=STRUCTURES) if "files" in stated else "*"
-    drawings = [
-        _drawing(drawn) for drawn in find_drawn(raw) if fnmatch.fnmatch(drawn.path.relative_to(raw).as_posix(), wanted)
-    ]
+    drawn = [one for one in find_drawn(raw) if fnmatch.fnmatch(one.path.relative_to(raw).as_posix(), wanted)]
+    drawings = [_drawing(one) for one in _without_copies(drawn)]
     described = [(series, _info(series)) for series in find_series(raw)]
     found = _paired([(series, info) for series, info in described if info], drawings=drawings)
     modality = _modality(found, raw=raw)
@@ -204,6 +204,15 @@ def _surveyed(raw: Path, files: tuple[tuple[str, int, int], ...]) -> _Survey:  #
         unusable=tuple(series for series in unusable if series.files[0] not in lone),
         stray=(*lone, *stray),
     )
+
+
+def _without_copies(drawn: list[DrawnObject]) -> list[DrawnObject]:
+    """The first of files that are equal byte by byte: an export often holds one structure set in several folders."""
+    sizes = [one.path.stat().st_size for one in drawn]
+    counts, found = Counter(sizes), dict[str, DrawnObject]()
+    for one, size in zip(drawn, sizes, strict=True):
+        found.setdefault(file_digest(one.path) if counts[size] > 1 else str(one.path), one)
+    return list(found.values())
 
 
 def _info(series: Series) -> SeriesInfo | None:

@@ -274,12 +274,23 @@ def test_names_of_ones_own(write_patient: WritePatient, tmp_path: Path) -> None:
 
 
 def test_two_files_for_one_structure(write_patient: WritePatient, tmp_path: Path) -> None:
-    first = write_patient(tmp_path, rois=ROIS)
-    shutil.copy(first, tmp_path / "second_approved.dcm")
+    second = pydicom.dcmread(write_patient(tmp_path, rois=ROIS))
+    second.StructureSetLabel = "revised"
+    second.save_as(tmp_path / "second_approved.dcm")
     with pytest.raises(InputError, match=r"Brainstem is in rs\.dcm and in second_approved\.dcm.*'files'"):
         recipe.cases(state(tmp_path))
     (source,) = recipe.cases(state(tmp_path, files="*approved*"))
     assert [file.path.name for file in source.labels] == ["second_approved.dcm"]
+
+
+def test_copies_of_one_file_are_one(write_patient: WritePatient, tmp_path: Path) -> None:
+    first = write_patient(tmp_path / "b", rois=ROIS)
+    (tmp_path / "a").mkdir()
+    shutil.copy(first, tmp_path / "a" / "exported again.dcm")
+    dataset = describe("dicom_rtstruct", raw=state(tmp_path))
+    (source,) = dataset.cases
+    assert [file.path.name for file in source.labels if isinstance(file, SegmentFile)] == ["exported again.dcm"]
+    assert len(read_case(source, labels=dataset.labels).masks) == 3
 
 
 @pytest.mark.parametrize(
