@@ -347,6 +347,18 @@ def test_convert_tells_of_cases_that_the_folder_holds_no_more(
     assert "1 case left out, which the store held and raw does not: okbp_001; " in capsys.readouterr().out
 
 
+def test_convert_proposes_no_training_where_no_case_has_labels(
+    here: Path, okbp_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "raw").mkdir()
+    shutil.copytree(okbp_store.parent / "raw" / "images", here / "raw" / "images")
+    (here / "raw" / "labels.json").write_text('{"structures": {"Mandible": 7}}')
+    assert cli.main(["convert", "nifti_folder", "raw", "--store", "store"]) == 0
+    shown = capsys.readouterr().out
+    assert "no training case has labels: nothing can be learnt from this store alone" in shown
+    assert "next:" not in shown
+
+
 def test_a_deep_check_names_damage_and_a_deep_conversion_mends_it(
     okbp_store: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

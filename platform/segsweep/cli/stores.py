@@ -87,7 +87,10 @@ def convert(
     say(f"plan: spacing {spacing} mm, patch {plan.patch_size} voxels (z, y, x), batch {plan.batch_size}")
     _quality(target)
     quoted = shlex.quote(str(target))
-    say(f"next: segsweep train unet {quoted} preset=small\n      segsweep tune default {quoted} preset=small")
+    if done.store.candidates:
+        say(f"next: segsweep train unet {quoted} preset=small\n      segsweep tune default {quoted} preset=small")
+    else:
+        say("no training case has labels: nothing can be learnt from this store alone")
     if done.failures:
         complain(*done.failures.values())
         raise typer.Exit(2)
