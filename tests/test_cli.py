@@ -525,3 +525,17 @@ def test_a_damaged_prediction_costs_its_own_case(here: Path, capsys: pytest.Capt
     assert cli.main(argv) == 2
     assert (here / "plain" / "scores.csv").read_text().splitlines()[1].split(",")[5] == "0.5"
     assert (here / "plain" / "lesions.csv").read_text().splitlines()[1] == "a,1,1,1,1,0,0,1.0,1.0"
+
+
+def test_what_was_not_scored_as_usual_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label = np.zeros(GRID.shape, dtype=np.uint8)
+    label[2:4, 2:5, 2:6] = 1
+    for case in "abcdefgh":
+        write_label_map(label + label * (case == "a"), geometry=GRID, path=here / "reference" / f"{case}.nii.gz")
+    write_label_map(label, geometry=GRID, path=here / "out" / "h.nii.gz")
+    (here / "reference" / "labels.json").write_text('{"tumour": 1, "liver": 2}')
+    (here / "out" / "labels.json").write_text('{"tumour": 1}')
+    assert cli.main(("evaluate", "out", "reference")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "out: no prediction for a, b, c, d, e and 2 more" in said
+    assert "out: does not predict liver" in said

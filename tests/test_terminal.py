@@ -23,6 +23,8 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_no_name_in_a_complaint_reaches_the_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.complain("case \x1b[2J\x1b]0;title\x07 of a\nstore: größer als \u202e1 mm")
     assert capsys.readouterr().err == "segsweep: case ?[2J?]0;title? of a store: größer als ?1 mm\n"
+    terminal.say("no prediction for [b]\x1b[2J\nreport: a")
+    assert capsys.readouterr().out == "no prediction for [b]?[2J\nreport: a\n"
 
 
 def test_a_trial_tells_its_pace_and_its_end(lines: list[str]) -> None:

@@ -18,8 +18,8 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def say(text: str, *, style: str = "") -> None:
-    """Print a text as it is: paths and messages may hold square brackets, which are no markup."""
-    console.print(text, style=style, markup=False)
+    """Print a text as it is: paths and messages may hold square brackets, which are no markup, and names no commands."""
+    console.print(_harmless(text), style=style, markup=False)
 
 
 def counted(number: int, *, noun: str) -> str:
@@ -30,8 +30,11 @@ def counted(number: int, *, noun: str) -> str:
 def complain(*sentences: str) -> None:
     """Each sentence as one line on stderr, whatever line breaks it holds; no name in it can move the cursor or colour the terminal."""
     for sentence in sentences:
-        line = " ".join(sentence.split())
-        print(f"segsweep: {''.join(letter if letter.isprintable() else '?' for letter in line)}", file=sys.stderr)
+        print(f"segsweep: {_harmless(' '.join(sentence.split()))}", file=sys.stderr)
+
+
+def _harmless(text: str) -> str:
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 class Bars:

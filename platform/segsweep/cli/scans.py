@@ -143,6 +143,8 @@ def evaluate(
     for row in done.rows():
         table.add_row(*map(escape, row))
     console.print(table)
+    for remark in done.remarks():
+        say(remark)
     say(f"report: {out / 'report.html'}")
     if done.failures:
         complain(*done.failures)

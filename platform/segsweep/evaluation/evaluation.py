@@ -30,7 +30,7 @@ from segsweep.evaluation.sources import (
     require,
 )
 from segsweep.evaluation.summary import finite, summarise
-from segsweep.evaluation.tally import REFERENCE, Readable, Tally
+from segsweep.evaluation.tally import REFERENCE, Readable, Tally, remarks
 from segsweep.evaluation.worst import view_of
 
 
@@ -67,6 +67,10 @@ class Evaluation:
         model = next(iter(self.summary["models"].values()))
         entries = {**model["structures"], "all": model["overall"]}
         return [(name, _text(entry["dice"]), _text(entry["nsd"])) for name, entry in entries.items()]
+
+    def remarks(self) -> list[str]:
+        """What was not scored as usual, besides what `failures` says; long lists are cut."""
+        return remarks({**self.summary, "failed_cases": {}}, most=5)
 
     def lines(self) -> list[str]:
         """One line a model: mean Dice and NSD over all structures with their intervals."""

@@ -12,6 +12,7 @@ from segsweep.evaluation.page import ends, interval, number, page, probability, 
 from segsweep.evaluation.ranking_page import ranking_section
 from segsweep.evaluation.score_tables import METRICS, case_table, score_table
 from segsweep.evaluation.sources import Source
+from segsweep.evaluation.tally import remarks
 from segsweep.evaluation.worst import legend, look
 
 
@@ -79,20 +80,7 @@ def _cards(summary: Mapping[str, Any]) -> str:
 
 
 def _remarks(summary: Mapping[str, Any]) -> str:
-    told = {
-        "failed_cases": "could not be read:",
-        "missing_cases": "no prediction for",
-        "cases_without_reference": "no reference for",
-        "structures_not_predicted": "does not predict",
-        "cases_with_forbidden_values": "forbidden label values (scored 0) in",
-    }
-    lines = [
-        f"{html.escape(model)}: {text} {html.escape(', '.join(names))}"
-        for key, text in told.items()
-        for model, names in summary[key].items()
-    ]
-    outside = summary["structures_outside_profile"]
-    lines += [f"not scored by this profile: {html.escape(', '.join(outside))}"] if outside else []
+    lines = [html.escape(line) for line in remarks(summary)]
     return f'<p class="warn">{"<br>".join(lines)}</p>' if lines else ""
 
 

@@ -19,6 +19,13 @@ from segsweep.terminal import complain
 
 # Whose files a failure belongs to when it is no model's.
 REFERENCE = "reference"
+_REMARKS = {
+    "failed_cases": "could not be read:",
+    "missing_cases": "no prediction for",
+    "cases_without_reference": "no reference for",
+    "structures_not_predicted": "does not predict",
+    "cases_with_forbidden_values": "forbidden label values (scored 0) in",
+}
 
 
 class Readable:
@@ -188,3 +195,19 @@ class _Pairs:
 
 def _note(into: list[str], *names: str) -> None:
     into.extend(name for name in names if name not in into)
+
+
+def remarks(marks: Mapping[str, Any], *, most: int | None = None) -> list[str]:
+    """What was not scored as usual (as in `Tally.marks`) in lines for people; of more than `most` names only so many."""
+    lines = [
+        f"{model}: {text} {_listed(names, most=most)}"
+        for key, text in _REMARKS.items()
+        for model, names in marks[key].items()
+    ]
+    outside = marks["structures_outside_profile"]
+    return [*lines, f"not scored by this profile: {_listed(outside, most=most)}"] if outside else lines
+
+
+def _listed(names: Collection[str], *, most: int | None) -> str:
+    shown = list(names)[:most]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
