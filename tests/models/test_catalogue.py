@@ -51,10 +51,10 @@ def test_dice_of_a_version_is_a_number_or_nothing(text: str | None, dice: float 
 
 def test_a_database_with_options_is_found(tracker, workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"{workspace.tracking_uri}?timeout=60"
-    tracker.client.create_registered_model("there")
+    tracker.client.create_registered_model("optional")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(ModelError, match="there is registered without any version"):
-        catalogue.resolve("models:/there", workspace=workspace)
+    with pytest.raises(ModelError, match="optional is registered without any version"):
+        catalogue.resolve("models:/optional", workspace=workspace)
 
 
 def test_listing_makes_no_database(tmp_path: Path) -> None:
