@@ -34,6 +34,7 @@ from segsweep.data.layouts import (
 )
 from segsweep.data.readers import SUFFIXES, stem
 from segsweep.data.segmented_nrrd import SUFFIX as SEGMENTED
+from segsweep.data.segmented_nrrd import is_segmented
 from segsweep.data.segments import segment_names
 from segsweep.data.structures import LabelSet
 from segsweep.errors import InputError, unknown
@@ -140,11 +141,11 @@ def _stated(case_id: str, *, folder: _Folder) -> tuple[str, ...]:
 
 def _folder(raw: Path) -> _Folder:
     files = scans(raw, "labels/*")
-    segmentations = {path.name[: -len(SEGMENTED)]: path for path in files if _is_segmented(path)}
+    segmentations = {path.name[: -len(SEGMENTED)]: path for path in files if is_segmented(path)}
     maps = one_each(path for path in files if path not in segmentations.values())
     folders: dict[str, list[Path]] = {}
     for path in scans(raw, "labels/*/*"):
-        if _is_segmented(path):  # read as a mask, its segments would be one structure
+        if is_segmented(path):  # read as a mask, its segments would be one structure
             raise InputError(
                 f"labels/{path.parent.name}/{path.name} holds named segments; expected masks in a folder, or "
                 f"labels/{path.parent.name}{SEGMENTED}; move it there"
@@ -185,10 +186,6 @@ def _folder(raw: Path) -> _Folder:
         channels=tuple(names),
         annotated=annotated,
     )
-
-
-def _is_segmented(path: Path) -> bool:
-    return path.name.lower().endswith(SEGMENTED)
 
 
 def _segment_names(path: Path, *, root: Path) -> tuple[str, ...]:

@@ -19,6 +19,11 @@ SUFFIX = ".seg.nrrd"
 _FIELD = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer)")
 
 
+def is_segmented(path: Path) -> bool:
+    """Whether a file is such a segmentation by its name."""
+    return path.name.lower().endswith(SUFFIX)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Segment:
     """The voxels of value `value` in layer `layer`."""

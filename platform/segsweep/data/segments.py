@@ -41,7 +41,7 @@ def read_segments(path: Path, *, scan: Scan, names: Mapping[str, str]) -> Masks:
 def _kind(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"{path.name} is not there (in {path.parent}); expected a segmentation; check the path")
-    kind = segmented_nrrd.SUFFIX if path.name.lower().endswith(segmented_nrrd.SUFFIX) else modality_of(path)
+    kind = segmented_nrrd.SUFFIX if segmented_nrrd.is_segmented(path) else modality_of(path)
     if kind not in _NAMES:
         raise InputError(
             f"{path.name} is {'DICOM of another modality' if kind else 'no DICOM file or a damaged one'}; expected RTSTRUCT, DICOM SEG or "

@@ -16,7 +16,7 @@ from segsweep.data.geometry import Geometry
 from segsweep.data.joint import JointStore, is_store, open_stores
 from segsweep.data.placement import same_place
 from segsweep.data.readers import SUFFIXES, Reference, is_scan, read_scan, stem
-from segsweep.data.segmented_nrrd import SUFFIX as SEGMENTED
+from segsweep.data.segmented_nrrd import is_segmented
 from segsweep.data.store import Store
 from segsweep.errors import InputError, unknown
 
@@ -204,7 +204,7 @@ def _scan_files(folder: Path) -> list[Path]:
 
 def _is_scan(path: Path) -> bool:
     """Whether a file may be a scan by its name, which 3D Slicer's segmentations are not."""
-    return is_scan(path) and not path.name.lower().endswith(SEGMENTED)
+    return is_scan(path) and not is_segmented(path)
 
 
 def _groups(files: Sequence[Path]) -> dict[str, dict[int, list[Path]]]:
