@@ -101,7 +101,7 @@ def tune(
         lineage.tell(outbox, run=parent)
         follow = Follow(outbox, parent=parent, sweep=name, report=report, lineage=lineage)
         held = HeldSweep(
-            name=name, space=space, base=base, fixed=fixed, store=opened, folds=folds, options=chosen, folder=folder,
+            space=space, base=base, fixed=fixed, store=opened, folds=folds, options=chosen, folder=folder,
             home=home, study=study, record=record, rows=rows, start=start, suggest=suggest, resources=resources,
             concurrent=concurrent, outbox=outbox, parent=parent, follow=follow, report=report,
         )  # fmt: skip

@@ -62,13 +62,12 @@ class Swept:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldSweep:
-    """A sweep whose folder no other driver writes into.
+    """A sweep whose folder, which has its name, no other driver writes into.
 
     `base` is what its trials share, `fixed` what the user chose of that; `suggest` gives a trial the rest, `resources` are those of a
     worker. It has `rows` where it is a published comparison, else a `start`. `parent` is its MLflow run.
     """
 
-    name: str
     space: str
     base: Run
     fixed: Mapping[str, Any]
@@ -111,8 +110,8 @@ class HeldSweep:
 
     def publish(self) -> Swept:
         """Register the best and write the pages. Raises SegsweepError when no trial ended well, ModelError when MLflow lost one."""
-        ended, dataset = self.ended(), self.store.dataset
-        _demand_any(ended, name=self.name)
+        name, ended, dataset = self.folder.name, self.ended(), self.store.dataset
+        _demand_any(ended, name=name)
         registered = register_best(
             ended, count=self.options.register, trainable=self.base.trainable, follow=self.follow, store=self.store,
             folds=self.folds,
@@ -125,12 +124,12 @@ class HeldSweep:
                 resources=self.resources,
             )  # fmt: skip
             published = json.loads((self.folder / FIGURES).read_text())
-        title = f"{self.name}: {self.space} on {dataset}"
+        title = f"{name}: {self.space} on {dataset}"
         summary = tuning_page.write(self.study, sweep=self.folder, title=title, folds=self.folds, comparison=published)
         for file in ((PAGE, FIGURES) if self.rows else ()) + (tuning_page.PAGE, tuning_page.FIGURES):
             self.outbox.file(self.parent, (self.folder / file).read_text(), path=file)
         self.home.at(self.folder).send(_page)
-        return Swept(name=self.name, trials=ended, registered=registered, interrupted=False, page=page, report=summary)
+        return Swept(name=name, trials=ended, registered=registered, interrupted=False, page=page, report=summary)
 
     def _queue(self) -> Iterator[int]:
         """How many trials there shall be, each time that some were put before all others: a space's first ones, or a wave of rows."""
